@@ -1,0 +1,19 @@
+# Sourced by the commands in this folder: puts them in the repository root, in an environment that holds the project.
+# Uses the active virtual environment, else makes .venv. Does nothing where the pinned versions are installed already.
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+if [[ -z "${VIRTUAL_ENV:-}" ]]; then
+    [[ -x .venv/bin/python ]] || "${PYTHON:-python3}" -m venv .venv
+    VIRTUAL_ENV="$PWD/.venv"
+    export VIRTUAL_ENV
+fi
+export PATH="$VIRTUAL_ENV/bin:$PATH"
+
+# What was installed last, by content: an edit of either file, or a checkout moved elsewhere, installs again.
+stamp="$VIRTUAL_ENV/.himap-vram-setup"
+want="$(cat pyproject.toml ci/constraints.txt | cksum) $PWD"
+if [[ "$(cat "$stamp" 2>/dev/null)" != "$want" ]]; then
+    echo "Setting up $VIRTUAL_ENV (once; about two minutes) ..." >&2
+    python -m pip install --quiet --disable-pip-version-check --constraint ci/constraints.txt --editable '.[dev]' >&2
+    printf '%s\n' "$want" > "$stamp"
+fi

@@ -1,0 +1,102 @@
+"""LLaVA with HiMAP inside: transformers' LLaVA, its decoder exchanged for `Himap_LlamaModel`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoModel, LlavaConfig, LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
+from transformers.conversion_mapping import (
+    get_checkpoint_conversion_mapping,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
+
+from himap.decoder import Himap_LlamaModel, OneFirstIndexPerGenerate
+from himap.settings import FLAGS
+
+
+class HimapLlavaConfig(LlavaConfig):  # type: ignore[misc]
+    """`LlavaConfig` whose HiMAP and custom-selection flags are those of `text_config`, where the decoder reads them."""
+
+
+def _forwarded(name: str) -> property:
+    def read(config: HimapLlavaConfig) -> Any:
+        return getattr(config.text_config, name, None)
+
+    def write(config: HimapLlavaConfig, value: Any) -> None:
+        setattr(config.text_config, name, value)
+
+    return property(read, write, doc=f"`text_config.{name}`; None where it was never set.")
+
+
+for _flag in FLAGS:
+    setattr(HimapLlavaConfig, _flag, _forwarded(_flag))
+
+
+class HimapLlavaModel(LlavaModel):  # type: ignore[misc]
+    """`LlavaModel` that tells its decoder where the image tokens stand while a mode is on."""
+
+    config_class = HimapLlavaConfig
+    language_model: Himap_LlamaModel
+
+    def __init__(self, config: HimapLlavaConfig) -> None:
+        # Not LlavaModel's: it would first build a plain decoder, 13 GB of it at 7B.
+        LlavaPreTrainedModel.__init__(self, config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.language_model = Himap_LlamaModel(config.text_config)
+        self.post_init()
+
+    def reset_hmapv(self) -> None:
+        """Drop what the last HiMAP run left behind."""
+        self.language_model.reset_hmapv()
+
+    def reset_custom_selection(self) -> None:
+        """Drop what the last custom selection left behind."""
+        self.language_model.reset_custom_selection()
+
+    def forward(self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """`LlavaModel.forward`; with a mode on, `image_mask` is computed from `input_ids` and handed on."""
+        config = self.config
+        if input_ids is not None and (config.use_hmap_v or config.use_custom_selection):
+            kwargs.setdefault("image_mask", input_ids == config.image_token_id)
+        return super().forward(input_ids, *args, **kwargs)
+
+
+class HimapLlavaForConditionalGeneration(OneFirstIndexPerGenerate, LlavaForConditionalGeneration):  # type: ignore[misc]
+    """`LlavaForConditionalGeneration` with HiMAP and custom selection. With both off it is plain LLaVA, bit for bit.
+
+    `from_pretrained` raises ValueError, naming the keys, where a checkpoint has keys too few, too many or misshapen.
+    """
+
+    config_class = HimapLlavaConfig
+    model: HimapLlavaModel
+
+    def __init__(self, config: HimapLlavaConfig) -> None:
+        LlavaPreTrainedModel.__init__(self, config)  # not LlavaForConditionalGeneration's, for the same reason
+        self.model = HimapLlavaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """`PreTrainedModel.from_pretrained`, but an incomplete or foreign checkpoint is a ValueError, not a print."""
+        # transformers converts the names of older checkpoints only for its own classes, or those registered by name.
+        mapping = get_checkpoint_conversion_mapping("llava")
+        if mapping is None:
+            raise RuntimeError("this transformers version has no checkpoint conversion named 'llava'")
+        register_checkpoint_conversion_mapping(cls.__name__, mapping, overwrite=True)
+        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        problems = [
+            f"{what} {', '.join(sorted(map(str, keys)))}"
+            for what, keys in (
+                ("missing", info["missing_keys"]),
+                ("unexpected", info["unexpected_keys"]),
+                ("misshapen", info["mismatched_keys"]),
+            )
+            if keys
+        ]
+        if problems:
+            raise ValueError(f"the checkpoint must hold exactly the model's keys, got {'; '.join(problems)}")
+        return (model, info) if output_loading_info else model

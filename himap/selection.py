@@ -1,0 +1,62 @@
+"""Which image tokens to keep: pure choices, tensors in, tensors out. Ties go to the lowest index.
+
+Shape letters: I image tokens, K tokens kept, E embedding size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def top_tokens(scores_I: Tensor, keep: int) -> Tensor:
+    """Ascending int64 indices_K of the `keep` highest scores; all of them when `keep` >= I. Keep 0 gives none."""
+    if keep >= scores_I.shape[0]:
+        return torch.arange(scores_I.shape[0], device=scores_I.device)
+    # A stable sort keeps equal scores in index order; topk makes no such promise.
+    return scores_I.sort(descending=True, stable=True).indices[:keep].sort().values
+
+
+def farthest_points(tokens_IE: Tensor, keep: int, first: int) -> Tensor:
+    """Int64 indices_K, in the order chosen: from `first`, each next is farthest (1 - cosine) from all chosen so far.
+
+    `keep` >= I gives arange(I).
+    """
+    count = tokens_IE.shape[0]
+    if keep >= count:
+        return torch.arange(count, device=tokens_IE.device)
+    if not 0 <= first < count:
+        raise ValueError(f"first must be in 0..{count - 1}, got {first}")
+    unit_IE = normalize(tokens_IE.float(), dim=-1)
+    chosen_K = torch.empty(keep, dtype=torch.int64, device=tokens_IE.device)
+    distance_I = torch.full((count,), float("inf"), device=tokens_IE.device)
+    newest = torch.tensor(first, device=tokens_IE.device)
+    for position in range(keep):
+        chosen_K[position] = newest
+        distance_I = torch.minimum(distance_I, 1 - unit_IE @ unit_IE[newest])
+        distance_I[newest] = float("-inf")  # a duplicate token must not be able to bring it back
+        newest = distance_I.argmax()
+    return chosen_K
+
+
+def most_similar(tokens_IE: Tensor, keep: int) -> Tensor:
+    """Int64 indices_K, most similar first: the tokens with the highest summed cosine similarity to all tokens.
+
+    The fixed point of the original's ToMe-like k-means rounds (exact without duplicate tokens). `keep` >= I gives
+    arange(I).
+    """
+    count = tokens_IE.shape[0]
+    if keep >= count:
+        return torch.arange(count, device=tokens_IE.device)
+    unit_IE = normalize(tokens_IE.float(), dim=-1)
+    return (unit_IE @ unit_IE.T).sum(dim=1).sort(descending=True, stable=True).indices[:keep]
+
+
+def aggregate(queries_KE: Tensor, tokens_IE: Tensor, temperature: float) -> Tensor:
+    """Float32 aggregates_KE: softmax over tokens of cos(query, token) / `temperature`, applied to the tokens."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be greater than 0, got {temperature}")
+    tokens = tokens_IE.float()
+    similarity_KI = normalize(queries_KE.float(), dim=-1) @ normalize(tokens, dim=-1).T
+    return (similarity_KI / temperature).softmax(dim=-1) @ tokens

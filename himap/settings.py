@@ -1,0 +1,161 @@
+"""The flags of HiMAP and of custom selection, read from a config at the moment they are needed.
+
+The original copies the flags into the model when it is built, so that setting the config alone does nothing, in both
+directions. Here the config is the only place they live.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+HIMAP_FLAGS = (
+    "use_hmap_v",
+    "hmap_v_sys_length",
+    "hmap_v_img_length",
+    "hmap_v_attn_txt_layer",
+    "hmap_v_attn_txt_rank",
+    "hmap_v_attn_img_layer",
+    "hmap_v_attn_img_rank",
+)
+CUSTOM_FLAGS = (
+    "use_custom_selection",
+    "custom_sys_length",
+    "custom_image_token_length",
+    "custom_kept_tokens",
+    "custom_agg_layer",
+    "custom_selection_method",
+    "custom_temperature",
+    "custom_first_index",
+    "custom_drop",
+)
+FLAGS = HIMAP_FLAGS + CUSTOM_FLAGS
+SELECTION_METHODS = ("fps", "tome")
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Configured lengths, in tokens: `sys` before the image, `img` of the image. None: ask the image mask."""
+
+    sys: int | None
+    img: int | None
+
+
+@dataclass(frozen=True)
+class HimapSettings:
+    """Before `txt_layer` keep `txt_rank` image tokens, before `img_layer` keep `img_rank` of those (layers 0-based)."""
+
+    lengths: Lengths
+    txt_layer: int
+    txt_rank: int
+    img_layer: int | None
+    img_rank: int | None
+
+    def check_image(self, image_tokens: int) -> None:
+        """Raise ValueError unless the ranks fit an image of `image_tokens` tokens."""
+        if self.txt_rank > image_tokens:
+            raise ValueError(
+                f"hmap_v_attn_txt_rank must be at most the {image_tokens} image tokens, got {self.txt_rank}"
+            )
+
+
+@dataclass(frozen=True)
+class CustomSettings:
+    """At the input of `agg_layer` replace the image tokens by `kept` aggregates of them."""
+
+    lengths: Lengths
+    kept: int
+    agg_layer: int
+    method: str
+    temperature: float
+    first_index: int | None
+    drop: bool
+
+    def check_image(self, image_tokens: int) -> None:
+        """Raise ValueError unless `first_index` names one of `image_tokens` tokens."""
+        if self.first_index is not None and self.first_index >= image_tokens:
+            raise ValueError(
+                f"custom_first_index must be below the {image_tokens} image tokens, got {self.first_index}"
+            )
+
+
+Settings = HimapSettings | CustomSettings
+
+
+def active_settings(config: Any) -> Settings | None:
+    """The settings of the mode that is on, checked; None when every mode is off.
+
+    Nothing is checked while a mode is off. Raises ValueError for both modes at once and for flags that break a rule.
+    """
+    himap, custom = getattr(config, "use_hmap_v", False), getattr(config, "use_custom_selection", False)
+    if not himap and not custom:
+        return None
+    if himap and custom:
+        raise ValueError("use_hmap_v and use_custom_selection must not both be on")
+    return _himap_settings(config) if himap else _custom_settings(config)
+
+
+def _himap_settings(config: Any) -> HimapSettings:
+    settings = HimapSettings(
+        lengths=Lengths(
+            sys=_whole(config, "hmap_v_sys_length", optional=True),
+            img=_whole(config, "hmap_v_img_length", optional=True, lowest=1),
+        ),
+        txt_layer=_needed(_whole(config, "hmap_v_attn_txt_layer", lowest=1)),
+        txt_rank=_needed(_whole(config, "hmap_v_attn_txt_rank")),
+        img_layer=_whole(config, "hmap_v_attn_img_layer", optional=True),
+        img_rank=_whole(config, "hmap_v_attn_img_rank", optional=True),
+    )
+    if (settings.img_layer is None) != (settings.img_rank is None):
+        raise ValueError(
+            "hmap_v_attn_img_layer and hmap_v_attn_img_rank go together, "
+            f"got {settings.img_layer} and {settings.img_rank}"
+        )
+    if settings.img_layer is not None and settings.img_rank is not None:
+        if settings.img_layer <= settings.txt_layer:
+            raise ValueError(
+                "hmap_v_attn_img_layer must be greater than hmap_v_attn_txt_layer, "
+                f"got {settings.img_layer} and {settings.txt_layer}"
+            )
+        if settings.img_rank > settings.txt_rank:
+            raise ValueError(
+                "hmap_v_attn_img_rank must be at most hmap_v_attn_txt_rank, "
+                f"got {settings.img_rank} and {settings.txt_rank}"
+            )
+    return settings
+
+
+def _custom_settings(config: Any) -> CustomSettings:
+    method = getattr(config, "custom_selection_method", None) or "fps"
+    if method not in SELECTION_METHODS:
+        raise ValueError(f"custom_selection_method must be one of {', '.join(SELECTION_METHODS)}, got {method!r}")
+    temperature = getattr(config, "custom_temperature", None)
+    temperature = 0.1 if temperature is None else temperature  # the original's default
+    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
+        raise ValueError(f"custom_temperature must be a number greater than 0, got {temperature!r}")
+    return CustomSettings(
+        lengths=Lengths(
+            sys=_whole(config, "custom_sys_length", optional=True),
+            img=_whole(config, "custom_image_token_length", optional=True, lowest=1),
+        ),
+        kept=_needed(_whole(config, "custom_kept_tokens", lowest=1)),
+        agg_layer=_needed(_whole(config, "custom_agg_layer")),
+        method=method,
+        temperature=float(temperature),
+        first_index=_whole(config, "custom_first_index", optional=True),
+        drop=bool(getattr(config, "custom_drop", False)),
+    )
+
+
+def _whole(config: Any, name: str, *, lowest: int = 0, optional: bool = False) -> int | None:
+    value = getattr(config, name, None)
+    if value is None and optional:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
+    return value
+
+
+def _needed(value: int | None) -> int:
+    assert value is not None  # _whole without optional=True has refused None
+    return value

@@ -1,0 +1,1 @@
+"""LLaVA: a checkpoint and questions in, answers out."""
