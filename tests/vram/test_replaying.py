@@ -1,0 +1,211 @@
+"""Replaying samples: what is read when, what is kept, and how a replay ends."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+import torch
+
+import vram
+from vram.meters.tensor import TensorMeter
+
+KiB = 2**10
+
+
+def test_a_lap_reads_every_sample_and_one_reading_stands_before_the_first() -> None:
+    """Five laps of three samples: (5, 3) readings a channel, in the order of the samples, plus one before."""
+    seen: list[int] = []
+    recording = vram.replay(seen.append, [7, 8, 9])
+    assert seen == [7, 8, 9] * 5
+    assert (recording.laps, recording.samples, recording.runs) == (5, 3, 15)
+    assert recording.channels["requested"].shape == (5, 3)
+    assert set(recording.before) == set(recording.channels)
+
+
+def test_channels_are_absolute_and_a_result_is_dropped_before_the_reading() -> None:
+    """A tensor alive before counts; one that only the result held does not, though the peak saw it."""
+    weights = torch.zeros(1000)
+    recording = vram.replay(lambda n: torch.zeros(n), [250, 500])
+    live, peak = recording.channels["requested"], recording.channels["requested_peak"]
+    assert recording.before["requested"] >= weights.nbytes
+    assert (live == recording.before["requested"]).all()
+    assert (peak - live == np.array([1000, 2000])).all()
+
+
+def test_a_leak_makes_the_replay_extend_itself_and_grow() -> None:
+    """One kept tensor of 4 KiB a sample: twice the laps, and the message names the bytes and the first sample."""
+    kept: list[torch.Tensor] = []
+    recording = vram.replay(lambda _: kept.append(torch.zeros(KiB)), range(20), name="leaky")
+    assert recording.laps == 10
+    with pytest.raises(vram.MemoryGrowth, match=r"leaky: requested grows by 4,096 B a sample") as failure:
+        vram.assert_stable(recording)
+    assert "since sample 0 of lap 0" in str(failure.value)
+    assert len(str(failure.value).splitlines()) <= 25
+
+
+def test_clean_work_needs_no_more_than_the_asked_laps() -> None:
+    """No suspicion, no extension: `laps` decides, and a plateau or stable verdict passes."""
+    recording = vram.replay(lambda n: torch.ones(n).sum(), [10, 20, 30], laps=3)
+    assert recording.laps == 3
+    vram.assert_stable(recording)
+
+
+def test_marks_take_a_reading_each_time_they_are_reached() -> None:
+    """Readings at `mark` are kept per lap and sample, in order, and see what is alive at that moment."""
+
+    def step(n: int) -> None:
+        held = []
+        for _ in range(n):
+            held.append(torch.zeros(256))
+            vram.mark("token")
+
+    recording = vram.replay(step, [2, 3], laps=3)
+    tokens = recording.marks["token"]["requested"]
+    assert [[len(sample) for sample in lap] for lap in tokens] == [[2, 3]] * 3
+    assert np.diff(tokens[2][1]).tolist() == [1024, 1024]
+
+
+def test_a_mark_outside_a_replay_does_nothing() -> None:
+    """Programs may leave their marks in."""
+    vram.mark("token")
+    recording = vram.replay(lambda _: None, [0], laps=3)
+    assert dict(recording.marks) == {}
+
+
+def test_a_mark_first_reached_in_a_late_lap_is_filed_under_that_lap() -> None:
+    """Laps and samples that never reached the mark have no readings, rather than another lap's."""
+    calls = iter(range(6))
+
+    def step(_: int) -> None:
+        if next(calls) == 3:
+            vram.mark("late")
+
+    recording = vram.replay(step, [0, 1], laps=3)
+    assert [[len(s) for s in lap] for lap in recording.marks["late"]["requested"]] == [[0, 0], [0, 1], [0, 0]]
+
+
+def test_a_recording_cannot_be_changed() -> None:
+    """Figures are frozen: neither arrays nor mappings take an assignment."""
+    recording = vram.replay(lambda _: None, [0], laps=3)
+    with pytest.raises(ValueError, match="read-only"):
+        recording.channels["requested"][0, 0] = 1
+    with pytest.raises(TypeError):
+        recording.before["requested"] = 1  # type: ignore[index]
+
+
+def test_nothing_the_step_made_is_kept() -> None:
+    """After the replay no result is alive, not even the last one."""
+    made: list[weakref.ref[torch.Tensor]] = []
+
+    def step(_: int) -> torch.Tensor:
+        result = torch.zeros(8)
+        made.append(weakref.ref(result))
+        return result
+
+    recording = vram.replay(step, range(3), laps=3)
+    assert recording.runs == len(made)
+    assert all(ref() is None for ref in made)
+
+
+def test_garbage_cycles_are_collected_before_a_reading() -> None:
+    """A tensor in a reference cycle is not growth."""
+
+    def step(_: int) -> None:
+        cycle: list[object] = [torch.zeros(KiB)]
+        cycle.append(cycle)
+
+    recording = vram.replay(step, range(20))
+    assert (recording.laps, vram.verdicts(recording)["requested"].status) == (5, "stable")
+
+
+def test_the_collector_is_left_as_it_was_found() -> None:
+    """Objects are frozen only while the replay runs, also when the step fails, and never another's freeze undone."""
+    assert gc.get_freeze_count() == 0
+    frozen: list[int] = []
+    vram.replay(lambda _: frozen.append(gc.get_freeze_count()), [0], laps=3)
+    assert min(frozen) > 0
+    assert gc.get_freeze_count() == 0
+    with pytest.raises(ZeroDivisionError):
+        vram.replay(lambda n: 1 // n, [0], laps=3)
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    try:
+        before = gc.get_freeze_count()
+        vram.replay(lambda _: None, [0], laps=3)
+        assert gc.get_freeze_count() == before
+    finally:
+        gc.unfreeze()
+
+
+def test_another_error_of_the_step_comes_through_unchanged() -> None:
+    """A ValueError is the step's own business: same object, not called out of memory."""
+    error = ValueError("tried to allocate nothing")
+
+    def step(_: int) -> None:
+        raise error
+
+    with pytest.raises(ValueError, match="nothing") as failure:
+        vram.replay(step, [0])
+    assert failure.value is error
+
+
+def test_out_of_memory_names_sample_lap_line_and_bytes_and_holds_no_tensor() -> None:
+    """CUDA's error in sample 1 of lap 0: an AssertionError with the facts, that keeps no tensor of the step alive."""
+    alive: list[weakref.ref[torch.Tensor]] = []
+
+    def step(n: int) -> None:
+        held = torch.zeros(100)
+        alive.append(weakref.ref(held))
+        if n == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 48.00 MiB. GPU 0 has ...")
+
+    with pytest.raises(vram.OutOfMemory) as failure:
+        vram.replay(step, [0, 1, 2])
+    error = failure.value
+    assert isinstance(error, AssertionError)
+    assert (error.lap, error.sample, error.requested_bytes) == (0, 1, 48 * 2**20)
+    assert "out of memory in sample 1 of lap 0, asking for 48.00 MiB" in str(error)
+    assert "test_replaying.py:" in error.line
+    assert error.__cause__ is None
+    assert error.__context__ is None
+    assert [ref() for ref in alive] == [None, None]
+
+
+def test_a_real_failed_allocation_on_the_cpu_is_out_of_memory_too() -> None:
+    """The CPU allocator raises a plain RuntimeError; it means the same, and tells the bytes."""
+    with pytest.raises(vram.OutOfMemory) as failure:
+        vram.replay(lambda _: torch.empty(2**60, dtype=torch.uint8), [0])
+    assert failure.value.requested_bytes == 2**60
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"samples": []}, "at least one sample"), ({"laps": 2}, "laps must"), ({"warmup_laps": -1}, "laps must")],
+)
+def test_a_replay_that_cannot_be_judged_is_refused(arguments: dict[str, object], message: str) -> None:
+    """No samples, or fewer laps than warm-up + 2, is a ValueError before anything runs."""
+    ran: list[int] = []
+    with pytest.raises(ValueError, match=message):
+        vram.replay(ran.append, **{"samples": [0], **arguments})  # type: ignore[arg-type]
+    assert ran == []
+
+
+def test_meters_can_be_chosen() -> None:
+    """`meters` replaces the default; the recording says what it was measured with."""
+    recording = vram.replay(lambda _: None, [0], laps=3, meters=[TensorMeter()])
+    assert recording.environment["source"] == "CPU tensors"
+    assert "caching allocator" in recording.absent["reserved"]
+
+
+def test_measure_gives_live_and_peak_bytes_of_a_block() -> None:
+    """Inside and after: what is alive, and the most that was."""
+    with vram.measure("cpu") as measured:
+        kept = torch.zeros(1000)
+        torch.zeros(500).sum()
+        assert measured.live_bytes - measured.before_bytes == kept.nbytes
+    assert measured.live_bytes - measured.before_bytes == kept.nbytes
+    assert measured.peak_bytes - measured.before_bytes >= kept.nbytes + 2000
+    assert measured.source == "CPU tensors"

@@ -1,0 +1,251 @@
+"""The ratchet rule, by hand arithmetic and by the properties it promises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vram import Verdict, judge_growth
+
+KiB = 2**10
+MiB = 2**20
+Series = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+
+
+def judged(by_run: Series, samples: int = 20, base_laps: int = 5, **options: int) -> Verdict:
+    """What a replay would conclude: laps are added as long as the rule asks for them."""
+    laps: int | None = base_laps
+    verdict = None
+    while laps is not None:
+        readings = np.asarray(by_run(np.arange(laps * samples))).reshape(laps, samples)
+        verdict = judge_growth(readings, base_laps=base_laps, **options)
+        laps = verdict.laps_wanted
+    assert verdict is not None
+    return verdict
+
+
+def noise(runs: npt.NDArray[np.int64], seed: int = 0) -> npt.NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, 100, 10_000)[: runs.size]
+
+
+BENIGN: dict[str, tuple[Series, str]] = {
+    "flat": (lambda r: 0 * r + 10 * MiB, "stable"),
+    "warm-up of 5, then flat": (lambda r: np.minimum(r, 5) * MiB, "plateau"),
+    "one step, then flat": (lambda r: (r >= 47) * MiB, "plateau"),
+    "LRU cache filling for 70 calls": (lambda r: np.minimum(r, 70) * 4 * KiB, "plateau"),
+    "LRU cache of 128": (lambda r: np.minimum(r, 128) * 4 * KiB, "plateau"),
+    "inputs sorted by length": (lambda r: (r % 20) * MiB, "stable"),
+    "gc sawtooth": (lambda r: (r % 13) * KiB, "stable"),
+    "gc sawtooth in step with the laps": (lambda r: (r % 41) * KiB, "stable"),
+    "another process, on and off": (lambda r: (r // 10 % 2) * 500 * MiB, "stable"),
+    "noise": (lambda r: noise(r) * 512, "stable"),
+}
+LEAKS: dict[str, Series] = {
+    "the same bytes each sample": lambda r: r * 512,
+    "one byte a sample": lambda r: r + 10 * MiB,
+    "every 7th sample": lambda r: r // 7 * 512,
+    "every 30th sample, rarer than once a lap": lambda r: r // 30 * 512,
+    "from sample 60 on": lambda r: np.maximum(r - 60, 0) * 512,
+    "under length noise": lambda r: noise(np.arange(20))[r % 20] * MiB + r * 512,
+    "under a gc sawtooth": lambda r: r * 512 + (r % 13) * 512,
+    "after warm-up": lambda r: np.minimum(r, 5) * MiB + r * 512,
+}
+
+
+@pytest.mark.parametrize("name", BENIGN)
+def test_benign_memory_is_never_called_growth(name: str) -> None:
+    """What stops, repeats or only moves up and down is stable or on a plateau, however it moved."""
+    series, status = BENIGN[name]
+    assert judged(series).status == status
+
+
+@pytest.mark.parametrize("samples", [20, 40])
+@pytest.mark.parametrize("name", LEAKS)
+def test_a_leak_is_convicted(name: str, samples: int) -> None:
+    """Whatever the leak's rhythm, it ends in grows."""
+    assert judged(LEAKS[name], samples=samples).status == "grows"
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 7])
+@pytest.mark.parametrize("name", ["the same bytes each sample", "one byte a sample", "after warm-up"])
+def test_a_leak_is_convicted_on_a_short_list_too(name: str, samples: int) -> None:
+    """Few samples are replayed more often; a leak in each of them ends in grows."""
+    assert judged(LEAKS[name], samples=samples).status == "grows"
+
+
+def test_conviction_rests_on_200_runs_at_least() -> None:
+    """A first look never convicts; a list of one sample is replayed 200 times before a second."""
+    first = judge_growth(np.arange(5).reshape(5, 1))
+    assert (first.status, first.laps_wanted) == ("undecided", 200)
+    assert judged(lambda r: r, samples=1).laps == 200
+    assert judge_growth(np.arange(100).reshape(5, 20)).laps_wanted == 10
+    assert judged(lambda r: r, samples=20).laps == 10
+
+
+def test_suspicion_that_cannot_be_followed_up_stays_undecided() -> None:
+    """Five laps of a leak, with no more to come: undecided, with its reason and the laps it would take."""
+    verdict = judge_growth(np.arange(100).reshape(5, 20))
+    assert (verdict.status, verdict.laps_wanted) == ("undecided", 10)
+    assert "more laps" in verdict.reason
+
+
+def test_a_rate_is_exact_when_every_paired_difference_is_equal() -> None:
+    """512 B a sample is reported as 512 B, with no interval around it."""
+    verdict = judged(lambda r: r * 512)
+    assert (verdict.bytes_per_sample, verdict.low_bytes, verdict.high_bytes, verdict.exact) == (512, 512, 512, True)
+
+
+def test_an_uneven_rate_comes_with_an_interval_that_holds_the_truth() -> None:
+    """512 B every 7th sample is 73.14 B a sample; the interval contains it and is narrower than one event in 7."""
+    verdict = judged(lambda r: r // 7 * 512)
+    assert not verdict.exact
+    assert verdict.low_bytes < 512 / 7 < verdict.high_bytes
+    assert verdict.high_bytes - verdict.low_bytes < 512 / 7
+
+
+def test_the_interval_covers_a_random_leak_in_95_of_100_seeds() -> None:
+    """Leaks of 512 B with 30 % probability a sample: the planted rate lies within the interval, seed after seed."""
+    covered = [
+        verdict.low_bytes <= 0.3 * 512 <= verdict.high_bytes
+        for seed in range(200)
+        if (
+            verdict := judged(
+                lambda r, seed=seed: np.cumsum(np.random.default_rng(seed).random(1000)[: r.size] < 0.3) * 512
+            )
+        ).status
+        == "grows"
+    ]
+    assert len(covered) > 150
+    assert sum(covered) / len(covered) >= 0.95
+
+
+@pytest.mark.parametrize(("start", "onset"), [(0, 0), (60, 61), (33, 34)])
+def test_the_onset_is_the_first_run_that_kept_something(start: int, onset: int) -> None:
+    """A leak that starts late is dated to the run it started in; one from the start to run 0."""
+    assert judged(lambda r: np.maximum(r - start, 0) * 512).onset_run == onset
+
+
+def test_a_slowing_rise_is_not_convicted() -> None:
+    """Warm-up that fades (half of the rest each lap) is no leak, though every lap rises."""
+    assert judged(lambda r: (MiB * (1 - 0.5 ** (r / 20))).astype(np.int64)).status != "grows"
+
+
+def test_one_sample_that_rises_alone_is_undecided() -> None:
+    """A peak that only sample 3 raises, lap after lap, is neither growth all agree on nor nothing."""
+    verdict = judged(lambda r: np.where(r % 20 == 3, r * 512, 0))
+    assert verdict.status == "undecided"
+    assert "sample 3" in verdict.reason
+
+
+def test_a_declared_cache_is_tolerated_up_to_its_budget() -> None:
+    """A cache that fills over 200 calls is no growth if declared; the same declared 10 entries too small is."""
+    filling: Series = lambda r: np.minimum(r, 200) * 4 * KiB  # noqa: E731
+    assert judged(filling).status == "grows"  # the documented limit of the rule
+    assert judged(filling, cache_budget_bytes=200 * 4 * KiB).status in ("stable", "plateau")
+    assert judged(lambda r: r * 4 * KiB, cache_budget_bytes=20 * 4 * KiB).status == "grows"
+
+
+def test_the_tolerance_is_allowed_exactly() -> None:
+    """A step of the tolerance is nothing; a leak that gathers more than the tolerance each lap is convicted."""
+    assert judged(lambda r: (r >= 50) * 2 * MiB, tolerance_bytes=2 * MiB).status == "stable"
+    assert judged(lambda r: (r >= 50) * (2 * MiB + 1), tolerance_bytes=2 * MiB).status == "plateau"
+    assert judged(lambda r: r * MiB, tolerance_bytes=2 * MiB).status == "grows"
+
+
+def test_forecasts_count_samples_until_a_headroom_is_gone() -> None:
+    """At exactly 512 B a sample, 1 MiB lasts 2048 samples; where nothing grows there is nothing to forecast."""
+    forecast = judged(lambda r: r * 512).samples_until(MiB)
+    assert forecast is not None
+    assert (forecast.earliest, forecast.expected, forecast.latest) == (2048, 2048, 2048)
+    assert judged(lambda r: 0 * r).samples_until(MiB) is None
+
+
+def test_a_stable_verdict_says_what_it_does_not_prove() -> None:
+    """100 quiet runs leave room for a leak rarer than 1 - 0.05^(1/100); without noise one byte would have shown."""
+    verdict = judged(lambda r: 0 * r)
+    assert verdict.rare_leak_bound == pytest.approx(0.029513, abs=1e-6)
+    assert verdict.resolution_bytes == 1
+
+
+@pytest.mark.parametrize(
+    "series", [[1, 2, 3], [[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]], [[], [], []], [[1], [2]], [[[1]], [[1]], [[1]]]]
+)
+def test_series_of_another_form_are_refused(series: object) -> None:
+    """Anything but integers (laps, samples) with three laps or more is a ValueError."""
+    with pytest.raises(ValueError, match="series must|needs 3 laps"):
+        judge_growth(series)  # type: ignore[arg-type]
+
+
+def test_negative_tolerances_are_refused() -> None:
+    """A tolerance below zero means nothing."""
+    with pytest.raises(ValueError, match="negative"):
+        judge_growth([[1], [1], [1]], tolerance_bytes=-1)
+
+
+@st.composite
+def full_records(draw: st.DrawFn) -> npt.NDArray[np.int64]:
+    """15 laps of 20 samples of anything: a level for each position, noise, a step."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    readings = np.tile(rng.integers(0, MiB, 20), (15, 1))
+    readings += rng.integers(0, draw(st.sampled_from([1, 2, 513, 65_537])), (15, 20))
+    readings[draw(st.integers(0, 14)) :] += draw(st.sampled_from([0, 512, MiB]))
+    return readings
+
+
+def conclude(readings: npt.NDArray[np.int64]) -> Verdict:
+    return judged(lambda r: readings.ravel()[: r.size])
+
+
+@settings(max_examples=60, deadline=None)
+@given(full_records(), st.integers(0, 2**40))
+def test_adding_a_constant_changes_nothing(readings: npt.NDArray[np.int64], constant: int) -> None:
+    """The verdict does not know how much memory was in use to begin with."""
+    assert conclude(readings + constant) == conclude(readings)
+
+
+@settings(max_examples=60, deadline=None)
+@given(full_records(), st.integers(2, 1000))
+def test_scaling_the_bytes_scales_the_figures(readings: npt.NDArray[np.int64], factor: int) -> None:
+    """The status stays and the rate scales when every byte counts for more."""
+    plain, scaled = conclude(readings), conclude(readings * factor)
+    assert scaled.status == plain.status
+    assert scaled.bytes_per_sample == pytest.approx(plain.bytes_per_sample * factor)
+
+
+@settings(max_examples=60, deadline=None)
+@given(full_records(), st.permutations(range(20)))
+def test_the_order_of_samples_does_not_matter(readings: npt.NDArray[np.int64], order: list[int]) -> None:
+    """Permuting the samples alike in every lap keeps the status."""
+    assert conclude(readings[:, order]).status == conclude(readings).status
+
+
+@settings(max_examples=100, deadline=None)
+@given(full_records(), st.integers(0, 100))
+def test_a_leak_at_the_stated_resolution_is_always_convicted(readings: npt.NDArray[np.int64], more: int) -> None:
+    """Whatever else the channel does, a constant leak of `resolution_bytes` or more on top ends in grows."""
+    resolution = judge_growth(readings).resolution_bytes
+    leak = (resolution + more) * np.arange(readings.size).reshape(readings.shape)
+    assert conclude(readings + leak).status == "grows"
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(0, 2**40), min_size=1, max_size=40), st.lists(st.integers(0, 2**40), min_size=40, max_size=40)
+)
+def test_what_is_constant_after_warm_up_never_alarms(levels: list[int], warm: list[int]) -> None:
+    """Any level per sample, after any first lap, is stable or a plateau at the first look."""
+    readings = np.array([warm[: len(levels)], *([levels] * 4)], dtype=np.int64)
+    assert judge_growth(readings).status in ("stable", "plateau")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 4096), st.integers(1, 5))
+def test_more_laps_never_turn_growth_into_stability(period: int, leak: int, times: int) -> None:
+    """A leak convicted once stays convicted when the same behaviour is watched for longer."""
+    series = np.arange(20 * 15 * times) // period * leak
+    assert judge_growth(series.reshape(-1, 20)).status == "grows"

@@ -1,0 +1,108 @@
+"""From a recording to an outcome: which channels decide, and what is said when they decide against."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from vram.budgets import Budget
+from vram.errors import Inconclusive, MemoryGrowth, PeakExceeded, Undecided
+from vram.peak import judge_peak
+from vram.recording import Recording
+from vram.units import format_bytes, parse_bytes
+from vram.verdict import Status, Verdict, judge_growth
+
+_WORST_FIRST: tuple[Status, ...] = ("grows", "undecided", "plateau", "stable")
+# Live before peak, as peaks follow what is alive; requested before allocated, as blocks follow requests.
+_TELLING = ("requested", "requested_peak", "allocated", "allocated_peak", "reserved", "driver", "host")
+
+
+def verdicts(recording: Recording) -> dict[str, Verdict]:
+    """The verdict on every measured channel, most telling channel first."""
+    order = {channel: rank for rank, channel in enumerate(_TELLING)}
+    return {
+        channel: judge_growth(
+            recording.channels[channel],
+            warmup_laps=recording.warmup_laps,
+            base_laps=recording.base_laps,
+            tolerance_bytes=recording.tolerance_bytes.get(channel, 0),
+        )
+        for channel in sorted(recording.channels, key=lambda channel: order.get(channel, len(order)))
+    }
+
+
+def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, Verdict]:
+    """The channel that decides, with its verdict: the worst of the exact ones. Raises Inconclusive without any."""
+    deciding = {channel: verdict for channel, verdict in judged.items() if channel in recording.exact}
+    if not deciding:
+        reasons = "; ".join(f"{channel}: {why}" for channel, why in recording.absent.items())
+        raise Inconclusive(f"{recording.name}: no exact channel was measured ({reasons or 'no meter reads one'})")
+    channel = min(deciding, key=lambda name: _WORST_FIRST.index(deciding[name].status))
+    return channel, deciding[channel]
+
+
+def assert_stable(recording: Recording) -> None:
+    """Pass where every exact channel is stable or on a plateau. Noisy channels are told, and do not decide.
+
+    Raises MemoryGrowth, Undecided, or Inconclusive where no exact channel was measured.
+    """
+    judged = verdicts(recording)
+    channel, verdict = overall(recording, judged)
+    if verdict.status in ("stable", "plateau"):
+        return
+    kind = MemoryGrowth if verdict.status == "grows" else Undecided
+    raise kind(_growth_text(recording, channel, judged))
+
+
+def assert_peak(recording: Recording, limit: str | int | Budget, channel: str = "requested_peak") -> None:
+    """Pass where no reading of `channel` is over `limit`: exactly at it still passes.
+
+    `limit` is a size ("18 GiB"), bytes, or a `Budget`. Raises PeakExceeded; Inconclusive where the channel was not
+    measured or the budget is new; ValueError for a size that cannot be read.
+    """
+    if isinstance(limit, Budget):
+        if limit.limit_bytes is None:
+            raise Inconclusive(f"new: no {limit}; record it with --vram-accept")
+        limit_bytes = limit.limit_bytes
+    else:
+        limit_bytes = parse_bytes(limit)
+    if channel not in recording.channels:
+        raise Inconclusive(f"{channel} was not measured: {recording.absent.get(channel, 'no meter reads it')}")
+    tolerance_bytes = recording.tolerance_bytes.get(channel, 0)
+    overrun = judge_peak(recording.peak_bytes(channel), limit_bytes, tolerance_bytes)
+    if overrun is not None:
+        lap, sample = divmod(int(recording.channels[channel].argmax()), recording.samples)
+        raise PeakExceeded(f"{recording.name}: {channel} {overrun}, first in sample {sample} of lap {lap}")
+
+
+def rate_text(verdict: Verdict) -> str:
+    """ "4,096 B", "512.9 B (444.4 to 581.4)": bytes a sample, with the 95 % interval where it is not exact."""
+    rate = f"{verdict.bytes_per_sample:,.1f}".removesuffix(".0")
+    return f"{rate} B" if verdict.exact else f"{rate} B ({verdict.low_bytes:,.1f} to {verdict.high_bytes:,.1f})"
+
+
+def _growth_text(recording: Recording, channel: str, judged: Mapping[str, Verdict]) -> str:
+    verdict = judged[channel]
+    grew = "grows by" if verdict.status == "grows" else "undecided whether it stops growing; so far"
+    figures = recording.channels[channel]
+    lines = [
+        f"{recording.name}: {channel} {grew} {rate_text(verdict)} a sample",
+        f"  {verdict.reason}",
+        f"  {verdict.laps} laps of {verdict.samples} samples: {format_bytes(recording.before[channel])} before the "
+        f"first, {format_bytes(int(figures[-1, -1]))} after the last",
+    ]
+    if verdict.onset_run is not None:
+        lap, sample = divmod(verdict.onset_run, verdict.samples)
+        lines.append(f"  since sample {sample} of lap {lap}")
+    forecast = verdict.samples_until(2**30)
+    if forecast is not None:
+        latest = "never" if forecast.latest is None else f"{forecast.latest:,}"
+        lines.append(f"  1 GiB more after {forecast.expected:,} samples (95 %: {forecast.earliest:,} to {latest})")
+    for other, its in judged.items():
+        if other != channel:
+            role = "" if other in recording.exact else ", noisy: told, does not decide"
+            lines.append(f"  {other}: {its.status}, {rate_text(its)} a sample{role}")
+    if judged.get("requested") and "reserved" in judged:
+        live, reserved = judged["requested"].status, judged["reserved"].status
+        if reserved == "grows" and live in ("stable", "plateau"):
+            lines.append("  reserved grows while live memory does not: fragmentation")
+    return "\n".join(lines)

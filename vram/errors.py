@@ -1,0 +1,31 @@
+"""The ways a check can end other than well. What fails a test is an AssertionError, as pytest users expect."""
+
+from __future__ import annotations
+
+
+class MemoryGrowth(AssertionError):
+    """Memory grows from sample to sample, proven by the rule of `vram.verdict`."""
+
+
+class Undecided(AssertionError):
+    """An exact channel grew and nobody can say that it stops: not a pass, and not yet proof of a leak."""
+
+
+class PeakExceeded(AssertionError):
+    """The peak of some sample is over its budget."""
+
+
+class OutOfMemory(AssertionError):
+    """A sample ran out of memory.
+
+    Attributes: `sample` and `lap` (from 0), `requested_bytes` (None where the allocator did not say), `line`
+    ("file:line" of the innermost frame).
+    """
+
+    def __init__(self, message: str, *, lap: int, sample: int, requested_bytes: int | None, line: str) -> None:
+        super().__init__(message)
+        self.lap, self.sample, self.requested_bytes, self.line = lap, sample, requested_bytes, line
+
+
+class Inconclusive(Exception):
+    """The figures needed for a decision are absent or not to be trusted; the plugin reports a skip with the reason."""

@@ -1,0 +1,50 @@
+"""One stretch of work: how much is alive now, and how much was at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from vram.meters import Meter, default_meter
+
+
+class Measurement:
+    """Live and peak bytes since `measure` began (absolute: what was alive before counts). Keeps its last figures."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter: Meter | None = meter
+        self._figures: dict[str, int] = meter.read()
+        self.before_bytes = self._figures["requested"]
+        self.source = meter.source
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes requested and alive now, or when the block ended."""
+        return self._read()["requested"]
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes requested at once since the block began."""
+        return self._read()["requested_peak"]
+
+    def _read(self) -> dict[str, int]:
+        if self._meter is not None:
+            self._figures = self._meter.read()
+        return self._figures
+
+    def _finish(self) -> None:
+        self._read()
+        self._meter = None
+
+
+@contextmanager
+def measure(device: str = "auto") -> Iterator[Measurement]:
+    """`with vram.measure() as m:` then `m.peak_bytes`, `m.live_bytes`, `m.before_bytes`. Devices as in `replay`."""
+    with default_meter(device) as meter, meter.watching():
+        meter.reset_peak()
+        measurement = Measurement(meter)
+        try:
+            yield measurement
+        finally:
+            meter.synchronize()
+            measurement._finish()

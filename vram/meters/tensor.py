@@ -1,0 +1,110 @@
+"""Bytes of real tensors on the CPU, by storage: what the same work would ask of a GPU's allocator."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class TensorMeter:
+    """Live and peak bytes of CPU tensor storages. requested = allocated: there are no blocks here.
+
+    A storage counts once, however many tensors view it, from the operation that makes it (or first touches it) until
+    its last owner lets go. Blind to: scratch memory inside kernels (conv2d, half-precision matrix products, sort);
+    memory that is not a tensor's (Python objects, NumPy arrays of their own); tensors made in other threads, until the
+    watching thread touches them; work on other devices.
+    """
+
+    source = "CPU tensors"
+    exact = frozenset({"requested", "requested_peak", "allocated", "allocated_peak"})
+    tolerance_bytes: Mapping[str, int] = {}
+    absent: Mapping[str, str] = {
+        "reserved": "a CPU has no caching allocator",
+        "driver": "no meter reads a driver here",
+    }
+
+    def __init__(self) -> None:
+        self._sizes: dict[int, int] = {}  # bytes by storage address
+        self._ends: dict[int, weakref.ref[Any]] = {}
+        self._live_bytes = self._peak_bytes = 0
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        for found in gc.get_objects():
+            # By type: isinstance would run the __class__ property of any lazy proxy in the process.
+            if issubclass(type(found), torch.Tensor):
+                self._see(found)
+        self.reset_peak()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._ends.clear()  # drops the callbacks with their references
+        self._sizes.clear()
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Follow every operation of this thread."""
+        with _Follow(self):
+            yield
+
+    def synchronize(self) -> None:
+        """Nothing to wait for on a CPU."""
+
+    def reset_peak(self) -> None:
+        """Let the peak start again from what is alive now."""
+        self._peak_bytes = self._live_bytes
+
+    def read(self) -> dict[str, int]:
+        """requested, requested_peak, allocated, allocated_peak; bytes."""
+        live, peak = self._live_bytes, self._peak_bytes
+        return {"requested": live, "requested_peak": peak, "allocated": live, "allocated_peak": peak}
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        """Count the tensor's storage if it is new, or its change of size if it was resized in place."""
+        try:
+            if tensor.device.type != "cpu" or tensor.layout != torch.strided:
+                return
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            return  # a wrapper with no storage of its own; what it wraps is seen by itself
+        address, size = storage._cdata, storage.nbytes()
+        known = self._sizes.get(address)
+        if known == size:
+            return
+        if known is None:
+            self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
+        self._sizes[address] = size
+        self._live_bytes += size - (known or 0)
+        self._peak_bytes = max(self._peak_bytes, self._live_bytes)
+
+    def _forget(self, address: int) -> None:
+        self._live_bytes -= self._sizes.pop(address, 0)
+        self._ends.pop(address, None)
+
+
+class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, meter: TensorMeter) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._meter = meter
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Inputs first: one that is new to us was made before, or elsewhere, and is no work of this operation's.
+        self._see_all(args)
+        if kwargs:
+            self._see_all(kwargs.values())
+        result = func(*args, **(kwargs or {}))
+        self._see_all((result,))
+        return result
+
+    def _see_all(self, values: Iterable[Any]) -> None:
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                self._meter._see(value)
+            elif isinstance(value, list | tuple):
+                self._see_all(value)

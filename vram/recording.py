@@ -1,0 +1,65 @@
+"""A recording: all readings of one replay, frozen. Data flows meter -> Recording -> verdict -> report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Int64: TypeAlias = npt.NDArray[np.int64]
+# One array of readings, in order, per sample, per lap: marks[lap][sample] -> int64 (times reached,).
+MarkReadings: TypeAlias = tuple[tuple[Int64, ...], ...]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Readings of `laps` passes over the same `samples`, warm-up laps included.
+
+    `channels` maps a channel to int64 bytes (laps, samples), read after each sample, absolute. `before` holds the one
+    reading taken before sample 0. `marks[name][channel][lap][sample]` are the readings taken at `vram.mark(name)`.
+    `exact` names the channels that give the same bytes on every replay. `absent` maps a channel that could not be read
+    to the reason; it has no figures, never 0. `seconds` (laps, samples) is the wall time of each step.
+    """
+
+    name: str
+    channels: Mapping[str, Int64]
+    before: Mapping[str, int]
+    exact: frozenset[str]
+    tolerance_bytes: Mapping[str, int]
+    absent: Mapping[str, str]
+    marks: Mapping[str, Mapping[str, MarkReadings]]
+    environment: Mapping[str, object]
+    seconds: npt.NDArray[np.float64]
+    warmup_laps: int
+    base_laps: int = field(default=5)
+
+    def __post_init__(self) -> None:
+        for figures in (*self.channels.values(), self.seconds):
+            figures.flags.writeable = False
+        for name in ("channels", "before", "tolerance_bytes", "absent", "marks", "environment"):
+            object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
+
+    @property
+    def laps(self) -> int:
+        """How often the samples were passed over, warm-up included."""
+        return int(self.seconds.shape[0])
+
+    @property
+    def samples(self) -> int:
+        """How many samples one lap has."""
+        return int(self.seconds.shape[1])
+
+    @property
+    def runs(self) -> int:
+        """Laps x samples."""
+        return int(self.seconds.size)
+
+    def peak_bytes(self, channel: str = "requested_peak") -> int:
+        """The highest reading of `channel` over all laps and samples. Raises KeyError, with the reason, if absent."""
+        if channel not in self.channels:
+            raise KeyError(f"{channel} was not measured: {self.absent.get(channel, 'no meter reads it')}")
+        return int(self.channels[channel].max())

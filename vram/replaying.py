@@ -1,0 +1,194 @@
+"""Replaying the same samples in laps, reading every meter after each, until the rule has what it needs."""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+
+from vram.errors import OutOfMemory
+from vram.marks import listening
+from vram.meters import Meter, default_meter
+from vram.recording import MarkReadings, Recording
+from vram.verdict import judge_growth
+
+Sample = TypeVar("Sample")
+DEFAULT_LAPS = 5
+
+# name -> channel -> lap -> sample -> readings
+_Marks = dict[str, dict[str, list[list[list[int]]]]]
+
+
+def replay(
+    step: Callable[[Sample], object],
+    samples: Iterable[Sample],
+    *,
+    laps: int | None = None,
+    warmup_laps: int = 1,
+    meters: Sequence[Meter] | None = None,
+    name: str | None = None,
+) -> Recording:
+    """Run `step` on every sample, lap after lap, and return all readings.
+
+    `laps` (5 unless told otherwise, warm-up included) is where the first look is taken; where an exact channel looks
+    suspicious, laps are added before this returns, up to what `vram.verdict` asks for. After each step the result is
+    dropped, garbage collected, the device waited for and every meter read. Nothing that `step` made is kept.
+
+    Raises ValueError for no samples or too few laps, OutOfMemory (with sample, line and bytes) where a step runs out
+    of memory; any other exception of `step` comes through unchanged.
+    """
+    lap_samples = list(samples)
+    base_laps = DEFAULT_LAPS if laps is None else laps
+    if not lap_samples:
+        raise ValueError("samples must hold at least one sample, got none")
+    if warmup_laps < 0 or base_laps < warmup_laps + 2:
+        raise ValueError(f"laps must be at least {max(warmup_laps, 0) + 2} (warm-up + 2), got {base_laps}")
+    with ExitStack() as stack:
+        used = [stack.enter_context(meter) for meter in (meters or [default_meter()])]
+        stack.enter_context(_cheap_collections())
+        loop = _Loop(step, lap_samples, used)
+        wanted: int | None = base_laps
+        while wanted is not None:
+            while loop.laps < wanted:
+                loop.run_lap()
+            wanted = max(
+                (
+                    judge_growth(loop.readings(channel), warmup_laps=warmup_laps, base_laps=base_laps).laps_wanted or 0
+                    for channel in loop.exact
+                ),
+                default=0,
+            )
+            wanted = wanted or None
+        return loop.recording(name or step_name(step), warmup_laps, base_laps)
+
+
+class _Loop:
+    """Readings in the making: plain lists of ints, so that they weigh nothing in what they measure."""
+
+    def __init__(self, step: Callable[[Any], object], samples: list[Any], meters: list[Meter]) -> None:
+        from vram.environment import environment
+
+        self.step, self.samples, self.meters = step, samples, meters
+        self.exact = frozenset[str]().union(*(meter.exact for meter in meters))
+        self.environment = environment(meters)
+        self.figures: dict[str, list[list[int]]] = defaultdict(list)
+        self.seconds: list[list[float]] = []
+        self.marks: _Marks = {}
+        self.before = self._settled_reading()
+
+    @property
+    def laps(self) -> int:
+        return len(self.seconds)
+
+    def readings(self, channel: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.array(self.figures[channel], dtype=np.int64)
+
+    def run_lap(self) -> None:
+        self.seconds.append([])
+        for channel in self.before:
+            self.figures[channel].append([])
+        for index in range(len(self.samples)):
+            self._run_sample(index)
+            for channel, value in self._settled_reading().items():
+                self.figures[channel][-1].append(value)
+
+    def _run_sample(self, index: int) -> None:
+        for meter in self.meters:
+            meter.reset_peak()
+        failure = None
+        begin = time.perf_counter()
+        try:
+            with ExitStack() as stack:
+                for meter in self.meters:
+                    stack.enter_context(meter.watching())
+                stack.enter_context(listening(lambda name: self._read_mark(name, index)))
+                self.step(self.samples[index])
+            for meter in self.meters:
+                meter.synchronize()
+        except Exception as error:
+            failure = _out_of_memory(error, self.laps - 1, index)
+            if failure is None:
+                raise
+        if failure is not None:  # raised out here, it does not carry the first error and the frames that hold tensors
+            raise failure
+        self.seconds[-1].append(time.perf_counter() - begin)
+
+    def _settled_reading(self) -> dict[str, int]:
+        gc.collect()
+        for meter in self.meters:
+            meter.synchronize()
+        return self._reading()
+
+    def _reading(self) -> dict[str, int]:
+        return {channel: value for meter in self.meters for channel, value in meter.read().items()}
+
+    def _read_mark(self, name: str, index: int) -> None:
+        for channel, value in self._reading().items():
+            by_lap = self.marks.setdefault(name, {}).setdefault(channel, [])
+            while len(by_lap) < self.laps:  # a mark may be reached for the first time in a late lap
+                by_lap.append([[] for _ in self.samples])
+            by_lap[-1][index].append(value)
+
+    def recording(self, name: str, warmup_laps: int, base_laps: int) -> Recording:
+        return Recording(
+            name=name,
+            channels={channel: self.readings(channel) for channel in self.before},
+            before=self.before,
+            exact=self.exact & self.before.keys(),
+            tolerance_bytes={key: value for meter in self.meters for key, value in meter.tolerance_bytes.items()},
+            absent={key: why for meter in self.meters for key, why in meter.absent.items() if key not in self.before},
+            marks={
+                mark: {channel: self._frozen_marks(by_lap) for channel, by_lap in by_channel.items()}
+                for mark, by_channel in self.marks.items()
+            },
+            environment=self.environment,
+            seconds=np.array(self.seconds, dtype=np.float64),
+            warmup_laps=warmup_laps,
+            base_laps=base_laps,
+        )
+
+    def _frozen_marks(self, by_lap: list[list[list[int]]]) -> MarkReadings:
+        empty: list[list[int]] = [[] for _ in self.samples]
+        padded = [*by_lap, *([empty] * (self.laps - len(by_lap)))]
+        return tuple(tuple(np.array(readings, dtype=np.int64) for readings in lap) for lap in padded)
+
+
+@contextmanager
+def _cheap_collections() -> Iterator[None]:
+    """Put what is alive now (a loaded model: a million objects) out of the collector's sight, and back afterwards."""
+    gc.collect()
+    frozen_by_someone = gc.get_freeze_count() > 0  # gc.unfreeze would undo theirs too
+    if not frozen_by_someone:
+        gc.freeze()
+    try:
+        yield
+    finally:
+        if not frozen_by_someone:
+            gc.unfreeze()
+
+
+def _out_of_memory(error: Exception, lap: int, sample: int) -> OutOfMemory | None:
+    from vram.oom import describe, failing_line, is_out_of_memory, requested_bytes
+
+    if not is_out_of_memory(error):
+        return None
+    failure = OutOfMemory(
+        describe(error, lap, sample),
+        lap=lap,
+        sample=sample,
+        requested_bytes=requested_bytes(error),
+        line=failing_line(error),
+    )
+    traceback.clear_frames(error.__traceback__)  # the locals of the failed step hold its tensors
+    return failure
+
+
+def step_name(step: Callable[..., Any]) -> str:
+    """What a recording of `step` is called where nobody named it."""
+    return getattr(step, "__qualname__", None) or type(step).__qualname__

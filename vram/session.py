@@ -1,0 +1,170 @@
+"""What the fixture `vram` offers: the plain functions with a session's options, and a summary of every recording."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from vram import checks
+from vram.budgets import Budget, accept, read_budget
+from vram.errors import Inconclusive, OutOfMemory
+from vram.marks import mark
+from vram.measuring import Measurement, measure
+from vram.meters import Meter, default_meter, resolve_device
+from vram.recording import Recording
+from vram.replaying import replay, step_name
+from vram.verdict import Verdict
+
+Sample = TypeVar("Sample")
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What the options and their ini twins say. `laps` and `samples` are None where nobody said."""
+
+    device: str = "auto"
+    laps: int | None = None
+    samples: int | None = None
+    accept: bool = False
+
+
+class VramSession:
+    """Replays, judges and remembers. `summaries` holds one dictionary a recording, ready for JSON."""
+
+    mark = staticmethod(mark)
+    judge = staticmethod(checks.verdicts)
+
+    def __init__(self, options: SessionOptions) -> None:
+        self.options = options
+        self.summaries: list[dict[str, Any]] = []
+        self._by_recording: dict[int, dict[str, Any]] = {}
+        self._recordings: list[Recording] = []  # keeps the ids above from being used again
+        self.environment: dict[str, object] = {}
+
+    @property
+    def device(self) -> str:
+        """The device measured: "cpu", "cuda" or "cuda:INDEX"."""
+        return resolve_device(self.options.device)
+
+    def replay(
+        self,
+        step: Callable[[Sample], object],
+        samples: Iterable[Sample],
+        *,
+        laps: int | None = None,
+        warmup_laps: int = 1,
+        meters: Sequence[Meter] | None = None,
+        name: str | None = None,
+    ) -> Recording:
+        """`vram.replay` on the session's device and laps; an argument comes before an option."""
+        try:
+            recording = replay(
+                step,
+                samples,
+                laps=self.options.laps if laps is None else laps,
+                warmup_laps=warmup_laps,
+                meters=[default_meter(self.options.device)] if meters is None else meters,
+                name=name,
+            )
+        except OutOfMemory as error:
+            self.summaries.append(_failed(name or step_name(step), error))
+            raise
+        self._remember(recording)
+        return recording
+
+    def measure(self) -> Any:
+        """`with vram.measure() as m:` on the session's device; see `vram.measure`."""
+        return measure(self.options.device)
+
+    def assert_stable(self, recording: Recording) -> None:
+        """See `vram.assert_stable`."""
+        checks.assert_stable(recording)
+
+    def budget(self, path: Any, **key: str) -> Budget:
+        """The recorded budget of this key; see `vram.read_budget`."""
+        return read_budget(path, **key)
+
+    def assert_peak(self, recording: Recording, limit: str | int | Budget, channel: str = "requested_peak") -> None:
+        """See `vram.assert_peak`. Under `--vram-accept` a `Budget` is rewritten to what was measured, and passes."""
+        if isinstance(limit, Budget) and self.options.accept and channel in recording.channels:
+            limit = accept(limit, recording.peak_bytes(channel))
+        if isinstance(limit, Budget):
+            self.note(recording, budget_bytes=limit.limit_bytes)
+            if limit.limit_bytes is None:
+                self._summary(recording)["absent"]["budget"] = f"new: no {limit}"
+        checks.assert_peak(recording, limit, channel)
+
+    def note(self, recording: Recording, **figures: int | float | str | None) -> None:
+        """Add figures measured elsewhere to the recording's summary, as in `note(recording, softmax_peak_bytes=0)`."""
+        self._summary(recording).update(figures)
+
+    def _summary(self, recording: Recording) -> dict[str, Any]:
+        if id(recording) not in self._by_recording:
+            self._remember(recording)
+        return self._by_recording[id(recording)]
+
+    def _remember(self, recording: Recording) -> None:
+        self._recordings.append(recording)
+        self._by_recording[id(recording)] = summary = summarize(recording)
+        self.summaries.append(summary)
+        self.environment = dict(recording.environment)
+
+
+def summarize(recording: Recording) -> dict[str, Any]:
+    """The recording as one entry of the report's `modes` (schema 1)."""
+    judged = checks.verdicts(recording)
+    absent = dict(recording.absent)
+    try:
+        channel, verdict = checks.overall(recording, judged)
+        decided: dict[str, Any] = {
+            "verdict": verdict.status,
+            "verdict_channel": channel,
+            "reason": verdict.reason,
+            "bytes_per_sample": verdict.bytes_per_sample,
+        }
+    except Inconclusive as error:
+        decided = {"verdict": None, "verdict_channel": None, "reason": str(error), "bytes_per_sample": None}
+        absent["verdict"] = str(error)
+    return {
+        "mode": recording.name,
+        "laps": recording.laps,
+        "samples": recording.samples,
+        **decided,
+        "peak_bytes": recording.peak_bytes() if "requested_peak" in recording.channels else None,
+        "softmax_peak_bytes": None,
+        "budget_bytes": None,
+        "seconds": float(recording.seconds.sum()),
+        "channels": {name: _channel(recording, name, verdict) for name, verdict in judged.items()},
+        "absent": absent,
+    }
+
+
+def _channel(recording: Recording, name: str, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "verdict": verdict.status,
+        "exact": name in recording.exact,
+        "bytes_per_sample": verdict.bytes_per_sample,
+        "interval_bytes": [verdict.low_bytes, verdict.high_bytes],
+        "onset_run": verdict.onset_run,
+        "resolution_bytes": verdict.resolution_bytes,
+        "rare_leak_bound": verdict.rare_leak_bound,
+        "before_bytes": recording.before[name],
+        "bytes": recording.channels[name].tolist(),
+    }
+
+
+def _failed(name: str, error: OutOfMemory) -> dict[str, Any]:
+    nothing = ("bytes_per_sample", "peak_bytes", "softmax_peak_bytes", "budget_bytes", "seconds", "laps", "samples")
+    return {
+        "mode": name,
+        **dict.fromkeys(nothing),
+        "verdict": "out of memory",
+        "verdict_channel": None,
+        "reason": str(error),
+        "channels": {},
+        "absent": dict.fromkeys(nothing, "the replay ran out of memory"),
+    }
+
+
+__all__ = ["Measurement", "SessionOptions", "VramSession", "summarize"]
