@@ -45,6 +45,7 @@ def assert_stable(recording: Recording) -> None:
 
     Raises MemoryGrowth, Undecided, or Inconclusive where no exact channel was measured.
     """
+    __tracebackhide__ = True  # pytest then shows the test's own line
     judged = verdicts(recording)
     channel, verdict = overall(recording, judged)
     if verdict.status in ("stable", "plateau"):
@@ -59,6 +60,7 @@ def assert_peak(recording: Recording, limit: str | int | Budget, channel: str = 
     `limit` is a size ("18 GiB"), bytes, or a `Budget`. Raises PeakExceeded; Inconclusive where the channel was not
     measured or the budget is new; ValueError for a size that cannot be read.
     """
+    __tracebackhide__ = True
     if isinstance(limit, Budget):
         if limit.limit_bytes is None:
             raise Inconclusive(f"new: no {limit}; record it with --vram-accept")

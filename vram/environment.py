@@ -15,7 +15,7 @@ def environment(meters: Sequence[Meter]) -> dict[str, object]:
     """Python, torch and platform; on CUDA also the device, its size and compute capability and allocator settings."""
     facts: dict[str, object] = {
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # it is a str subclass that other tools cannot serialise
         "platform": f"{platform.system()} {platform.machine()}",
         "source": ", ".join(meter.source for meter in meters),
     }

@@ -15,7 +15,7 @@ Int64: TypeAlias = npt.NDArray[np.int64]
 MarkReadings: TypeAlias = tuple[tuple[Int64, ...], ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recording:
     """Readings of `laps` passes over the same `samples`, warm-up laps included.
 
@@ -36,6 +36,10 @@ class Recording:
     seconds: npt.NDArray[np.float64]
     warmup_laps: int
     base_laps: int = field(default=5)
+
+    def __repr__(self) -> str:
+        # The figures would fill the screen of every failing test that holds a recording.
+        return f"<Recording {self.name!r}: {self.laps} laps of {self.samples} samples, {', '.join(self.channels)}>"
 
     def __post_init__(self) -> None:
         for figures in (*self.channels.values(), self.seconds):

@@ -79,6 +79,7 @@ class VramSession:
 
     def assert_stable(self, recording: Recording) -> None:
         """See `vram.assert_stable`."""
+        __tracebackhide__ = True
         checks.assert_stable(recording)
 
     def budget(self, path: Any, **key: str) -> Budget:
@@ -87,6 +88,7 @@ class VramSession:
 
     def assert_peak(self, recording: Recording, limit: str | int | Budget, channel: str = "requested_peak") -> None:
         """See `vram.assert_peak`. Under `--vram-accept` a `Budget` is rewritten to what was measured, and passes."""
+        __tracebackhide__ = True
         if isinstance(limit, Budget) and self.options.accept and channel in recording.channels:
             limit = accept(limit, recording.peak_bytes(channel))
         if isinstance(limit, Budget):

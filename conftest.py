@@ -1,0 +1,74 @@
+"""This project's options and session fixtures: one model and one list of samples for the whole session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from llava.answering import Answerer
+    from llava.questions import Question
+    from vram.session import VramSession
+
+pytest_plugins = ["pytester"]
+
+_SAMPLES = 20  # 5 laps of them are 100 runs
+_NEW_TOKENS = 8  # always so many, for byte-exact figures
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options that say what tests/memory runs on."""
+    group = parser.getgroup("himap-vram", "model and questions of tests/memory")
+    group.addoption("--model-path", default="tiny", help="LLaVA folder, hub id or preset (default tiny)")
+    group.addoption("--question-file", type=Path, help="ScienceQA questions (default: embedded ones)")
+    group.addoption("--image-folder", type=Path, help="folder of the questions' images")
+    group.addoption("--attn", default="sdpa", help="attention implementation (default sdpa)")
+    group.addoption("--dtype", help="float32, float16 or bfloat16 (default: by device)")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Refuse bad questions in one line, before a model is loaded."""
+    config = session.config
+    if config.getoption("--question-file") is not None or config.getoption("--image-folder") is not None:
+        from llava.errors import BadInput
+
+        try:
+            _questions(config)
+        except BadInput as error:
+            raise pytest.UsageError(str(error)) from None
+
+
+def _questions(config: pytest.Config) -> list[Question]:
+    from llava.errors import BadInput
+    from llava.questions import embedded_questions, load_questions
+
+    wanted = int(config.getoption("--vram-samples") or config.getini("vram_samples") or _SAMPLES)
+    file, folder = config.getoption("--question-file"), config.getoption("--image-folder")
+    if file is None:
+        if folder is not None:
+            raise BadInput(f"--image-folder needs --question-file, got only {folder}")
+        return embedded_questions(wanted)
+    return load_questions(file, folder)[:wanted]
+
+
+@pytest.fixture(scope="session")
+def questions(pytestconfig: pytest.Config) -> list[Question]:
+    """The samples of one lap."""
+    return _questions(pytestconfig)
+
+
+@pytest.fixture(scope="session")
+def answerer(pytestconfig: pytest.Config, vram: VramSession) -> Answerer:
+    """The session's one model, with what turns a question into an answer of a fixed length."""
+    from llava.answering import Answerer
+    from llava.builder import load_pretrained_model
+
+    tokenizer, model, image_processor, _ = load_pretrained_model(
+        pytestconfig.getoption("--model-path"),
+        device=vram.device,
+        dtype=pytestconfig.getoption("--dtype"),
+        attn_implementation=pytestconfig.getoption("--attn"),
+    )
+    return Answerer(tokenizer, model, image_processor, max_new_tokens=_NEW_TOKENS, min_new_tokens=_NEW_TOKENS)

@@ -1,0 +1,105 @@
+"""Each mode is replayed once per session, on the session's one model, and judged by many tests."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from himap import HimapLlavaForConditionalGeneration
+from llava.answering import Answerer
+from llava.modes import MODES, set_mode
+from llava.questions import Question
+from vram import Budget, Recording
+from vram.session import VramSession
+
+BUDGETS = Path(__file__).parents[2] / "ci" / "budgets"
+
+
+@pytest.fixture(scope="session")
+def model(answerer: Answerer) -> HimapLlavaForConditionalGeneration:
+    return answerer.model
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def step(answerer: Answerer) -> Callable[[Question], object]:
+    """One sample, answered the same way each time: custom selection draws its first index from a fixed seed."""
+
+    def answer(question: Question) -> None:
+        torch.manual_seed(0)
+        answerer.answer(question)
+
+    return answer
+
+
+@pytest.fixture(scope="session")
+def recordings(
+    vram: VramSession,
+    model: HimapLlavaForConditionalGeneration,
+    step: Callable[[Question], object],
+    questions: list[Question],
+) -> Callable[[str], Recording]:
+    """The recording of a mode, made when first asked for. A replay that failed fails every test that needs it."""
+    made: dict[str, Recording | AssertionError] = {}
+
+    def recording_of(mode: str) -> Recording:
+        if mode not in made:
+            set_mode(model, mode)
+            try:
+                made[mode] = vram.replay(step, questions, name=mode)
+            except AssertionError as error:
+                made[mode] = error
+            finally:
+                set_mode(model, "baseline")
+        result = made[mode]
+        if isinstance(result, AssertionError):
+            raise result.with_traceback(None)
+        return result
+
+    return recording_of
+
+
+@pytest.fixture
+def recording(recordings: Callable[[str], Recording], mode: str) -> Recording:
+    return recordings(mode)
+
+
+@pytest.fixture
+def switched(model: HimapLlavaForConditionalGeneration) -> Iterator[Callable[..., None]]:
+    """`set_mode` on the session's model; the test leaves it as it found it, in baseline."""
+    attention = model.config.text_config._attn_implementation
+    yield lambda mode, **flags: set_mode(model, mode, **flags)
+    set_mode(model, "baseline")
+    model.set_attn_implementation(attention)
+
+
+@pytest.fixture(scope="session")
+def budget_of(
+    pytestconfig: pytest.Config, vram: VramSession, model: HimapLlavaForConditionalGeneration, questions: list[Question]
+) -> Callable[[str], Budget]:
+    """The peak budget of a mode, for exactly this model, device, versions and list of samples."""
+    name = Path(pytestconfig.getoption("--model-path")).name
+    asked: Path | None = pytestconfig.getoption("--question-file")
+    device = torch.device(vram.device)
+    key = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": str(model.config.text_config._attn_implementation),
+        "torch": _minor(torch.__version__),
+        "transformers": _minor(importlib.metadata.version("transformers")),
+        "samples": f"{len(questions)} of {'embedded' if asked is None else asked.name}",
+    }
+    return lambda mode: vram.budget(BUDGETS / f"{name}.toml", **key, mode=mode)
+
+
+def _minor(version: Any) -> str:
+    return ".".join(str(version).split(".")[:2])

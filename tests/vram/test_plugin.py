@@ -1,0 +1,277 @@
+"""The pytest plugin, by running a real pytest inside."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+LEAK = """
+    import torch
+    KEPT = []
+    def leak(n):
+        KEPT.append(torch.zeros(256))
+    def test_stable(vram):
+        vram.assert_stable(vram.replay(leak, range(20), name="leaky"))
+"""
+CLEAN = """
+    import torch
+    def test_stable(vram):
+        recording = vram.replay(lambda n: torch.zeros(n).sum(), range(1, 21), name="clean")
+        vram.assert_stable(recording)
+        vram.assert_peak(recording, "1 MiB")
+"""
+
+
+# In-process runs find vram imported already; a run of its own does not, and is tested with every warning an error.
+INI = "[pytest]\nfilterwarnings =\n    error\n    ignore::pytest.PytestAssertRewriteWarning\n"
+
+
+@pytest.fixture(autouse=True)
+def _own_ini(pytester: pytest.Pytester) -> None:
+    pytester.makeini(INI)
+
+
+def test_no_warnings_under_w_error(pytester: pytest.Pytester) -> None:
+    """A whole run in a process of its own, every warning an error from the first import on."""
+    pytester.makeini("[pytest]")
+    pytester.makepyfile(CLEAN)
+    pytester.runpytest_subprocess("-W", "error", "--vram-device", "cpu").assert_outcomes(passed=1)
+
+
+def test_a_three_line_test_gets_its_verdict(pytester: pytest.Pytester) -> None:
+    """A clean step passes without any option, and the summary shows the figures and what they were measured with."""
+    pytester.makepyfile(CLEAN)
+    result = pytester.runpytest("--vram-device", "cpu")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*= vram =*", "measured: CPU tensors, torch *", "mode *verdict*", "clean *stable*"])
+    result.stdout.fnmatch_lines(["not measured on a GPU:*"])
+
+
+def test_a_leak_fails_its_test_with_bytes_and_first_sample(pytester: pytest.Pytester) -> None:
+    """The failing test, not the summary, carries the finding."""
+    pytester.makepyfile(LEAK)
+    result = pytester.runpytest("--vram-device", "cpu")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*MemoryGrowth: leaky: requested grows by 1,024 B a sample", "*since sample 0 of lap 0", "leaky *grows*"]
+    )
+
+
+def test_inconclusive_is_a_skip_with_its_reason(pytester: pytest.Pytester) -> None:
+    """Figures that are not there neither pass nor fail."""
+    pytester.makepyfile(
+        """
+        def test_driver(vram):
+            vram.assert_peak(vram.replay(lambda _: None, [0]), "1 GiB", channel="driver")
+        """
+    )
+    result = pytester.runpytest("-rs", "--vram-device", "cpu")
+    result.assert_outcomes(skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED *inconclusive: driver was not measured*"])
+
+
+UNDECIDED = """
+    import torch
+    CALLS, KEPT = [], []
+    def once(n):
+        CALLS.append(n)
+        if len(CALLS) == 281:
+            KEPT.append(torch.zeros(256))
+        if len(CALLS) == 95:
+            KEPT.append(torch.zeros(256))
+    def test_stable(vram):
+        vram.assert_stable(vram.replay(once, range(20)))
+"""
+
+
+def test_undecided_fails_unless_softened(pytester: pytest.Pytester) -> None:
+    """It grew and nobody can say that it stops: a failure; `--vram-undecided skip`, or the ini twin, makes it a skip."""
+    pytester.makepyfile(UNDECIDED)
+    pytester.runpytest("--vram-device", "cpu").assert_outcomes(failed=1)
+    softened = pytester.runpytest("-rs", "--vram-device", "cpu", "--vram-undecided", "skip")
+    softened.assert_outcomes(skipped=1)
+    softened.stdout.fnmatch_lines(["SKIPPED *undecided: *"])
+    pytester.makeini(INI + "vram_undecided = skip\n")
+    pytester.runpytest("--vram-device", "cpu").assert_outcomes(skipped=1)
+
+
+def test_an_option_comes_before_its_ini_twin_and_an_argument_before_both(pytester: pytest.Pytester) -> None:
+    """Laps from the ini file are used; the option overrules them; `laps=` in the test overrules both."""
+    pytester.makepyfile(
+        """
+        import os
+        def test_laps(vram):
+            assert vram.replay(lambda _: None, [0]).laps == int(os.environ["EXPECTED"])
+            assert vram.replay(lambda _: None, [0], laps=3).laps == 3
+        """
+    )
+    monkeypatch = pytest.MonkeyPatch()
+    with monkeypatch.context() as patched:
+        patched.setenv("EXPECTED", "5")
+        pytester.runpytest("--vram-device", "cpu").assert_outcomes(passed=1)
+        pytester.makeini(INI + "vram_laps = 7\nvram_device = cpu\n")
+        patched.setenv("EXPECTED", "7")
+        pytester.runpytest().assert_outcomes(passed=1)
+        patched.setenv("EXPECTED", "6")
+        pytester.runpytest("--vram-laps", "6").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--vram-laps", "two"), "--vram-laps must be a whole number of at least 1, got 'two'"),
+        (("--vram-samples", "0"), "--vram-samples must be a whole number of at least 1, got '0'"),
+        (("--vram-undecided", "maybe"), "--vram-undecided must be fail or skip, got 'maybe'"),
+        (("--vram-device", "gpu"), "--vram-device: device must be auto, cpu, cuda or cuda:INDEX, got 'gpu'"),
+    ],
+)
+def test_an_option_that_cannot_be_read_is_a_usage_error(
+    pytester: pytest.Pytester, arguments: tuple[str, str], message: str
+) -> None:
+    """One line that says the rule and what came; exit code 4, as for any usage error of pytest."""
+    pytester.makepyfile(CLEAN)
+    result = pytester.runpytest(*arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert message in result.stdout.str() + result.stderr.str()
+
+
+def test_the_report_holds_every_recording(pytester: pytest.Pytester) -> None:
+    """`--vram-report` writes schema 1, also when a test fails; the folder is made."""
+    pytester.makepyfile(test_leak=LEAK, test_clean=CLEAN)
+    pytester.runpytest("--vram-device", "cpu", "--vram-report", "out/memory.json")
+    report = json.loads((pytester.path / "out" / "memory.json").read_text())
+    assert report["schema"] == 1
+    assert sorted((mode["mode"], mode["verdict"]) for mode in report["modes"]) == [
+        ("clean", "stable"),
+        ("leaky", "grows"),
+    ]
+
+
+def test_session_fixtures_can_make_recordings(pytester: pytest.Pytester) -> None:
+    """The fixture has session scope: one replay, judged by two tests, appears once."""
+    pytester.makepyfile(
+        """
+        import pytest, torch
+        @pytest.fixture(scope="session")
+        def recording(vram):
+            return vram.replay(lambda n: torch.zeros(n), [1, 2, 3], name="shared")
+        def test_growth(vram, recording):
+            vram.assert_stable(recording)
+        def test_peak(vram, recording):
+            vram.assert_peak(recording, 2**40)
+        """
+    )
+    result = pytester.runpytest("--vram-device", "cpu")
+    result.assert_outcomes(passed=2)
+    assert result.stdout.str().count("\nshared") == 1
+
+
+def test_budgets_are_new_then_accepted_then_enforced(pytester: pytest.Pytester) -> None:
+    """New is a skip with the command; `--vram-accept` records; then it is exact, and only another accept changes it."""
+    pytester.makepyfile(
+        """
+        import os, torch
+        def test_peak(vram):
+            size = int(os.environ["SIZE"])
+            with torch.inference_mode():
+                recording = vram.replay(lambda n: torch.zeros(size), [0, 1])
+            vram.assert_peak(recording, vram.budget("budgets.toml", mode="himap"))
+        """
+    )
+    with pytest.MonkeyPatch().context() as patched:
+        run = ("--vram-device", "cpu", "-rs")
+        patched.setenv("SIZE", "1000")
+        new = pytester.runpytest(*run)
+        new.assert_outcomes(skipped=1)
+        new.stdout.fnmatch_lines(["*new: no budget himap in budgets.toml; record it with --vram-accept*"])
+        assert not (pytester.path / "budgets.toml").exists()
+        pytester.runpytest(*run, "--vram-accept").assert_outcomes(passed=1)
+        recorded = (pytester.path / "budgets.toml").read_text()
+        pytester.runpytest(*run).assert_outcomes(passed=1)
+        patched.setenv("SIZE", "1001")
+        pytester.runpytest(*run).assert_outcomes(failed=1)
+        assert (pytester.path / "budgets.toml").read_text() == recorded
+        pytester.runpytest(*run, "--vram-accept").assert_outcomes(passed=1)
+        assert (pytester.path / "budgets.toml").read_text() != recorded
+
+
+def test_out_of_memory_fails_the_test_and_is_in_the_summary(pytester: pytest.Pytester) -> None:
+    """The mode that ran out of memory has a row of its own, with dashes for what was not measured."""
+    pytester.makepyfile(
+        """
+        import torch
+        def test_fits(vram):
+            vram.replay(lambda _: torch.empty(2**60, dtype=torch.uint8), [0], name="huge")
+        """
+    )
+    result = pytester.runpytest("--vram-device", "cpu")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*OutOfMemory: out of memory in sample 0 of lap 0, asking for 1,048,576.00 TiB, at *"])
+    result.stdout.fnmatch_lines(["huge * out of memory *"])
+
+
+def test_a_body_that_raises_reports_its_own_error(pytester: pytest.Pytester) -> None:
+    """A ValueError inside the step fails the test as a ValueError."""
+    pytester.makepyfile(
+        """
+        def test_body(vram):
+            def step(_):
+                raise ValueError("mine")
+            vram.replay(step, [0])
+        """
+    )
+    result = pytester.runpytest("--vram-device", "cpu")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["E*ValueError: mine"])
+
+
+def test_the_plugin_steps_aside(pytester: pytest.Pytester) -> None:
+    """Disabled: users of the fixture are skipped, others run. Unloaded: nothing of it is left."""
+    pytester.makepyfile(test_with=CLEAN, test_without="def test_other(): pass")
+    result = pytester.runpytest("--vram-disable", "-rs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED *disabled by --vram-disable"])
+    assert "= vram =" not in result.stdout.str()
+    unloaded = pytester.runpytest_subprocess("-p", "no:vram", "test_without.py")
+    unloaded.assert_outcomes(passed=1)
+
+
+def test_without_torch_the_fixture_skips_and_nothing_else_notices(pytester: pytest.Pytester) -> None:
+    """No torch to import: a skip that says so, and a run that never asks for the fixture is untouched."""
+    pytester.makeconftest(
+        """
+        import importlib.util
+        find = importlib.util.find_spec
+        importlib.util.find_spec = lambda name, package=None: None if name == "torch" else find(name, package)
+        """
+    )
+    pytester.makepyfile(test_with=CLEAN.replace("import torch", ""), test_without="def test_other(): pass")
+    result = pytester.runpytest_subprocess("-rs")
+    result.assert_outcomes(passed=1, skipped=1)
+    result.stdout.fnmatch_lines(["SKIPPED *torch is not installed"])
+
+
+def test_a_run_that_does_not_measure_imports_no_torch(pytester: pytest.Pytester) -> None:
+    """Having the plugin installed costs other projects' test runs no import of torch."""
+    pytester.makepyfile("import sys\ndef test_other():\n    assert 'torch' not in sys.modules\n")
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_only_the_plugin_knows_pytest(pytester: pytest.Pytester) -> None:
+    """`import vram` outside pytest works and brings neither pytest nor torch."""
+    code = "import sys, vram; assert not {'pytest', 'torch'} & set(sys.modules); print(vram.format_bytes(2048))"
+    result = pytester.run(sys.executable, "-c", code)
+    assert result.outlines == ["2.00 KiB"]
+
+
+def test_a_worker_hands_its_figures_to_the_controller(pytester: pytest.Pytester) -> None:
+    """Under pytest-xdist the report and the summary hold every worker's recordings."""
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    pytester.makepyfile(test_leak=LEAK, test_clean=CLEAN)
+    result = pytester.runpytest_subprocess("-n", "2", "--vram-device", "cpu", "--vram-report", "memory.json")
+    result.assert_outcomes(passed=1, failed=1)
+    modes = json.loads(Path(pytester.path / "memory.json").read_text())["modes"]
+    assert sorted(mode["mode"] for mode in modes) == ["clean", "leaky"]
