@@ -60,15 +60,27 @@ def questions(pytestconfig: pytest.Config) -> list[Question]:
 
 
 @pytest.fixture(scope="session")
-def answerer(pytestconfig: pytest.Config, vram: VramSession) -> Answerer:
+def answerer(pytestconfig: pytest.Config, vram: VramSession, questions: list[Question]) -> Answerer:
     """The session's one model, with what turns a question into an answer of a fixed length."""
+    from llava.errors import BadInput
+
+    try:
+        return _answerer(pytestconfig, vram.device, questions)
+    except BadInput as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+def _answerer(config: pytest.Config, device: str, questions: list[Question]) -> Answerer:
     from llava.answering import Answerer
     from llava.builder import load_pretrained_model
 
     tokenizer, model, image_processor, _ = load_pretrained_model(
-        pytestconfig.getoption("--model-path"),
-        device=vram.device,
-        dtype=pytestconfig.getoption("--dtype"),
-        attn_implementation=pytestconfig.getoption("--attn"),
+        config.getoption("--model-path"),
+        device=device,
+        dtype=config.getoption("--dtype"),
+        attn_implementation=config.getoption("--attn"),
     )
-    return Answerer(tokenizer, model, image_processor, max_new_tokens=_NEW_TOKENS, min_new_tokens=_NEW_TOKENS)
+    answerer = Answerer(tokenizer, model, image_processor, max_new_tokens=_NEW_TOKENS, min_new_tokens=_NEW_TOKENS)
+    for question in questions:
+        answerer.prompts.check(question)
+    return answerer

@@ -8,6 +8,8 @@ if [[ -z "${VIRTUAL_ENV:-}" ]]; then
     export VIRTUAL_ENV
 fi
 export PATH="$VIRTUAL_ENV/bin:$PATH"
+# The default model's tensors are so small that threads would only wait for one another. Set it for a larger one.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 # What was installed last, by content: an edit of either file, or a checkout moved elsewhere, installs again.
 stamp="$VIRTUAL_ENV/.himap-vram-setup"

@@ -94,7 +94,7 @@ class VramSession:
         if isinstance(limit, Budget):
             self.note(recording, budget_bytes=limit.limit_bytes)
             if limit.limit_bytes is None:
-                self._summary(recording)["absent"]["budget"] = f"new: no {limit}"
+                self._summary(recording)["absent"]["budget"] = "new: record it with --vram-accept"
         checks.assert_peak(recording, limit, channel)
 
     def note(self, recording: Recording, **figures: int | float | str | None) -> None:

@@ -25,6 +25,13 @@ def model(answerer: Answerer) -> HimapLlavaForConditionalGeneration:
     return answerer.model
 
 
+@pytest.fixture(scope="session")
+def with_image(questions: list[Question]) -> Question:
+    """A question with an image: without one there is nothing to prune."""
+    found = next((question for question in questions if question.image is not None), None)
+    return found or pytest.skip("none of the questions has an image")
+
+
 @pytest.fixture(params=MODES)
 def mode(request: pytest.FixtureRequest) -> str:
     return str(request.param)

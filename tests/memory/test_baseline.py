@@ -19,11 +19,6 @@ from vram.session import VramSession
 
 
 @pytest.fixture
-def question(questions: list[Question]) -> Question:
-    return next((question for question in questions if question.image is not None), questions[0])
-
-
-@pytest.fixture
 def plain(model: HimapLlavaForConditionalGeneration, switched: Callable[..., None]) -> LlavaForConditionalGeneration:
     """transformers' own LLaVA on the very same weights: nothing is copied."""
     switched("baseline")
@@ -54,23 +49,23 @@ def cost(vram: VramSession, work: Callable[[], object]) -> tuple[int, int]:
 
 
 def test_baseline_enters_no_code_of_ours(
-    answerer: Answerer, question: Question, switched: Callable[..., None]
+    answerer: Answerer, with_image: Question, switched: Callable[..., None]
 ) -> None:
     """Spied on: a whole answer in baseline runs nothing of himap beyond forward's look at the flags."""
     switched("baseline")
     with entered_code() as entered:
-        answerer.answer(question)
+        answerer.answer(with_image)
     assert entered == set()
 
 
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "baseline"])
 def test_the_spy_sees_the_other_modes(
-    answerer: Answerer, question: Question, mode: str, switched: Callable[..., None]
+    answerer: Answerer, with_image: Question, mode: str, switched: Callable[..., None]
 ) -> None:
     """The check above can fail: every other mode is caught entering the selective forward."""
     switched(mode)
     with entered_code() as entered:
-        answerer.answer(question)
+        answerer.answer(with_image)
     assert "decoder.py:_selective_forward" in entered
 
 
@@ -80,15 +75,15 @@ def test_baseline_gives_plain_llavas_logits(
     answerer: Answerer,
     model: HimapLlavaForConditionalGeneration,
     plain: LlavaForConditionalGeneration,
-    question: Question,
+    with_image: Question,
     attention: str,
     use_cache: bool,
 ) -> None:
     """Bit for bit, with and without a cache, with either attention."""
     model.set_attn_implementation(attention)
     plain.set_attn_implementation(attention)
-    ours = logits(model, answerer, question, use_cache=use_cache)
-    assert torch.equal(ours, logits(plain, answerer, question, use_cache=use_cache))
+    ours = logits(model, answerer, with_image, use_cache=use_cache)
+    assert torch.equal(ours, logits(plain, answerer, with_image, use_cache=use_cache))
 
 
 def test_baseline_costs_not_one_byte_more(
@@ -99,8 +94,7 @@ def test_baseline_costs_not_one_byte_more(
     questions: list[Question],
 ) -> None:
     """A whole answer leaves and peaks at the same bytes as plain LLaVA's, question by question."""
-    length = answerer.lengths
-    other = Answerer(answerer.tokenizer, plain, answerer.image_processor, **length)
+    other = Answerer(answerer.tokenizer, plain, answerer.image_processor, **answerer.lengths)
     for question in questions[:3]:
         ours = cost(vram, lambda question=question: answerer.answer(question))
         assert ours == cost(vram, lambda question=question: other.answer(question))
@@ -108,10 +102,9 @@ def test_baseline_costs_not_one_byte_more(
 
 
 def test_switching_modes_brings_back_the_same_bytes_and_logits(
-    vram: VramSession,
     answerer: Answerer,
     model: HimapLlavaForConditionalGeneration,
-    question: Question,
+    with_image: Question,
     switched: Callable[..., None],
 ) -> None:
     """baseline -> himap -> custom -> baseline on one model: the last is the first, to the byte and to the bit."""
@@ -119,24 +112,23 @@ def test_switching_modes_brings_back_the_same_bytes_and_logits(
     for turn, mode in enumerate(("baseline", "himap", "custom-fps", "custom-tome", "baseline")):
         switched(mode)
         torch.manual_seed(0)
-        seen[turn, mode] = logits(model, answerer, question, use_cache=False)
-        answerer.answer(question)
+        seen[turn, mode] = logits(model, answerer, with_image, use_cache=False)
+        answerer.answer(with_image)
     switched("baseline")
     assert torch.equal(seen[0, "baseline"], seen[4, "baseline"])
-    if question.image is not None:
-        for key, pruned in seen.items():
-            if key[1] != "baseline":
-                assert not torch.equal(pruned[0, -1], seen[0, "baseline"][0, -1]), f"{key[1]} changes nothing"
+    for (_, mode), pruned in seen.items():
+        if mode != "baseline":
+            assert not torch.equal(pruned[0, -1], seen[0, "baseline"][0, -1]), f"{mode} changes nothing"
 
 
 def test_switching_modes_leaves_no_byte_behind(
-    vram: VramSession, answerer: Answerer, question: Question, switched: Callable[..., None]
+    vram: VramSession, answerer: Answerer, with_image: Question, switched: Callable[..., None]
 ) -> None:
     """After every other mode has answered, baseline holds exactly the bytes it held before."""
     held = []
     for mode in ("baseline", "himap", "custom-fps", "custom-tome", "baseline"):
         switched(mode)
-        answerer.answer(question)
+        answerer.answer(with_image)
         gc.collect()
         with vram.measure() as measured:
             held.append(measured.live_bytes)

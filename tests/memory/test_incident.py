@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -17,15 +17,10 @@ from vram.meters import default_meter
 from vram.session import VramSession
 
 
-@pytest.fixture
-def one_question(questions: list[Question]) -> Question:
-    return next((question for question in questions if question.image is not None), questions[0])
-
-
 def test_a_stale_flag_is_caught_by_the_branch_test(
     answerer: Answerer,
     model: HimapLlavaForConditionalGeneration,
-    one_question: Question,
+    with_image: Question,
     switched: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -35,7 +30,7 @@ def test_a_stale_flag_is_caught_by_the_branch_test(
     switched("baseline")
     monkeypatch.setattr(himap.decoder, "active_settings", lambda _config: copied)
     # The config says baseline, so the cache would be used, and the mask not handed on: do what the old script did.
-    ids = answerer.inputs(one_question)
+    ids = answerer.inputs(with_image)
     mask = ids["input_ids"] == model.config.image_token_id
     with entered_code() as entered:
         model(**ids, image_mask=mask, use_cache=False)
@@ -45,14 +40,14 @@ def test_a_stale_flag_is_caught_by_the_branch_test(
 @pytest.fixture
 def keeping(
     answerer: Answerer, vram: VramSession, questions: list[Question], switched: Callable[..., None]
-) -> Iterator[Recording]:
+) -> Recording:
     """The old loop: no cache, every layer's attention of every token kept until the next answer."""
     switched("baseline")
     parts = (answerer.tokenizer, answerer.model, answerer.image_processor)
     keeper = Answerer(*parts, **answerer.lengths, keep_attentions=True)
-    with_image = [question for question in questions if question.image is not None][:2] or questions[:2]
+    asked = [question for question in questions if question.image is not None][:2] or questions[:2]
     # Not the fixture's replay: what is planted here does not belong in the report.
-    yield replay(keeper.answer, with_image, laps=3, meters=[default_meter(vram.device)], name="keeping attentions")
+    return replay(keeper.answer, asked, laps=3, meters=[default_meter(vram.device)], name="keeping attentions")
 
 
 def test_kept_attentions_are_caught_by_the_token_test(

@@ -67,12 +67,12 @@ class TensorMeter:
 
     def _see(self, tensor: torch.Tensor) -> None:
         """Count the tensor's storage if it is new, or its change of size if it was resized in place."""
+        if not tensor.is_cpu:
+            return
         try:
-            if tensor.device.type != "cpu" or tensor.layout != torch.strided:
-                return
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):
-            return  # a wrapper with no storage of its own; what it wraps is seen by itself
+            return  # sparse, or a wrapper: no storage of its own, and its parts are seen by themselves
         address, size = storage._cdata, storage.nbytes()
         known = self._sizes.get(address)
         if known == size:

@@ -1,0 +1,41 @@
+"""What a run of the memory suite amounts to, as an exit code: pytest's own, refined by what was decided."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from llava.modes import MODES
+
+FINE, FOUND, BAD_INPUT, INCONCLUSIVE, INTERRUPTED, FAULT = 0, 1, 2, 3, 130, 70
+DECIDED = ("stable", "plateau", "grows", "out of memory")
+# pytest's: 0 passed, 1 failed, 2 interrupted, 3 internal error, 4 usage error, 5 no tests collected.
+PASSED, FAILED, STOPPED, USAGE = 0, 1, 2, 4
+
+
+def outcome(status: int, report: Path) -> tuple[int, str]:
+    """(exit code, one line to print or nothing) for pytest's exit `status` and the JSON it wrote."""
+    if status == USAGE:
+        return BAD_INPUT, ""
+    if status == STOPPED:
+        return INTERRUPTED, "interrupted"
+    if status not in (PASSED, FAILED):
+        return FAULT, f"the suite itself failed: pytest ended with {status}"
+    modes = json.loads(report.read_text(encoding="utf-8"))["modes"] if report.is_file() else []
+    verdicts = {mode["mode"]: mode["verdict"] for mode in modes}
+    undecided = [mode for mode in MODES if verdicts.get(mode) not in DECIDED]
+    if status == FAILED and not undecided:
+        return FOUND, "a regression was found: see the failures above"
+    if status == FAILED and any(verdict in ("grows", "out of memory") for verdict in verdicts.values()):
+        return FOUND, "a regression was found: see the failures above"
+    if undecided:
+        return INCONCLUSIVE, f"inconclusive: no decision on {', '.join(undecided)}"
+    return FINE, "no growth, no peak over budget: memory is stable in every mode"
+
+
+if __name__ == "__main__":
+    code, line = outcome(int(sys.argv[1]), Path(sys.argv[2]))
+    if line:
+        print(f"ci/memory: {line}")
+    sys.exit(code)

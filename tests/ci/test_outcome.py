@@ -1,0 +1,51 @@
+"""What a run of the memory suite amounts to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ci.outcome import outcome
+from llava.modes import MODES
+
+
+def report(folder: Path, **verdicts: str | None) -> Path:
+    path = folder / "memory.json"
+    modes = [
+        {"mode": mode, "verdict": verdicts.get(mode.replace("-", "_"), "stable")}
+        for mode in MODES
+        if verdicts.get(mode.replace("-", "_"), "stable") != "missing"
+    ]
+    path.write_text(json.dumps({"schema": 1, "environment": {}, "modes": modes}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("status", "verdicts", "code"),
+    [
+        (0, {}, 0),
+        (0, {"himap": "plateau"}, 0),
+        (0, {"himap": None}, 3),
+        (0, {"custom_tome": "missing"}, 3),
+        (0, {"himap": "undecided"}, 3),
+        (1, {}, 1),
+        (1, {"himap": "grows"}, 1),
+        (1, {"himap": "undecided"}, 3),
+        (1, {"himap": "undecided", "baseline": "grows"}, 1),
+        (1, {"baseline": "out of memory"}, 1),
+        (2, {}, 130),
+        (3, {}, 70),
+        (4, {}, 2),
+        (5, {}, 70),
+    ],
+)
+def test_exit_code(tmp_path: Path, status: int, verdicts: dict[str, str | None], code: int) -> None:
+    """Pytest's exit and the modes' verdicts give the promised code; a mode without a decision is never fine."""
+    assert outcome(status, report(tmp_path, **verdicts))[0] == code
+
+
+def test_a_run_that_wrote_no_report_is_not_fine(tmp_path: Path) -> None:
+    """Nothing measured is inconclusive, not passed."""
+    assert outcome(0, tmp_path / "absent.json")[0] == 3
