@@ -101,19 +101,18 @@ class _Session:
             self._vram = VramSession(options)
         return self._vram
 
-    @pytest.hookimpl(hookwrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, Any, None]:
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, Any]:
         """Inconclusive is a skip with its reason; so is Undecided where the session says so."""
-        outcome = yield
-        softened: tuple[type[BaseException], ...] = (Inconclusive,)
-        if _option(self._config, "undecided") == "skip":
-            softened += (Undecided,)
-        report = outcome.get_result()
-        if call.excinfo is not None and isinstance(call.excinfo.value, softened) and report.failed:
-            path, line, _ = item.location
+        report = yield
+        error = call.excinfo.value if call.excinfo is not None else None
+        soft = isinstance(error, Undecided) and _option(self._config, "undecided") == "skip"
+        if report.failed and (soft or isinstance(error, Inconclusive)):
+            path, line, _ = report.location
             report.outcome = "skipped"
-            kind = "inconclusive" if isinstance(call.excinfo.value, Inconclusive) else "undecided"
-            report.longrepr = (path, (line or 0) + 1, f"Skipped: {kind}: {call.excinfo.value}")
+            kind = "undecided" if soft else "inconclusive"
+            report.longrepr = (path, (line or 0) + 1, f"Skipped: {kind}: {error}")
+        return report
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the report; a worker of pytest-xdist hands its figures to the controller instead."""

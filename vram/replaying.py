@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -178,15 +177,13 @@ def _out_of_memory(error: Exception, lap: int, sample: int) -> OutOfMemory | Non
 
     if not is_out_of_memory(error):
         return None
-    failure = OutOfMemory(
+    return OutOfMemory(
         describe(error, lap, sample),
         lap=lap,
         sample=sample,
         requested_bytes=requested_bytes(error),
         line=failing_line(error),
     )
-    traceback.clear_frames(error.__traceback__)  # the locals of the failed step hold its tensors
-    return failure
 
 
 def step_name(step: Callable[..., Any]) -> str:

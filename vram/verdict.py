@@ -222,7 +222,7 @@ def _decide(ratchet: _Ratchet, look: int, base: int, readings: Int64, warmup_lap
     missing = []
     if len(rises) < _RISES_NEEDED[look]:
         missing.append(f"{len(rises)} of {_RISES_NEEDED[look]} rises needed")
-    if quiet > wait or rises[-1] < base - 1:
+    if quiet > wait:
         missing.append(f"quiet for the last {quiet} laps")
     if rises[-1] - rises[0] + 1 < base:
         missing.append(f"the rises span fewer than {base} laps")

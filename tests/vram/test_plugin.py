@@ -88,7 +88,7 @@ UNDECIDED = """
 
 
 def test_undecided_fails_unless_softened(pytester: pytest.Pytester) -> None:
-    """It grew and nobody can say that it stops: a failure; `--vram-undecided skip`, or the ini twin, makes it a skip."""
+    """It grew and nobody can say that it stops: a failure; `--vram-undecided skip`, or its ini twin, softens it."""
     pytester.makepyfile(UNDECIDED)
     pytester.runpytest("--vram-device", "cpu").assert_outcomes(failed=1)
     softened = pytester.runpytest("-rs", "--vram-device", "cpu", "--vram-undecided", "skip")

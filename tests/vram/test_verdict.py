@@ -43,6 +43,8 @@ BENIGN: dict[str, tuple[Series, str]] = {
     "gc sawtooth": (lambda r: (r % 13) * KiB, "stable"),
     "gc sawtooth in step with the laps": (lambda r: (r % 41) * KiB, "stable"),
     "another process, on and off": (lambda r: (r // 10 % 2) * 500 * MiB, "stable"),
+    "gc sawtooth that drifts through the laps": (lambda r: (r % 19) * KiB, "stable"),
+    "one step within the first lap after warm-up": (lambda r: (r >= 30) * MiB, "plateau"),
     "noise": (lambda r: noise(r) * 512, "stable"),
 }
 LEAKS: dict[str, Series] = {
@@ -76,6 +78,80 @@ def test_a_leak_is_convicted(name: str, samples: int) -> None:
 def test_a_leak_is_convicted_on_a_short_list_too(name: str, samples: int) -> None:
     """Few samples are replayed more often; a leak in each of them ends in grows."""
     assert judged(LEAKS[name], samples=samples).status == "grows"
+
+
+def by_lap(*levels: int) -> npt.NDArray[np.int64]:
+    """A warm-up lap at 0, then laps of 20 samples, each at its level."""
+    return np.repeat([[0], *([level] for level in levels)], 20, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("levels", "status", "reason"),
+    [
+        ((0, 0, 0, 0, 0, 1, 2, 3, 4), "undecided", "4 of 5 rises needed"),
+        ((0, 0, 0, 0, 1, 2, 3, 4, 5), "grows", "5 of 8 laps"),
+        ((0, 1, 2, 3, 4, 5, 6, 7, 7), "grows", "7 of 8 laps"),
+        ((0, 1, 2, 3, 4, 5, 6, 6, 6), "plateau", "quiet for twice the longest wait"),
+        ((0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3), "grows", "3 of 13 laps"),
+        ((0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 2), "undecided", "2 of 3 rises needed"),
+        ((0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 5, 5), "undecided", "quiet for the last 3 laps"),
+        ((0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3), "undecided", "span fewer than 5 laps"),
+        ((0, 800, 1200, 1400, 1500, 1550, 1575, 1588, 1594, 1597, 1599, 1600, 1601, 1602), "undecided", "slows down"),
+        ((0, 800, 1200, 1400, *range(1401, 1411)), "grows", "13 of 13 laps"),
+        ((0, 9, 0, 9, 0, 9, 0, 9, 0, 9, 0, 0, 1, 1), "stable", "up and down"),
+    ],
+)
+def test_each_clause_of_the_rule_decides_at_its_edge(levels: tuple[int, ...], status: str, reason: str) -> None:
+    """Number, rhythm and spread of rises, silence and slowing down: each case sits on the edge of one clause."""
+    verdict = judge_growth(by_lap(*levels))
+    assert (verdict.status, reason in verdict.reason) == (status, True), verdict
+
+
+def test_a_rise_counts_from_the_level_counted_last() -> None:
+    """Creep of 1 B a lap with a tolerance of 3 B: a rise only every fourth lap."""
+    assert judge_growth(by_lap(*range(14)), tolerance_bytes=3).rises == 3
+
+
+def test_beyond_a_declared_cache_only_the_excess_counts() -> None:
+    """10 B declared and filled in five laps, 11 B reached in the sixth: one rise, not six."""
+    verdict = judge_growth(by_lap(0, 2, 4, 6, 8, 10, 11, 11, 11), cache_budget_bytes=10)
+    assert (verdict.status, verdict.rises) == ("undecided", 1)
+
+
+def test_laps_that_fill_no_group_are_dropped_from_the_front() -> None:
+    """21 laps of 10 samples make ten groups of two: the last lap's step is seen, the first lap is not needed."""
+    readings = np.zeros((21, 10), dtype=np.int64)
+    readings[-1] = 512
+    assert judge_growth(readings).status == "undecided"
+
+
+def test_a_short_list_warms_up_for_a_whole_group() -> None:
+    """One sample, 200 laps, a step after the first: warm-up, and nothing since."""
+    readings = np.full((200, 1), 512)
+    readings[0] = 0
+    verdict = judge_growth(readings)
+    assert (verdict.status, verdict.reason) == ("plateau", "it rose during warm-up and not since")
+
+
+def test_the_interval_is_students_widened_by_one_event() -> None:
+    """Laps that add 20 and 40 B in turn, worked out by hand: 1.571 +- (2.447 * 10.69 * sqrt(1.5 / 7) + 20 / 7) / 20."""
+    verdict = judge_growth(by_lap(0, *np.cumsum([20, 40] * 4).tolist()))
+    assert verdict.bytes_per_sample == pytest.approx(1.5714, abs=1e-4)
+    assert verdict.high_bytes - verdict.bytes_per_sample == pytest.approx(0.6054 + 0.1429, abs=1e-3)
+    assert verdict.bytes_per_sample - verdict.low_bytes == pytest.approx(0.6054 + 0.1429, abs=1e-3)
+
+
+def test_the_resolution_is_twice_the_noise_over_the_samples() -> None:
+    """Ups and downs of 10 B over 20 samples: 2 B a sample must convict; a tolerance of 100 B makes it 7 B."""
+    swinging = by_lap(*([0, 10] * 7))
+    assert judge_growth(swinging).resolution_bytes == 2
+    assert judge_growth(swinging, tolerance_bytes=100).resolution_bytes == 7
+
+
+def test_strictly_monotonic_is_said_of_the_raw_series() -> None:
+    """Every reading above the one before: a leak in each sample; never so of a flat series."""
+    assert judge_growth(np.arange(100).reshape(5, 20)).strictly_monotonic
+    assert not judge_growth(np.zeros((5, 20), dtype=np.int64)).strictly_monotonic
 
 
 def test_conviction_rests_on_200_runs_at_least() -> None:
@@ -146,7 +222,8 @@ def test_a_declared_cache_is_tolerated_up_to_its_budget() -> None:
     """A cache that fills over 200 calls is no growth if declared; the same declared 10 entries too small is."""
     filling: Series = lambda r: np.minimum(r, 200) * 4 * KiB  # noqa: E731
     assert judged(filling).status == "grows"  # the documented limit of the rule
-    assert judged(filling, cache_budget_bytes=200 * 4 * KiB).status in ("stable", "plateau")
+    declared = judged(filling, cache_budget_bytes=200 * 4 * KiB)
+    assert (declared.status in ("stable", "plateau"), declared.laps) == (True, 5)
     assert judged(lambda r: r * 4 * KiB, cache_budget_bytes=20 * 4 * KiB).status == "grows"
 
 
