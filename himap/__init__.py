@@ -1,7 +1,11 @@
 """HiMAP visual-token pruning (CVPR 2025) and custom token selection inside transformers' LLaMA decoder."""
 
-from himap.decoder import Himap_LlamaModel, HimapLlamaForCausalLM, Kept
-from himap.multimodal import HimapLlavaConfig, HimapLlavaForConditionalGeneration, HimapLlavaModel
+from himap.transformers_api import check_transformers
+
+check_transformers()  # before the imports below, which would stop at the first name that is missing
+
+from himap.decoder import Himap_LlamaModel, HimapLlamaForCausalLM, Kept  # noqa: E402
+from himap.multimodal import HimapLlavaConfig, HimapLlavaForConditionalGeneration, HimapLlavaModel  # noqa: E402
 
 __all__ = [
     "HimapLlamaForCausalLM",

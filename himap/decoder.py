@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
-from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.llama.modeling_llama import rotate_half
@@ -54,8 +54,10 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
     `image_mask` (batch, tokens) bool, true at image tokens; without it the configured lengths are used. A prompt with
     no image token takes the dense path.
 
+    `kept` tells what the last forward kept; None after one that chose nothing.
+
     Raises ValueError for flags that break a rule, lengths that disagree with the mask, image tokens that are not
-    contiguous or not followed by text (HiMAP), batches, padding, and a cache while pruning is on.
+    contiguous or not followed by text (HiMAP), batches, padding, and a cache while tokens are removed.
     """
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -102,12 +104,12 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
             "use_cache": use_cache,
             **kwargs,
         }
+        self.kept = None  # whatever comes, it is not this forward's
         settings = active_settings(self.config)
         if settings is None:
             return cast(BaseModelOutputWithPast, super().forward(**inputs))
-        image = _image_span(
-            settings, input_ids, inputs_embeds, past_key_values, image_mask, self.config.num_hidden_layers
-        )
+        tokens = inputs_embeds if inputs_embeds is not None else input_ids
+        image = None if tokens is None else _image_span(settings, self.config, tokens, past_key_values, image_mask)
         if image is None:
             return cast(BaseModelOutputWithPast, super().forward(**inputs))
         return cast(BaseModelOutputWithPast, self._selective_forward(settings=settings, image=image, **inputs))
@@ -131,7 +133,8 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         shortens = isinstance(settings, HimapSettings) or settings.drop
         if shortens and (use_cache or past_key_values is not None):
-            raise ValueError("pruning has no KV cache yet: pass use_cache=False, got use_cache=True or a cache")
+            came = "use_cache=True" if past_key_values is None else type(past_key_values).__name__
+            raise ValueError(f"removing image tokens works without a KV cache only: pass use_cache=False, got {came}")
         if hidden.shape[0] != 1:
             raise ValueError(f"pruning takes one question at a time, got a batch of {hidden.shape[0]}")
         if attention_mask is not None and not bool(attention_mask.to(torch.bool).all()):
@@ -183,7 +186,7 @@ class _Run:
         # After the pruning: with adjacent stages the image is scored in the very layer the text stage prunes.
         if layer_index + 1 == settings.txt_layer:
             self._scores = self._score(layer_index, rows=range(self.image.stop, self.hidden.shape[1]))
-        elif layer_index + 1 == settings.img_layer:
+        elif layer_index + 1 == settings.img_layer and settings.img_layer < self.model.config.num_hidden_layers:
             self._scores = self._score(layer_index, rows=self.image)
 
     def causal_mask(self, past_key_values: Any) -> Tensor | None:
@@ -258,33 +261,26 @@ class _Run:
 
 
 def _image_span(
-    settings: Settings,
-    input_ids: Tensor | None,
-    inputs_embeds: Tensor | None,
-    past_key_values: Any,
-    image_mask: Tensor | None,
-    n_layers: int,
+    settings: Settings, config: LlamaConfig, tokens: Tensor, past_key_values: Any, image_mask: Tensor | None
 ) -> range | None:
-    """Where the image stands in the sequence; None where the mode has nothing to do (the dense path)."""
-    inputs = inputs_embeds if inputs_embeds is not None else input_ids
-    if inputs is None:
-        return None  # LlamaModel words this error
-    length = inputs.shape[1]
+    """Where the image stands in `tokens` (batch, tokens[, E]); None where the mode has nothing to do (dense path)."""
     first_layer = settings.txt_layer if isinstance(settings, HimapSettings) else settings.agg_layer
-    if first_layer >= n_layers:
+    if first_layer >= config.num_hidden_layers:
         return None
-    if image_mask is not None:
-        image = _masked_span(image_mask, settings.lengths)
-        if image is None:
-            return None
+    # After a prefill with a cache the image is in the cache already: what follows it needs no selection.
+    if isinstance(settings, CustomSettings) and past_key_values is not None and past_key_values.get_seq_length() > 0:
+        return None
+    if image_mask is None:
+        image = _configured_span(settings.lengths)
+    elif image_mask.shape != tokens.shape[:2]:
+        raise ValueError(f"image_mask must have the tokens' shape {[*tokens.shape[:2]]}, got {[*image_mask.shape]}")
+    elif not image_mask.any():
+        return None
     else:
-        if settings.lengths.sys is None or settings.lengths.img is None:
-            raise ValueError("without an image mask the system and image lengths must be configured, got None")
-        image = range(settings.lengths.sys, settings.lengths.sys + settings.lengths.img)
+        image = _masked_span(image_mask, settings.lengths)
+    length = tokens.shape[1]
     if isinstance(settings, CustomSettings):
-        # After a prefill with a cache the image is in the cache already: what follows it needs no selection.
-        cached = past_key_values is not None and past_key_values.get_seq_length() > 0
-        if cached or settings.kept >= len(image) or length < image.stop:
+        if settings.kept >= len(image) or length < image.stop:
             return None
     elif length <= image.stop:
         raise ValueError(f"HiMAP needs text after the image: got {length} tokens, the image ends at {image.stop}")
@@ -292,16 +288,23 @@ def _image_span(
     return image
 
 
-def _masked_span(image_mask: Tensor, lengths: Lengths) -> range | None:
-    """The span of True in `image_mask` (1, tokens), checked against the configured lengths; None without any."""
+def _configured_span(lengths: Lengths) -> range:
+    if lengths.sys is None or lengths.img is None:
+        raise ValueError(
+            "without an image mask the system and image lengths must both be configured, "
+            f"got {lengths.sys} and {lengths.img}"
+        )
+    return range(lengths.sys, lengths.sys + lengths.img)
+
+
+def _masked_span(image_mask: Tensor, lengths: Lengths) -> range:
+    """The span of True in `image_mask` (1, tokens), which has some, checked against the configured lengths."""
     if image_mask.shape[0] != 1:
         raise ValueError(f"pruning takes one question at a time, got a batch of {image_mask.shape[0]}")
     found = image_mask[0].nonzero().squeeze(1)
-    if found.numel() == 0:
-        return None
-    start, count = int(found[0]), found.numel()
-    if int(found[-1]) != start + count - 1:
-        raise ValueError(f"the image tokens must be contiguous, got {count} between {start} and {int(found[-1])}")
+    start, count, last = int(found[0]), found.numel(), int(found[-1])
+    if last != start + count - 1:
+        raise ValueError(f"the image tokens must be contiguous, got {count} of them between {start} and {last}")
     for name, configured, masked in (("system", lengths.sys, start), ("image", lengths.img, count)):
         if configured is not None and configured != masked:
             raise ValueError(f"the configured {name} length is {configured}, the prompt's is {masked}")
@@ -312,9 +315,9 @@ class OneFirstIndexPerGenerate:
     """Mixin for models with a `Himap_LlamaModel` inside: `generate` draws custom selection's first index once."""
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`GenerationMixin.generate`, unchanged but for the draw."""
-        decoder = next(module for module in self.modules() if isinstance(module, Himap_LlamaModel))  # type: ignore[attr-defined]
-        with decoder.one_first_index():
+        """`GenerationMixin.generate`; with custom selection on, one first index for all of its forwards."""
+        decoder: Himap_LlamaModel = self.get_decoder()  # type: ignore[attr-defined]
+        with decoder.one_first_index() if getattr(decoder.config, "use_custom_selection", False) else nullcontext():
             return super().generate(*args, **kwargs)  # type: ignore[misc]
 
 
@@ -322,6 +325,9 @@ class HimapLlamaForCausalLM(OneFirstIndexPerGenerate, LlamaForCausalLM):  # type
     """`LlamaForCausalLM` around `Himap_LlamaModel`."""
 
     def __init__(self, config: LlamaConfig) -> None:
-        super().__init__(config)
+        # Not LlamaForCausalLM's: it would first build a plain decoder, 13 GB of it at 7B.
+        LlamaPreTrainedModel.__init__(self, config)
         self.model = Himap_LlamaModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()

@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import AutoModel, LlavaConfig, LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
+from transformers import (
+    AutoModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaPreTrainedModel,
+)
 from transformers.conversion_mapping import (
     get_checkpoint_conversion_mapping,
     register_checkpoint_conversion_mapping,
@@ -34,6 +41,28 @@ for _flag in FLAGS:
     setattr(HimapLlavaConfig, _flag, _forwarded(_flag))
 
 
+def _checked(config: Any) -> HimapLlavaConfig:
+    if not isinstance(config, HimapLlavaConfig):  # flags set on a plain one would never reach the decoder
+        raise ValueError(f"the config must be a HimapLlavaConfig, got {type(config).__name__}")
+    if not isinstance(config.text_config, LlamaConfig):
+        raise ValueError(f"the decoder must be a LLaMA, got model type {config.text_config.model_type!r}")
+    return config
+
+
+def _convert_keys_like(ours: str, theirs: str) -> None:
+    """Let class `ours` read and write checkpoints with the key names that transformers' own `theirs` does."""
+    mapping = get_checkpoint_conversion_mapping(theirs)
+    if mapping is None:
+        raise ImportError(f"himap needs transformers' checkpoint conversion {theirs!r}, which this version lacks")
+    register_checkpoint_conversion_mapping(ours, mapping, overwrite=True)
+
+
+# transformers converts names for its own classes and for those registered. Here, not in from_pretrained: what a model
+# writes must not depend on whether another was read before.
+_convert_keys_like("HimapLlavaForConditionalGeneration", "llava")
+_convert_keys_like("HimapLlavaModel", "LlavaModel")
+
+
 class HimapLlavaModel(LlavaModel):  # type: ignore[misc]
     """`LlavaModel` that tells its decoder where the image tokens stand while a mode is on."""
 
@@ -42,10 +71,11 @@ class HimapLlavaModel(LlavaModel):  # type: ignore[misc]
 
     def __init__(self, config: HimapLlavaConfig) -> None:
         # Not LlavaModel's: it would first build a plain decoder, 13 GB of it at 7B.
-        LlavaPreTrainedModel.__init__(self, config)
+        LlavaPreTrainedModel.__init__(self, _checked(config))
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = LlavaMultiModalProjector(config)
-        self.language_model = Himap_LlamaModel(config.text_config)
+        # _from_config as AutoModel calls it: it alone builds in the dtype that text_config names.
+        self.language_model = Himap_LlamaModel._from_config(config.text_config)
         self.post_init()
 
     def reset_hmapv(self) -> None:
@@ -74,7 +104,8 @@ class HimapLlavaForConditionalGeneration(OneFirstIndexPerGenerate, LlavaForCondi
     model: HimapLlavaModel
 
     def __init__(self, config: HimapLlavaConfig) -> None:
-        LlavaPreTrainedModel.__init__(self, config)  # not LlavaForConditionalGeneration's, for the same reason
+        # Not LlavaForConditionalGeneration's, for the same reason.
+        LlavaPreTrainedModel.__init__(self, _checked(config))
         self.model = HimapLlavaModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
         self.post_init()
@@ -82,21 +113,15 @@ class HimapLlavaForConditionalGeneration(OneFirstIndexPerGenerate, LlavaForCondi
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """`PreTrainedModel.from_pretrained`, but an incomplete or foreign checkpoint is a ValueError, not a print."""
-        # transformers converts the names of older checkpoints only for its own classes, or those registered by name.
-        mapping = get_checkpoint_conversion_mapping("llava")
-        if mapping is None:
-            raise RuntimeError("this transformers version has no checkpoint conversion named 'llava'")
-        register_checkpoint_conversion_mapping(cls.__name__, mapping, overwrite=True)
+        # Else misshapen keys would end in a RuntimeError that names none of them.
+        kwargs["ignore_mismatched_sizes"] = True
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        problems = [
-            f"{what} {', '.join(sorted(map(str, keys)))}"
-            for what, keys in (
-                ("missing", info["missing_keys"]),
-                ("unexpected", info["unexpected_keys"]),
-                ("misshapen", info["mismatched_keys"]),
-            )
-            if keys
-        ]
-        if problems:
-            raise ValueError(f"the checkpoint must hold exactly the model's keys, got {'; '.join(problems)}")
+        problems = {
+            "missing": info["missing_keys"],
+            "unexpected": info["unexpected_keys"],
+            "misshapen": [key for key, *_ in info["mismatched_keys"]],
+        }
+        if any(problems.values()):
+            listed = "; ".join(f"{what} {', '.join(sorted(keys))}" for what, keys in problems.items() if keys)
+            raise ValueError(f"the checkpoint must hold exactly the model's keys, got {listed}")
         return (model, info) if output_loading_info else model

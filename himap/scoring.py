@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 TILE_BYTES = 32 * 2**20
-_BUFFERS = 3  # logits, softmax, and the boolean or rounding temporaries beside them
 
 
 def column_scores(
@@ -21,24 +20,39 @@ def column_scores(
     in tiles, so that at most `tile_bytes` are used beside the inputs at any length (one row of one key head at least).
     Source: HiMAP (arXiv 2503.13108), modality-aware scores; the original reads them off the materialised map.
     """
-    heads, n_rows, _ = query_HRD.shape
-    key_heads, length, _ = key_GND.shape
+    heads, n_rows, size = query_HRD.shape
+    key_heads, length = key_GND.shape[0], max(rows.stop, columns.stop)  # no row sees a later key
     group = heads // key_heads
-    row_bytes = 4 * length * group * _BUFFERS  # of one row, for one key head
-    fitting = max(1, tile_bytes // row_bytes)
-    row_tile = max(1, min(n_rows, fitting))
-    head_tile = max(1, min(key_heads, fitting // row_tile))
-    row_index_R = torch.arange(rows.start, rows.stop, device=query_HRD.device)
-    key_index_N = torch.arange(length, device=query_HRD.device)
+    row_tile, head_tile = _tiles(n_rows, key_heads, group, length, size, tile_bytes)
     scores_C = torch.zeros(len(columns), dtype=torch.float32, device=query_HRD.device)
-    for first_head in range(0, key_heads, head_tile):
-        key = key_GND[first_head : first_head + head_tile].float().unsqueeze(1)
-        for first_row in range(0, n_rows, row_tile):
-            tile = slice(first_row, first_row + row_tile)
-            query = query_HRD[first_head * group : (first_head + head_tile) * group, tile].float()
-            query = query.reshape(-1, group, *query.shape[1:]) * scaling
-            logits = query @ key.transpose(-1, -2)
-            logits.masked_fill_(key_index_N > row_index_R[tile, None], float("-inf"))
-            attention = logits.softmax(dim=-1)
-            scores_C += attention[..., columns.start : columns.stop].sum(dim=(0, 1, 2))
+    for head in range(0, key_heads, head_tile):
+        key = key_GND[head : head + head_tile, :length]
+        for row in range(0, n_rows, row_tile):
+            query = query_HRD[head * group : (head + head_tile) * group, row : row + row_tile]
+            scores_C += _tile_sums(query, key, rows.start + row, columns, scaling)
     return scores_C / heads
+
+
+def _tile_sums(query_HRD: Tensor, key_GND: Tensor, first_row: int, columns: range, scaling: float) -> Tensor:
+    """Sums_C over heads and rows, the first of which stands at `first_row`. What it allocates dies with the call."""
+    key_heads, length, size = key_GND.shape
+    # Query heads that share a key head become rows of one product: broadcasting would copy the keys.
+    query = (query_HRD.float() * scaling).reshape(key_heads, -1, size)
+    logits = (query @ key_GND.float().transpose(-1, -2)).view(*query_HRD.shape[:2], length)
+    row_index_R = torch.arange(first_row, first_row + query_HRD.shape[1], device=logits.device)
+    key_index_N = torch.arange(length, device=logits.device)
+    logits.masked_fill_(key_index_N > row_index_R[:, None], float("-inf"))
+    attention = logits.softmax(dim=-1)
+    return attention[..., columns.start : columns.stop].sum(dim=(0, 1))
+
+
+def _tiles(n_rows: int, key_heads: int, group: int, length: int, size: int, tile_bytes: int) -> tuple[int, int]:
+    """Rows and key heads worked on at once, so that a tile's tensors fit in `tile_bytes`."""
+    fixed_bytes = 16 * (length + n_rows)  # the index tensors; scores
+    key_bytes = 4 * length * size  # a float32 copy of one key head, where the model runs in half precision
+    # Of one row of one key head: logits and attention; the query in float32, scaled, and reshaped; the mask.
+    row_bytes = 4 * group * (2 * length + 3 * size) + length
+    room_bytes = tile_bytes - fixed_bytes
+    row_tile = max(1, min(n_rows, (room_bytes - key_bytes) // row_bytes))
+    head_tile = max(1, min(key_heads, room_bytes // (key_bytes + row_tile * row_bytes)))
+    return row_tile, head_tile

@@ -1,6 +1,6 @@
 """Which image tokens to keep: pure choices, tensors in, tensors out. Ties go to the lowest index.
 
-Shape letters: I image tokens, K tokens kept, E embedding size.
+Shape letters: I image tokens, K tokens kept, Q queries, E embedding size.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def farthest_points(tokens_IE: Tensor, keep: int, first: int) -> Tensor:
     unit_IE = normalize(tokens_IE.float(), dim=-1)
     chosen_K = torch.empty(keep, dtype=torch.int64, device=tokens_IE.device)
     distance_I = torch.full((count,), float("inf"), device=tokens_IE.device)
+    taken_I = torch.zeros(count, dtype=torch.bool, device=tokens_IE.device)
     newest = torch.tensor(first, device=tokens_IE.device)
     for position in range(keep):
         chosen_K[position] = newest
-        distance_I = torch.minimum(distance_I, 1 - unit_IE @ unit_IE[newest])
-        distance_I[newest] = float("-inf")  # a duplicate token must not be able to bring it back
-        newest = distance_I.argmax()
+        taken_I[newest] = True  # a duplicate of a chosen token is at distance 0 like the token itself
+        distance_I = torch.minimum(distance_I, 1 - _row_cosines(unit_IE, unit_IE[newest]))
+        newest = distance_I.masked_fill(taken_I, float("-inf")).argmax()
     return chosen_K
 
 
@@ -50,13 +51,21 @@ def most_similar(tokens_IE: Tensor, keep: int) -> Tensor:
     if keep >= count:
         return torch.arange(count, device=tokens_IE.device)
     unit_IE = normalize(tokens_IE.float(), dim=-1)
-    return (unit_IE @ unit_IE.T).sum(dim=1).sort(descending=True, stable=True).indices[:keep]
+    return _row_cosines(unit_IE, unit_IE.sum(dim=0)).sort(descending=True, stable=True).indices[:keep]
 
 
-def aggregate(queries_KE: Tensor, tokens_IE: Tensor, temperature: float) -> Tensor:
-    """Float32 aggregates_KE: softmax over tokens of cos(query, token) / `temperature`, applied to the tokens."""
-    if not temperature > 0:
-        raise ValueError(f"temperature must be greater than 0, got {temperature}")
-    tokens = tokens_IE.float()
-    similarity_KI = normalize(queries_KE.float(), dim=-1) @ normalize(tokens, dim=-1).T
-    return (similarity_KI / temperature).softmax(dim=-1) @ tokens
+def aggregate(queries_QE: Tensor, tokens_IE: Tensor, temperature: float) -> Tensor:
+    """Float32 aggregates_QE: softmax over tokens of cos(query, token) / `temperature`, applied to the tokens."""
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature must be a finite number greater than 0, got {temperature}")
+    return (cosines(queries_QE, tokens_IE) / temperature).softmax(dim=-1) @ tokens_IE.float()
+
+
+def cosines(queries_QE: Tensor, tokens_IE: Tensor) -> Tensor:
+    """Float32 similarity_QI: cosine of each query and each token; 0 for a zero vector."""
+    return normalize(queries_QE.float(), dim=-1) @ normalize(tokens_IE.float(), dim=-1).T
+
+
+def _row_cosines(unit_IE: Tensor, direction_E: Tensor) -> Tensor:
+    # Not a matrix product: BLAS gives equal rows different last bits, and ties would go to any of them.
+    return (unit_IE * direction_E).sum(dim=-1)

@@ -7,6 +7,7 @@ directions. Here the config is the only place they live.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 HIMAP_FLAGS = (
@@ -98,64 +99,71 @@ def active_settings(config: Any) -> Settings | None:
 def _himap_settings(config: Any) -> HimapSettings:
     settings = HimapSettings(
         lengths=Lengths(
-            sys=_whole(config, "hmap_v_sys_length", optional=True),
-            img=_whole(config, "hmap_v_img_length", optional=True, lowest=1),
+            sys=_whole_or_none(config, "hmap_v_sys_length"), img=_whole_or_none(config, "hmap_v_img_length", lowest=1)
         ),
-        txt_layer=_needed(_whole(config, "hmap_v_attn_txt_layer", lowest=1)),
-        txt_rank=_needed(_whole(config, "hmap_v_attn_txt_rank")),
-        img_layer=_whole(config, "hmap_v_attn_img_layer", optional=True),
-        img_rank=_whole(config, "hmap_v_attn_img_rank", optional=True),
+        txt_layer=_whole(config, "hmap_v_attn_txt_layer", lowest=1),
+        txt_rank=_whole(config, "hmap_v_attn_txt_rank"),
+        img_layer=_whole_or_none(config, "hmap_v_attn_img_layer"),
+        img_rank=_whole_or_none(config, "hmap_v_attn_img_rank"),
     )
     if (settings.img_layer is None) != (settings.img_rank is None):
         raise ValueError(
             "hmap_v_attn_img_layer and hmap_v_attn_img_rank go together, "
             f"got {settings.img_layer} and {settings.img_rank}"
         )
-    if settings.img_layer is not None and settings.img_rank is not None:
-        if settings.img_layer <= settings.txt_layer:
-            raise ValueError(
-                "hmap_v_attn_img_layer must be greater than hmap_v_attn_txt_layer, "
-                f"got {settings.img_layer} and {settings.txt_layer}"
-            )
-        if settings.img_rank > settings.txt_rank:
-            raise ValueError(
-                "hmap_v_attn_img_rank must be at most hmap_v_attn_txt_rank, "
-                f"got {settings.img_rank} and {settings.txt_rank}"
-            )
+    if settings.img_layer is not None and settings.img_layer <= settings.txt_layer:
+        raise ValueError(
+            "hmap_v_attn_img_layer must be greater than hmap_v_attn_txt_layer, "
+            f"got {settings.img_layer} and {settings.txt_layer}"
+        )
+    if settings.img_rank is not None and settings.img_rank > settings.txt_rank:
+        raise ValueError(
+            "hmap_v_attn_img_rank must be at most hmap_v_attn_txt_rank, "
+            f"got {settings.img_rank} and {settings.txt_rank}"
+        )
     return settings
 
 
 def _custom_settings(config: Any) -> CustomSettings:
-    method = getattr(config, "custom_selection_method", None) or "fps"
-    if method not in SELECTION_METHODS:
-        raise ValueError(f"custom_selection_method must be one of {', '.join(SELECTION_METHODS)}, got {method!r}")
-    temperature = getattr(config, "custom_temperature", None)
-    temperature = 0.1 if temperature is None else temperature  # the original's default
-    if isinstance(temperature, bool) or not isinstance(temperature, int | float) or not 0 < temperature < float("inf"):
-        raise ValueError(f"custom_temperature must be a number greater than 0, got {temperature!r}")
     return CustomSettings(
         lengths=Lengths(
-            sys=_whole(config, "custom_sys_length", optional=True),
-            img=_whole(config, "custom_image_token_length", optional=True, lowest=1),
+            sys=_whole_or_none(config, "custom_sys_length"),
+            img=_whole_or_none(config, "custom_image_token_length", lowest=1),
         ),
-        kept=_needed(_whole(config, "custom_kept_tokens", lowest=1)),
-        agg_layer=_needed(_whole(config, "custom_agg_layer")),
-        method=method,
-        temperature=float(temperature),
-        first_index=_whole(config, "custom_first_index", optional=True),
+        kept=_whole(config, "custom_kept_tokens", lowest=1),
+        agg_layer=_whole(config, "custom_agg_layer"),
+        method=_method(config),
+        temperature=_temperature(config),
+        first_index=_whole_or_none(config, "custom_first_index"),
         drop=bool(getattr(config, "custom_drop", False)),
     )
 
 
-def _whole(config: Any, name: str, *, lowest: int = 0, optional: bool = False) -> int | None:
+def _method(config: Any) -> str:
+    value = getattr(config, "custom_selection_method", None)
+    if value is None:
+        return SELECTION_METHODS[0]
+    if value not in SELECTION_METHODS:
+        raise ValueError(f"custom_selection_method must be one of {', '.join(SELECTION_METHODS)}, got {value!r}")
+    return str(value)
+
+
+def _temperature(config: Any) -> float:
+    value = getattr(config, "custom_temperature", None)
+    if value is None:
+        return 0.1  # the original's default
+    # Real and Integral, not float and int: they take numpy's numbers in, and bool is refused by hand.
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < float("inf"):
+        raise ValueError(f"custom_temperature must be a finite number greater than 0, got {value!r}")
+    return float(value)
+
+
+def _whole(config: Any, name: str, *, lowest: int = 0) -> int:
     value = getattr(config, name, None)
-    if value is None and optional:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < lowest:
         raise ValueError(f"{name} must be a whole number of at least {lowest}, got {value!r}")
-    return value
+    return int(value)
 
 
-def _needed(value: int | None) -> int:
-    assert value is not None  # _whole without optional=True has refused None
-    return value
+def _whole_or_none(config: Any, name: str, *, lowest: int = 0) -> int | None:
+    return None if getattr(config, name, None) is None else _whole(config, name, lowest=lowest)

@@ -1,0 +1,140 @@
+"""One question in, one answer out: greedy, and nothing kept from one to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from himap import HimapLlavaForConditionalGeneration
+from llava.conversation import clean_answer, conversation
+from llava.errors import BadInput
+from llava.images import open_rgb
+from llava.prompting import Prompts
+from llava.questions import Question
+from vram import mark
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`text` as compared with the label; `tokens` generated, the end token included; `prompt_tokens` read."""
+
+    text: str
+    tokens: int
+    prompt_tokens: int
+
+
+class _AtEachToken(LogitsProcessor):  # type: ignore[misc]
+    """Takes a memory reading at every generated token, and rules the image token out."""
+
+    def __init__(self, image_token_id: int) -> None:
+        self._image_token_id = image_token_id
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        mark("token")
+        # Random weights do choose it, and without a cache the next forward would look for the image that belongs to it.
+        scores[:, self._image_token_id] = float("-inf")
+        return scores
+
+
+class Answerer:
+    """Answers questions with a loaded model, in whatever mode the model is set to at that moment.
+
+    The KV cache is used except where the mode has none. `keep_attentions` does what the first version of these
+    programs did, to show what it costs: eager attention (set on the model, for good), no cache, every layer's
+    attention map and every step's whole logits kept until the next question is answered.
+
+    Attributes: `tokenizer`, `model`, `image_processor`, `prompts`, and `lengths`, the limits on an answer in tokens.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        model: HimapLlavaForConditionalGeneration,
+        image_processor: Any,
+        *,
+        conv_mode: str = "vicuna_v1",
+        single_pred_prompt: bool = False,
+        max_new_tokens: int = 1024,
+        min_new_tokens: int | None = None,
+        keep_attentions: bool = False,
+    ) -> None:
+        conversation(conv_mode)
+        if max_new_tokens < 1:
+            raise BadInput(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+        if min_new_tokens is not None and not 0 <= min_new_tokens <= max_new_tokens:
+            raise BadInput(f"min_new_tokens must be in 0..{max_new_tokens}, got {min_new_tokens}")
+        self.tokenizer, self.model, self.image_processor = tokenizer, model, image_processor
+        self.prompts = Prompts(tokenizer, model.config, conv_mode, single_pred_prompt)
+        self._conv_mode = conv_mode
+        self.lengths: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
+        self._keep_attentions = keep_attentions
+        self._kept: object = None
+        if keep_attentions:
+            model.set_attn_implementation("eager")
+
+    @torch.inference_mode()
+    def answer(self, question: Question) -> Answer:
+        """The model's answer. Raises BadInput for a prompt longer than the context and for an unreadable image."""
+        inputs = self.inputs(question)
+        prompt_tokens = inputs["input_ids"].shape[1]
+        generated = self._generate(inputs)[0, prompt_tokens:].tolist()
+        decoded = self.tokenizer.decode(generated, skip_special_tokens=True)
+        return Answer(clean_answer(decoded, conv_mode=self._conv_mode), len(generated), prompt_tokens)
+
+    def inputs(self, question: Question) -> dict[str, Any]:
+        """What the model is called with: input_ids and attention_mask (1, tokens), pixel_values (1, 3, side, side)."""
+        inputs: dict[str, Any] = {"input_ids": torch.tensor([self.prompts.ids(question)], device=self.model.device)}
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        if question.image is not None:
+            inputs["pixel_values"] = self._pixels(question)
+        return inputs
+
+    def _pixels(self, question: Question) -> Tensor:
+        """Float pixel values (1, 3, side, side)."""
+        assert question.image is not None
+        # Told, not guessed: an image 1 or 3 pixels high would be taken for one with its channels first.
+        pixels = self.image_processor(open_rgb(question.image), return_tensors="pt", input_data_format="channels_last")[
+            "pixel_values"
+        ]
+        assert isinstance(pixels, Tensor)
+        return pixels.to(self.model.device, self.model.dtype)
+
+    def _generate(self, inputs: dict[str, Any]) -> Tensor:
+        """Token ids (1, prompt + generated)."""
+        config = self.model.config
+        cached = not (config.use_hmap_v or (config.use_custom_selection and config.custom_drop))
+        options: dict[str, Any] = {
+            "do_sample": False,
+            "logits_processor": LogitsProcessorList([_AtEachToken(config.image_token_id)]),
+            **self.lengths,
+        }
+        if self._keep_attentions:
+            return self._generate_and_keep(inputs, options)
+        ids = self.model.generate(**inputs, **options, use_cache=cached)
+        assert isinstance(ids, Tensor)
+        return ids
+
+    def _generate_and_keep(self, inputs: dict[str, Any], options: dict[str, Any]) -> Tensor:
+        logits: list[Tensor] = []  # (1, prompt + generated so far, vocabulary) of every step
+        hook = self.model.register_forward_hook(lambda _module, _inputs, output: logits.append(output.logits))
+        try:
+            output = self.model.generate(
+                **inputs,
+                **options,
+                use_cache=False,
+                output_attentions=True,
+                output_scores=True,
+                return_dict_in_generate=True,
+                logits_to_keep=0,
+            )
+        finally:
+            hook.remove()
+        # Only now is the previous question's output let go: in the old loop one variable was overwritten.
+        self._kept = (output, logits)
+        ids = output.sequences
+        assert isinstance(ids, Tensor)
+        return ids

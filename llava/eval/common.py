@@ -1,0 +1,121 @@
+"""What the two programs share: the command line and the exit codes. Imports no torch: usage errors come at once."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llava.choices import ATTENTIONS, DTYPES
+from llava.conversation import CONVERSATIONS
+from llava.errors import BadInput, shown
+
+OUT_OF_MEMORY, BAD_INPUT, OUR_FAULT, INTERRUPTED = 1, 2, 70, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises BadInput where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(message)
+
+
+def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that both programs take."""
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    add = parser.add_argument
+    add("--model-path", default="tiny", help="a folder in Hugging Face layout, a hub id, or the preset tiny (default)")
+    add("--model-base", help="accepted for the original's sake; checkpoints that need a base are not supported")
+    add("--question-file", type=Path, help="LLaVA-format JSON (default: 20 questions that come with the package)")
+    add("--image-folder", type=Path, help="where the images of the question file lie")
+    add("--conv-mode", choices=tuple(CONVERSATIONS), default="vicuna_v1")
+    add("--single-pred-prompt", action="store_true", help="ask for the option's letter only")
+    add("--num-chunks", type=whole(1), default=1, help="split the questions into this many chunks")
+    add("--chunk-idx", type=whole(0), default=0, help="answer only this chunk, counted from 0")
+    add("--num-samples", type=_sample_count, default=-1, help="answer only the first so many questions; -1: all")
+    add("--max-new-tokens", type=whole(1), help="longest answer (default: 1024; 8 on a model under 16 layers)")
+    add("--output-file", type=Path, help=f"results as JSON (default: {prog}-MODE.json in the current folder)")
+    add("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:NUMBER")
+    add("--dtype", choices=DTYPES, help="default: float16 on CUDA, float32 on the CPU")
+    add("--attn", choices=ATTENTIONS, default="sdpa", help="attention implementation")
+    add("--keep-attentions", action="store_true", help="keep all attention maps and logits, as the first version did")
+    return parser
+
+
+def run_program(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    choose: Callable[[argparse.Namespace], tuple[str, Mapping[str, Any]]],
+) -> int:
+    """Parse, run, and turn whatever happens into an exit code; errors of the user's are one line on stderr.
+
+    `choose` gives the mode and those of its flags that the command line sets. 0 fine, 1 out of memory, 2 bad input,
+    70 a fault of our own (with its traceback), 130 interrupted.
+    """
+    try:
+        options = parser.parse_args(argv)
+        from llava.eval.loop import evaluate  # not before the command line is known to be right: this imports torch
+
+        evaluate(options, *choose(options), prog=parser.prog)
+    except BadInput as error:
+        return _fail(parser, str(error), BAD_INPUT)
+    except KeyboardInterrupt:
+        return _fail(parser, "interrupted", INTERRUPTED)
+    except Exception as error:
+        from vram.oom import is_out_of_memory
+
+        if isinstance(error, MemoryError) or is_out_of_memory(error):
+            return _fail(parser, f"out of memory: {error}", OUT_OF_MEMORY)
+        traceback.print_exc()
+        return OUR_FAULT
+    return 0
+
+
+def given(options: argparse.Namespace, names: Mapping[str, str]) -> dict[str, Any]:
+    """Those flags that the command line sets; `names` maps a flag to the name of its option."""
+    values = {flag: getattr(options, option) for flag, option in names.items()}
+    return {flag: value for flag, value in values.items() if value is not None}
+
+
+def whole(lowest: int) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least `lowest`."""
+
+    def parse(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = lowest - 1
+        if number < lowest:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {lowest}, got {shown(text)}")
+        return number
+
+    return parse
+
+
+def positive(text: str) -> float:
+    """An argparse type: a finite number greater than 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number greater than 0, got {shown(text)}")
+    return number
+
+
+def _sample_count(text: str) -> int:
+    if text == "-1":
+        return -1
+    try:
+        return whole(1)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; -1 means all") from error
+
+
+def _fail(parser: argparse.ArgumentParser, message: str, code: int) -> int:
+    print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,100 @@
+"""What a run found, and writing it down whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llava.errors import BadInput, shown
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One question answered. `correct` is None where the label is not known; `seconds` is the whole answer's time."""
+
+    id: str
+    prediction: str
+    label: str | None
+    correct: bool | None
+    seconds: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`accuracy` in 0..1 over the labelled answers, `avg_latency` in seconds; None: nothing to average."""
+
+    accuracy: float | None
+    avg_latency: float | None
+    total_samples: int
+    correct_samples: int
+
+
+def summarise(answers: Sequence[Answered]) -> Summary:
+    """The figures over all answers."""
+    judged = [answer.correct for answer in answers if answer.correct is not None]
+    return Summary(
+        accuracy=sum(judged) / len(judged) if judged else None,
+        avg_latency=sum(answer.seconds for answer in answers) / len(answers) if answers else None,
+        total_samples=len(answers),
+        correct_samples=sum(judged),
+    )
+
+
+def as_json(
+    answers: Sequence[Answered],
+    *,
+    complete: bool,
+    mode: str,
+    memory: Mapping[str, Any],
+    model_config: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The results file: the original program's keys, and ours."""
+    return {
+        "schema": SCHEMA,
+        "complete": complete,
+        "mode": mode,
+        **asdict(summarise(answers)),
+        "memory": dict(memory),
+        "model_config": dict(model_config),
+        "answers": [asdict(answer) for answer in answers],
+    }
+
+
+def check_output(path: Path, question_file: Path | None) -> Path:
+    """`path` with its links followed. Raises BadInput unless a file can be written there; never over the questions."""
+    name = shown(str(path))
+    try:
+        target = path.resolve()
+        if not target.parent.is_dir():
+            raise BadInput(f"the output file must be in an existing folder, got {name}")
+        if target.exists() and not target.is_file():
+            raise BadInput(f"the output file must be a regular file, got {name}")
+        if question_file is not None and question_file.resolve() == target:
+            raise BadInput(f"the output file must not be the question file, got {name}")
+        with tempfile.TemporaryFile(dir=target.parent):
+            pass
+    except (OSError, RuntimeError, ValueError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"the output file must be writable, got {name}: {error}") from error
+    return target
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` to `path`, which at every moment holds the old content or all of the new."""
+    unfinished = path.with_name(f".{os.getpid()}.unfinished.json")
+    try:
+        unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise BadInput(f"the output file must be writable, got {shown(str(path))}: {error}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -1,0 +1,107 @@
+"""Images from a folder or from a pencil, opened when they are needed."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from llava.errors import BadInput, shown
+
+# CLIP scales the short side to 336 pixels before it crops: at this ratio that is 336 x 168,000, 170 MB of RGB.
+MAX_ASPECT_RATIO = 500
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture that is drawn each time it is opened, always the same. `size` is (width, height) in pixels."""
+
+    size: tuple[int, int]
+    mode: str
+    seed: int
+
+    def draw(self) -> Image.Image:
+        """A few shapes on a plain ground, as a new Pillow image of `mode`."""
+        dice = random.Random(self.seed)  # noqa: S311  # a picture, not a secret
+
+        def colour() -> tuple[int, int, int]:
+            return dice.randrange(256), dice.randrange(256), dice.randrange(256)
+
+        width, height = self.size
+        image = Image.new("RGB", self.size, colour())
+        pencil = ImageDraw.Draw(image)
+        for _ in range(6):
+            left, top = dice.randrange(width), dice.randrange(height)
+            box = (left, top, dice.randrange(left, width), dice.randrange(top, height))
+            shape = pencil.ellipse if dice.random() < 0.5 else pencil.rectangle
+            shape(box, fill=colour())
+        return image.convert(self.mode)
+
+
+ImageSource = Path | Drawing
+
+
+def resolve_image(folder: Path, name: str) -> Path:
+    """The file `name` inside `folder`, symbolic links followed.
+
+    Raises BadInput if the folder is missing, or the name is absolute, leaves the folder or is not a file.
+    """
+    try:
+        root = folder.resolve()
+        if not root.is_dir():
+            raise BadInput(f"the image folder must be an existing folder, got {shown(str(folder))}")
+        path = (root / name).resolve()
+        if Path(name).is_absolute() or not path.is_relative_to(root):
+            raise BadInput(f"an image must lie inside the image folder, got {shown(name)}")
+        if not path.is_file():
+            raise BadInput(f"an image must be an existing file in the image folder, got {shown(name)}")
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, a loop of links, a NUL
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"an image must be a file in the image folder, got {shown(name)}: {error}") from error
+    return path
+
+
+def open_rgb(source: ImageSource) -> Image.Image:
+    """The image (of several frames the first), fully decoded, as RGB. EXIF orientation is left alone.
+
+    Raises BadInput for what Pillow can't read, what is over its pixel limit (`PIL.Image.MAX_IMAGE_PIXELS`), and what
+    is more than `MAX_ASPECT_RATIO` times as long as wide.
+    """
+    if isinstance(source, Drawing):
+        return _as_rgb(source.draw())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata is no concern of the pixels
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(source) as image:
+                _check_shape(image)
+                image.load()
+                return _as_rgb(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadInput(
+            f"an image must have at most {Image.MAX_IMAGE_PIXELS} pixels, got {shown(source.name)}: {error}"
+        ) from error
+    except BadInput as error:
+        raise BadInput(f"{error} in {shown(source.name)}") from error
+    except Exception as error:  # a broken file can raise almost anything in Pillow's decoders
+        raise BadInput(f"an image must be readable to its end, got {shown(source.name)}: {error}") from error
+
+
+def _check_shape(image: Image.Image) -> None:
+    if image.format == "EPS":  # Pillow would start Ghostscript on it
+        raise BadInput("an image must be made of pixels, got EPS")
+    if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
+        raise BadInput(f"an image must be at most {MAX_ASPECT_RATIO} times as long as wide, got {image.size}")
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    # Pillow warns about a palette with transparent entries unless it goes through RGBA, and can't turn "La" into RGB.
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    elif image.mode == "La":
+        image = image.convert("LA")
+    return image.convert("RGB")

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from llava.errors import BadInput
+from llava.images import Drawing, open_rgb
+
+# What Pillow writes and reads back in each mode, and the file type that holds it.
+FILES = {
+    "1": "png", "L": "png", "LA": "png", "P": "png", "RGB": "png", "RGBA": "png", "I;16": "png", "I": "tiff",
+    "F": "tiff", "CMYK": "jpg", "YCbCr": "jpg", "LAB": "tiff",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "suffix"), FILES.items())
+def test_every_mode_opens_as_rgb(tmp_path: Path, mode: str, suffix: str) -> None:
+    """Whatever an image file holds comes out as RGB of the same size, without a warning."""
+    path = tmp_path / f"picture.{suffix}"
+    Image.new(mode, (9, 4)).save(path)
+
+    opened = open_rgb(path)
+
+    assert (opened.mode, opened.size) == ("RGB", (9, 4))
+
+
+def test_a_palette_with_transparent_entries_opens_without_a_warning(tmp_path: Path) -> None:
+    """Pillow warns about such files on the direct way to RGB; a warning is an error here."""
+    image = Image.new("P", (4, 4))
+    image.putpalette([10, 20, 30] * 256)
+    image.save(tmp_path / "a.png", transparency=bytes([0, 128]))
+
+    assert open_rgb(tmp_path / "a.png").getpixel((0, 0)) == (10, 20, 30)
+
+
+def test_of_several_frames_the_first_is_taken(tmp_path: Path) -> None:
+    """An animation is its first picture."""
+    first, second = Image.new("RGB", (3, 3), (255, 0, 0)), Image.new("RGB", (3, 3), (0, 0, 255))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+
+    assert open_rgb(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_orientation_is_left_alone(tmp_path: Path) -> None:
+    """EXIF's "turn me" is not followed, as in the original."""
+    exif = Image.Exif()
+    exif[274] = 6  # rotate by 90 degrees
+    Image.new("RGB", (8, 4)).save(tmp_path / "a.jpg", exif=exif)
+
+    assert open_rgb(tmp_path / "a.jpg").size == (8, 4)
+
+
+def test_a_file_that_vanished_is_bad_input(tmp_path: Path) -> None:
+    """Between the check and the answer a file can go; that is said like any other bad image."""
+    with pytest.raises(BadInput, match=r"readable to its end, got 'gone\.png'"):
+        open_rgb(tmp_path / "gone.png")
+
+
+def test_a_drawing_is_always_the_same_and_not_plain() -> None:
+    """The same seed draws the same picture, another seed another; shapes are on it."""
+    drawing = Drawing((30, 20), "RGB", seed=1)
+
+    assert drawing.draw().tobytes() == drawing.draw().tobytes()
+    assert drawing.draw().tobytes() != Drawing((30, 20), "RGB", seed=2).draw().tobytes()
+    colours = drawing.draw().getcolors()
+    assert colours is not None
+    assert len(colours) > 2
+    assert Drawing((30, 20), "CMYK", seed=1).draw().mode == "CMYK"
+    assert open_rgb(Drawing((30, 20), "P", seed=1)).mode == "RGB"

@@ -1,0 +1,516 @@
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from himap import HimapLlavaForConditionalGeneration
+from himap.settings import SELECTION_METHODS
+from llava.answering import Answer, Answerer
+from llava.builder import Checkpoint
+from llava.errors import BadInput
+from llava.eval import custom_selection_inference, eval_scivqa, loop
+from llava.eval.results import Answered, Summary, summarise, write_json
+from llava.questions import Question
+
+from .conftest import a_record
+
+Main = Callable[[Sequence[str]], int]
+EVAL, CUSTOM = eval_scivqa.main, custom_selection_inference.main
+PROGRAMS = pytest.mark.parametrize("main", [EVAL, CUSTOM], ids=["eval-scivqa", "custom-selection-inference"])
+NAMES = {EVAL: "eval-scivqa", CUSTOM: "custom-selection-inference"}
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Programs write into the current folder unless told otherwise."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def not_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading weights is a fault."""
+
+    def load(*args: Any, **options: Any) -> None:
+        raise AssertionError("the weights were loaded")
+
+    monkeypatch.setattr(Checkpoint, "load_model", load)
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Answers at once, without a model: `answered("A", error)` answers "A", then raises `error`."""
+
+    def script(*steps: str | BaseException) -> None:
+        coming = iter(steps)
+
+        def answer(self: Answerer, question: Question) -> Answer:
+            step = next(coming)
+            if isinstance(step, BaseException):
+                raise step
+            return Answer(step, tokens=2, prompt_tokens=9)
+
+        monkeypatch.setattr(Answerer, "answer", answer)
+
+    return script
+
+
+def _result(path: str) -> dict[str, Any]:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "mode", "technique"),
+    [
+        (EVAL, [], "baseline", "NO TOKEN PRUNING TECHNIQUE"),
+        (EVAL, ["--use-hmap-v"], "himap", "HiMAP TECHNIQUE"),
+        (CUSTOM, ["--baseline"], "baseline", "NO TOKEN PRUNING TECHNIQUE"),
+        (CUSTOM, [], "custom-fps", "CUSTOM TOKEN SELECTION TECHNIQUE"),
+        (CUSTOM, ["--custom-selection-method", "tome"], "custom-tome", "CUSTOM TOKEN SELECTION TECHNIQUE"),
+    ],
+)
+def test_every_mode_answers_the_embedded_default(
+    main: Main, argv: list[str], mode: str, technique: str, workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """With nothing named: tiny, the embedded questions, the technique said, the figures printed and written."""
+    assert main([*argv, "--num-samples", "2"]) == 0
+
+    printed = capfd.readouterr()
+    name = f"{NAMES[main]}-{mode}.json"
+    assert _files(workplace) == [name]
+    result = _result(name)
+    lines = printed.out.splitlines()
+    assert lines[0] == f"{technique} WILL BE USED ------"
+    assert lines[1] == "Questions answered: 2"
+    assert [line.partition(":")[0] for line in lines[2:]] == ["Accuracy", "Average latency", "Peak memory", "Results"]
+    assert "2/2" in printed.err
+    assert "current=" in printed.err
+    assert "peak=" in printed.err
+    assert list(result) == [
+        "schema", "complete", "mode", "accuracy", "avg_latency", "total_samples", "correct_samples", "memory",
+        "model_config", "answers",
+    ]  # fmt: skip
+    assert (result["schema"], result["complete"], result["mode"], result["total_samples"]) == (1, True, mode, 2)
+    assert result["avg_latency"] > 0
+    assert result["memory"]["peak_bytes"] > 4_000_000  # tiny's weights alone
+    assert result["memory"]["source"]
+    assert [set(answer) for answer in result["answers"]] == [
+        {"id", "prediction", "label", "correct", "seconds", "tokens"}
+    ] * 2
+    assert [answer["id"] for answer in result["answers"]] == ["embedded-0", "embedded-1"]
+    assert {answer["tokens"] for answer in result["answers"]} == {8}
+    assert result["model_config"]["max_new_tokens"] == 8
+
+
+def test_runs_repeat_and_modes_differ(workplace: Path) -> None:
+    """Two runs of farthest-point selection, which draws at random, give the same answers; another mode does not."""
+    state = torch.get_rng_state()
+    predictions = []
+    for argv in (["--output-file", "1"], ["--output-file", "2"], ["--output-file", "3", "--baseline"]):
+        assert CUSTOM([*argv, "--num-samples", "3"]) == 0
+        predictions.append([answer["prediction"] for answer in _result(argv[1])["answers"]])
+        torch.rand(1)
+    assert predictions[0] == predictions[1] != predictions[2]
+    torch.set_rng_state(state)
+    assert CUSTOM(["--num-samples", "1"]) == 0
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "flags"),
+    [
+        (
+            EVAL,
+            "--use-hmap-v --sys-length 35 --img-length 64 --hmap-v-attn-txt-layer 2 --hmap-v-attn-txt-rank 20 "
+            "--hmap-v-attn-img-layer 3 --hmap-v-attn-img-rank 5",
+            {
+                "use_hmap_v": True,
+                "hmap_v_sys_length": 35,
+                "hmap_v_img_length": 64,
+                "hmap_v_attn_txt_layer": 2,
+                "hmap_v_attn_txt_rank": 20,
+                "hmap_v_attn_img_layer": 3,
+                "hmap_v_attn_img_rank": 5,
+            },
+        ),
+        (
+            CUSTOM,
+            "--custom-sys-length 35 --custom-image-token-length 64 --custom-kept-tokens 9 --custom-agg-layer 0 "
+            "--custom-selection-method tome --custom-temperature 0.5",
+            {
+                "use_custom_selection": True,
+                "custom_sys_length": 35,
+                "custom_image_token_length": 64,
+                "custom_kept_tokens": 9,
+                "custom_agg_layer": 0,
+                "custom_selection_method": "tome",
+                "custom_temperature": 0.5,
+                "custom_first_index": None,
+                "custom_drop": False,
+            },
+        ),
+    ],
+)
+def test_every_flag_reaches_the_model(
+    main: Main, argv: str, flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint
+) -> None:
+    """What the command line says is what the model's config holds when it answers, and what the results say."""
+    system = _system_length(checkpoint)
+    argv, flags = argv.replace("35", str(system)), {k: system if v == 35 else v for k, v in flags.items()}
+    seen: dict[str, Any] = {}
+
+    def answer(self: Answerer, question: Question) -> Answer:
+        seen.update({name: getattr(self.model.config, name) for name in flags})
+        return Answer("A", 1, 1)
+
+    monkeypatch.setattr(Answerer, "answer", answer)
+    assert main([*argv.split(), "--num-samples", "1", "--output-file", "out.json"]) == 0
+
+    assert seen == flags
+    assert flags.items() <= _result("out.json")["model_config"].items()
+
+
+def _system_length(checkpoint: Checkpoint) -> int:
+    from llava.prompting import Prompts
+    from llava.questions import embedded_questions
+
+    return Prompts(checkpoint.tokenizer, checkpoint.config).ids(embedded_questions(1)[0]).index(3)
+
+
+def test_common_flags_reach_the_answerer(monkeypatch: pytest.MonkeyPatch, answered: Callable[..., None]) -> None:
+    """Length, letter request, conversation mode, dtype, attention and keep-attentions arrive."""
+    made: dict[str, Any] = {}
+    loaded: dict[str, Any] = {}
+    init, load = Answerer.__init__, Checkpoint.load_model
+
+    def spied_init(self: Answerer, *args: Any, **options: Any) -> None:
+        made.update(options)
+        init(self, *args, **options)
+
+    def spied_load(self: Checkpoint, **options: Any) -> HimapLlavaForConditionalGeneration:
+        loaded.update(options)
+        return load(self, **options)
+
+    monkeypatch.setattr(Answerer, "__init__", spied_init)
+    monkeypatch.setattr(Checkpoint, "load_model", spied_load)
+    answered("A")
+    argv = "--conv-mode v1 --single-pred-prompt --max-new-tokens 5 --keep-attentions --num-samples 1"
+    assert EVAL([*argv.split(), "--device", "cpu", "--dtype", "bfloat16", "--attn", "eager"]) == 0
+
+    assert made == {"conv_mode": "v1", "single_pred_prompt": True, "max_new_tokens": 5, "keep_attentions": True}
+    assert loaded == {"device": torch.device("cpu"), "dtype": "bfloat16", "attn_implementation": "eager"}
+
+
+def test_keep_attentions_costs_memory(workplace: Path) -> None:
+    """The old behaviour, end to end: the same answers, a higher peak."""
+    assert EVAL(["--num-samples", "2", "--output-file", "plain.json"]) == 0
+    assert EVAL(["--num-samples", "2", "--output-file", "kept.json", "--keep-attentions"]) == 0
+
+    plain, kept = _result("plain.json"), _result("kept.json")
+    assert [a["prediction"] for a in plain["answers"]] == [a["prediction"] for a in kept["answers"]]
+    assert kept["memory"]["peak_bytes"] > plain["memory"]["peak_bytes"] + 8 * 4 * 4 * 4 * 140**2
+    assert kept["model_config"]["attn"] == "eager"
+
+
+@PROGRAMS
+def test_accuracy_is_over_the_labelled(
+    main: Main, answered: Callable[..., None], write_questions: Callable[..., Path], images: Path
+) -> None:
+    """A question without a label is answered, but neither right nor wrong."""
+    human = {"from": "human", "value": "Which?"}
+    file = write_questions(
+        [a_record(id=1, image="good.png"), a_record(id=2), a_record(id=3, conversations=[human]), a_record(id=4)]
+    )
+    answered("A", "B", "A", "A")
+    assert main(["--question-file", str(file), "--image-folder", str(images), "--output-file", "r.json"]) == 0
+
+    result = _result("r.json")
+    assert (result["accuracy"], result["correct_samples"], result["total_samples"]) == (2 / 3, 2, 4)
+    assert [answer["correct"] for answer in result["answers"]] == [True, False, None, True]
+    assert result["answers"][2]["label"] is None
+
+
+def test_figures_of_nothing_are_absent() -> None:
+    """No answers, or no labels: None, not 0."""
+    assert summarise([]) == Summary(None, None, 0, 0)
+    assert summarise([Answered("1", "A", None, None, 0.5, 1)]) == Summary(None, 0.5, 1, 0)
+
+
+def test_chunks_and_samples(answered: Callable[..., None], workplace: Path) -> None:
+    """The chunk is cut first, then the first samples of it; each chunk has its own file by default."""
+    answered(*"AA")
+    assert EVAL(["--num-chunks", "3", "--chunk-idx", "1", "--num-samples", "2"]) == 0
+
+    assert _files(workplace) == ["eval-scivqa-baseline-chunk-1-of-3.json"]
+    answers = _result("eval-scivqa-baseline-chunk-1-of-3.json")["answers"]
+    assert [answer["id"] for answer in answers] == ["embedded-7", "embedded-8"]
+
+
+def test_an_empty_chunk_is_a_complete_run(write_questions: Callable[..., Path]) -> None:
+    """More chunks than questions: the last chunk answers nothing, and that is fine."""
+    file = write_questions([a_record()])
+    argv = ["--question-file", str(file), "--num-chunks", "3", "--chunk-idx", "2", "--output-file", "r.json"]
+    assert EVAL(argv) == 0
+
+    result = _result("r.json")
+    assert (result["complete"], result["accuracy"], result["avg_latency"], result["answers"]) == (True, None, None, [])
+
+
+BAD_ARGUMENTS: list[tuple[Main, str, str]] = [
+    (EVAL, "--num-chunks 0", "at least 1, got '0'"),
+    (EVAL, "--num-chunks -3", "at least 1, got '-3'"),
+    (CUSTOM, "--num-chunks two", "got 'two'"),
+    (EVAL, "--chunk-idx -1", "at least 0, got '-1'"),
+    (EVAL, "--num-chunks 2 --chunk-idx 2", "must be in 0..1, got 2"),
+    (EVAL, "--num-samples 0", "at least 1, got '0'; -1 means all"),
+    (EVAL, "--num-samples -2", "at least 1, got '-2'; -1 means all"),
+    (EVAL, "--num-samples 1.5", "got '1.5'"),
+    (EVAL, "--max-new-tokens 0", "at least 1, got '0'"),
+    (EVAL, "--conv-mode llama_2", "'vicuna_v1', 'v1'"),
+    (CUSTOM, "--custom-selection-method kmeans", "'fps', 'tome'"),
+    (EVAL, "--dtype int8", "'float32', 'float16', 'bfloat16', 'auto'"),
+    (EVAL, "--attn fast", "'sdpa', 'eager', 'flash_attention_2'"),
+    (EVAL, "--attn flash_attention_2 --device cpu", "needs a CUDA device"),
+    (EVAL, "--device tpu", "auto, cpu, cuda or cuda:NUMBER, got 'tpu'"),
+    (EVAL, "--device cuda:77", "must be there, got cuda:77"),
+    (EVAL, "--nonsense 1", "unrecognized arguments"),
+    (EVAL, "--question-file", "expected one argument"),
+    (EVAL, "--baseline", "unrecognized arguments"),
+    (EVAL, "--use-hmap-v --hmap-v-attn-txt-rank 65", "at most the 64 image tokens, got 65"),
+    (EVAL, "--use-hmap-v --hmap-v-attn-txt-rank -1", "at least 0, got '-1'"),
+    (EVAL, "--use-hmap-v --hmap-v-attn-img-rank 33", "at most hmap_v_attn_txt_rank, got 33 and 32"),
+    (EVAL, "--use-hmap-v --hmap-v-attn-txt-layer 2 --hmap-v-attn-img-layer 2", "got 2 and 2"),
+    (EVAL, "--use-hmap-v --hmap-v-attn-txt-layer 0", "at least 1, got '0'"),
+    (EVAL, "--use-hmap-v --sys-length 1", "must be the"),
+    (EVAL, "--use-hmap-v --sys-length -1", "at least 0, got '-1'"),
+    (EVAL, "--use-hmap-v --img-length 576", "the model's 64 image tokens, got 576"),
+    (CUSTOM, "--custom-temperature 0", "greater than 0, got '0'"),
+    (CUSTOM, "--custom-temperature -0.1", "greater than 0, got '-0.1'"),
+    (CUSTOM, "--custom-temperature nan", "greater than 0, got 'nan'"),
+    (CUSTOM, "--custom-temperature inf", "greater than 0, got 'inf'"),
+    (CUSTOM, "--custom-temperature hot", "greater than 0, got 'hot'"),
+    (CUSTOM, "--custom-kept-tokens 0", "at least 1, got '0'"),
+    (CUSTOM, "--custom-agg-layer -1", "at least 0, got '-1'"),
+    (CUSTOM, "--custom-sys-length 3", "must be the"),
+    (CUSTOM, "--custom-image-token-length 3", "the model's 64 image tokens, got 3"),
+    (EVAL, "--model-path nowhere", "must be an existing folder"),
+    (EVAL, "--model-path 7b", "preset (tiny), got '7b'"),
+    (EVAL, "--model-path .", "config.json"),
+    (EVAL, "--model-base x", "with a model base"),
+    (EVAL, "--question-file missing.json", "question file must be readable"),
+    (EVAL, "--question-file .", "question file must be readable"),
+    (EVAL, "--image-folder .", "needs --question-file"),
+    (EVAL, "--output-file missing/r.json", "must be in an existing folder"),
+    (EVAL, "--output-file .", "must be a regular file"),
+    (EVAL, f"--output-file {'n' * 300}", "must be writable"),
+]
+
+
+@pytest.mark.usefixtures("not_loaded")
+@pytest.mark.parametrize(("main", "argv", "rule"), BAD_ARGUMENTS)
+def test_bad_arguments_are_one_line(
+    main: Main, argv: str, rule: str, workplace: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 2, one line on stderr with the rule and what came, nothing written, no weights loaded."""
+    assert main(argv.split()) == 2
+
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"{NAMES[main]}: error: ")
+    assert rule in printed.err
+    assert printed.err.count("\n") == 1
+    assert _files(workplace) == []
+
+
+@pytest.mark.usefixtures("not_loaded")
+@pytest.mark.parametrize(
+    ("record", "rule"),
+    [
+        ("no object", "must be an object"),
+        (a_record(id=...), "must have an id"),
+        (a_record(image="../work/x.png"), "must lie inside the image folder"),
+        (a_record(image="bad\n\x1b[31m.png"), "must be an existing file"),
+        (a_record(id="long", conversations=[{"from": "human", "value": "word " * 4096}]), "the context of 4096 tokens"),
+    ],
+)
+def test_one_bad_record_stops_the_run_before_the_model_is_loaded(
+    record: Any,
+    rule: str,
+    workplace: Path,
+    images: Path,
+    write_questions: Callable[..., Path],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Exit 2, one line without control characters, nothing written."""
+    file = write_questions([a_record(image="good.png")] * 3 + [record])
+
+    assert CUSTOM(["--question-file", str(file), "--image-folder", str(images)]) == 2
+
+    error = capfd.readouterr().err
+    assert rule in error
+    assert error.count("\n") == 1
+    assert "\x1b" not in error
+    assert _files(workplace) == []
+
+
+@pytest.mark.usefixtures("not_loaded")
+def test_images_without_a_folder_are_refused(
+    write_questions: Callable[..., Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A question file with images needs --image-folder."""
+    assert EVAL(["--question-file", str(write_questions([a_record(image="good.png")]))]) == 2
+    assert "needs an image folder" in capfd.readouterr().err
+
+
+@pytest.mark.usefixtures("not_loaded")
+def test_the_questions_are_never_overwritten(write_questions: Callable[..., Path]) -> None:
+    """Results on top of the question file are refused, also by way of a link."""
+    file = write_questions([a_record()])
+    before = file.read_bytes()
+    Path("link.json").symlink_to(file)
+
+    for output in (str(file), "link.json"):
+        assert EVAL(["--question-file", str(file), "--output-file", output]) == 2
+    assert file.read_bytes() == before
+
+
+def test_broken_weights_write_nothing(folder: Path, workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What only loading can find is bad input too: exit 2, one line, nothing written."""
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+
+    assert EVAL(["--model-path", str(folder)]) == 2
+
+    assert capfd.readouterr().err.count("\n") == 1
+    assert _files(workplace) == []
+
+
+@PROGRAMS
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 48.00 MiB.\nMore."),
+            1,
+            "Tried to allocate 48.00",
+        ),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), 1, "out of memory"),
+        (MemoryError(), 1, "out of memory"),
+    ],
+    ids=["ctrl-c", "cuda", "cpu", "python"],
+)
+def test_a_run_that_ends_early_writes_what_it_has(
+    main: Main,
+    error: BaseException,
+    code: int,
+    said: str,
+    answered: Callable[..., None],
+    workplace: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """On the third question: two answers written, marked incomplete; one line, no traceback."""
+    answered("A", "B", error)
+    Path("r.json").write_text("old")
+
+    assert main(["--output-file", "r.json"]) == code
+
+    result = _result("r.json")
+    assert (result["complete"], result["total_samples"], len(result["answers"])) == (False, 2, 2)
+    assert result["memory"]["peak_bytes"] > 0
+    lines = capfd.readouterr().err.splitlines()
+    assert said in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+    assert _files(workplace) == ["r.json"]
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (torch.OutOfMemoryError("full"), 1)])
+def test_a_run_that_ends_while_loading_says_so(
+    error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answers yet: the results are there, empty and incomplete, and the peak is absent rather than 0."""
+
+    def load(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Checkpoint, "load_model", load)
+    assert EVAL(["--output-file", "r.json"]) == code
+
+    result = _result("r.json")
+    assert (result["complete"], result["answers"], result["accuracy"]) == (False, [], None)
+    assert result["memory"] == {"source": None, "peak_bytes": None}
+
+
+def test_a_fault_of_ours_shows_its_traceback(answered: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> None:
+    """Exit 70; what was answered is not lost."""
+    answered("A", ZeroDivisionError("ours"))
+
+    assert EVAL(["--output-file", "r.json"]) == 70
+
+    assert "Traceback" in capfd.readouterr().err
+    assert (_result("r.json")["complete"], _result("r.json")["total_samples"]) == (False, 1)
+
+
+def test_results_are_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writing that fails half-way leaves the old file as it was, and nothing beside it."""
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError("disk full")
+
+    path = tmp_path / "r.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(BadInput, match=r"must be writable, got .*disk full"):
+        write_json(path, {"a": 2})
+
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert [each.name for each in tmp_path.iterdir() if each.is_file()] == ["r.json"]
+
+
+@pytest.mark.usefixtures("not_loaded")
+def test_a_device_is_never_replaced_by_a_file() -> None:
+    """Results go by way of a rename, which would put a plain file in the place of a pipe or of /dev/null."""
+    os.mkfifo("pipe")
+
+    assert EVAL(["--output-file", "pipe"]) == 2
+    assert Path("pipe").is_fifo()
+
+
+def test_the_command_line_offers_what_the_library_knows() -> None:
+    """Words listed for the parser are the library's own, so neither can change alone."""
+    parser_methods = next(
+        action.choices for action in _actions(custom_selection_inference) if action.dest == "custom_selection_method"
+    )
+    assert tuple(parser_methods) == SELECTION_METHODS
+    assert loop.EMBEDDED_COUNT == 20
+
+
+def _actions(module: Any) -> list[Any]:
+    found: list[Any] = []
+
+    def run(parser: Any, argv: Any, choose: Any) -> int:
+        found.extend(parser._actions)
+        return 0
+
+    original, module.run_program = module.run_program, run
+    try:
+        module.main([])
+    finally:
+        module.run_program = original
+    return found
