@@ -13,6 +13,7 @@ from vram.verdict import Status, Verdict, judge_growth
 
 _WORST_FIRST: tuple[Status, ...] = ("grows", "undecided", "plateau", "stable")
 # Live before peak, as peaks follow what is alive; requested before allocated, as blocks follow requests.
+_SPOKEN = {"requested": "live memory", "requested_peak": "peak memory"}
 _TELLING = ("requested", "requested_peak", "allocated", "allocated_peak", "reserved", "driver", "host")
 
 
@@ -87,7 +88,7 @@ def _growth_text(recording: Recording, channel: str, judged: Mapping[str, Verdic
     grew = "grows by" if verdict.status == "grows" else "undecided whether it stops growing; so far"
     figures = recording.channels[channel]
     lines = [
-        f"{recording.name}: {channel} {grew} {rate_text(verdict)} a sample",
+        f"{recording.name}: {_SPOKEN.get(channel, 'memory')} ({channel}) {grew} {rate_text(verdict)} a sample",
         f"  {verdict.reason}",
         f"  {verdict.laps} laps of {verdict.samples} samples: {format_bytes(recording.before[channel])} before the "
         f"first, {format_bytes(int(figures[-1, -1]))} after the last",

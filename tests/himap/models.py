@@ -116,6 +116,7 @@ class Watched:
     hidden: list[Tensor] = field(default_factory=list)
     cosines: list[Tensor] = field(default_factory=list)
     masks: list[Tensor | None] = field(default_factory=list)
+    position_ids: list[Tensor | None] = field(default_factory=list)
 
     @property
     def lengths(self) -> list[int]:
@@ -130,6 +131,7 @@ def watched_layers(decoder: Any) -> Iterator[Watched]:
         watched.hidden.append(args[0])
         watched.cosines.append(kwargs["position_embeddings"][0])
         watched.masks.append(kwargs["attention_mask"])
+        watched.position_ids.append(kwargs["position_ids"])
 
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in decoder.layers]
     try:

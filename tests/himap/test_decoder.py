@@ -93,6 +93,10 @@ class TestRefusals:
         mask = PROMPT.image_mask.repeat(2, 1) if masked else None
         with pytest.raises(ValueError, match="one question at a time, got a batch of 2"):
             logits_of(llama, PROMPT.embeds.repeat(2, 1, 1), image_mask=mask)
+        if mask is not None:  # nor does a text-only question in the first row open the door to the second
+            mask[0] = False
+            with pytest.raises(ValueError, match="one question at a time, got a batch of 2"):
+                logits_of(llama, PROMPT.embeds.repeat(2, 1, 1), image_mask=mask)
 
     @both_modes
     def test_padding(self, llama: HimapLlamaForCausalLM, switch_on: Any) -> None:
@@ -269,14 +273,16 @@ class TestHimap:
             left = torch.tensor([[*range(5), *(image + 5).tolist(), *text]]) + 100
             assert torch.equal(watched.cosines[layer], llama.model.rotary_emb(PROMPT.embeds, position_ids=left)[0])
 
-    def test_no_mask_under_sdpa(self, llama: HimapLlamaForCausalLM) -> None:
-        """Attention is plain causal after pruning: no layer is handed an N x N mask, gaps or not."""
+    @pytest.mark.parametrize("position_ids", [None, torch.arange(PROMPT.length)[None]])
+    def test_no_mask_under_sdpa(self, llama: HimapLlamaForCausalLM, position_ids: Tensor | None) -> None:
+        """Attention is plain causal after pruning: no layer gets an N x N mask, nor gapped positions to make one of."""
         himap_on(llama.config, PROMPT)
 
         with watched_layers(llama.model) as watched:
-            logits_of(llama)
+            logits_of(llama, position_ids=position_ids)
 
         assert watched.masks == [None] * LAYERS
+        assert watched.position_ids == [None] * LAYERS
 
     @pytest.mark.parametrize("ask", ["output_attentions", "output_hidden_states"])
     def test_captured_outputs(self, llama: HimapLlamaForCausalLM, ask: str) -> None:

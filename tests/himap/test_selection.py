@@ -139,10 +139,18 @@ def test_a_first_index_outside_is_refused(first: int) -> None:
         farthest_points(torch.randn(5, 8), 2, first)
 
 
+def test_zero_vectors_by_hand() -> None:
+    """A zero vector is a quarter away from every token, and like none: neither first nor last by accident."""
+    tokens = torch.tensor([[1.0, 0.0], [2.0, 0.0], [0.0, 0.0], [-1.0, 0.0]])
+
+    assert farthest_points(tokens, 3, first=0).tolist() == [0, 3, 2]
+    assert most_similar(tokens, 3).tolist() == [0, 1, 2]
+
+
 @both_methods
 @pytest.mark.parametrize("broken", [0.0, float("nan"), float("inf")])
 def test_degenerate_tokens(method: str, broken: float) -> None:
-    """Zero vectors are at distance 1 from all; even NaN and infinite tokens leave the indices distinct."""
+    """Zero, infinite and even NaN tokens leave the indices distinct."""
     tokens = torch.randn(12, 8)
     tokens[3:7] = broken
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from himap import HimapLlavaForConditionalGeneration
 from himap.settings import SELECTION_METHODS
@@ -388,12 +389,15 @@ def test_the_questions_are_never_overwritten(write_questions: Callable[..., Path
 
 def test_broken_weights_write_nothing(folder: Path, workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What only loading can find is bad input too: exit 2, one line, nothing written."""
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:5000])
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     assert EVAL(["--model-path", str(folder)]) == 2
 
-    assert capfd.readouterr().err.count("\n") == 1
+    error = capfd.readouterr().err
+    assert "missing lm_head.weight" in error
+    assert error.count("\n") == 1
     assert _files(workplace) == []
 
 

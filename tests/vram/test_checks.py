@@ -54,7 +54,7 @@ def test_stable_and_plateau_pass() -> None:
 
 def test_growth_of_any_exact_channel_fails() -> None:
     """Live flat and the peak growing is growth, named with its channel."""
-    with pytest.raises(vram.MemoryGrowth, match=r"requested_peak grows by 4,096 B a sample"):
+    with pytest.raises(vram.MemoryGrowth, match=r"peak memory \(requested_peak\) grows by 4,096 B a sample"):
         vram.assert_stable(recorded(requested=flat, requested_peak=leak))
 
 

@@ -62,12 +62,13 @@ def test_tensors_in_lists_and_from_autograd_are_seen() -> None:
     with TensorMeter() as meter, meter.watching():
         before = meter.read()["requested"]
         chunks = torch.split(torch.zeros(1000) + 1, 100)
+        values, indices = torch.topk(chunks[0], 10)  # a pair of new tensors
         leaf = torch.zeros(100, requires_grad=True)
         square = leaf * 2
         loss = (square * square).sum()
         del square  # autograd keeps it for the backward pass
-        assert meter.read()["requested"] - before == 4000 + 400 + 400 + 4
-        del chunks, loss
+        assert meter.read()["requested"] - before == 4000 + 40 + 80 + 400 + 400 + 4
+        del chunks, values, indices, loss
         assert meter.read()["requested"] - before == 400
 
 

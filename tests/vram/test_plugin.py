@@ -56,7 +56,11 @@ def test_a_leak_fails_its_test_with_bytes_and_first_sample(pytester: pytest.Pyte
     result = pytester.runpytest("--vram-device", "cpu")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["*MemoryGrowth: leaky: requested grows by 1,024 B a sample", "*since sample 0 of lap 0", "leaky *grows*"]
+        [
+            "*MemoryGrowth: leaky: live memory (requested) grows by 1,024 B a sample",
+            "*since sample 0 of lap 0",
+            "leaky *grows*",
+        ]
     )
 
 

@@ -40,7 +40,9 @@ def test_a_leak_makes_the_replay_extend_itself_and_grow() -> None:
     kept: list[torch.Tensor] = []
     recording = vram.replay(lambda _: kept.append(torch.zeros(KiB)), range(20), name="leaky")
     assert recording.laps == 10
-    with pytest.raises(vram.MemoryGrowth, match=r"leaky: requested grows by 4,096 B a sample") as failure:
+    with pytest.raises(
+        vram.MemoryGrowth, match=r"leaky: live memory \(requested\) grows by 4,096 B a sample"
+    ) as failure:
         vram.assert_stable(recording)
     assert "since sample 0 of lap 0" in str(failure.value)
     assert len(str(failure.value).splitlines()) <= 25
