@@ -31,7 +31,9 @@ def outcome(status: int, report: Path) -> tuple[int, str]:
         return FOUND, "a regression was found: see the failures above"
     if undecided:
         return INCONCLUSIVE, f"inconclusive: no decision on {', '.join(undecided)}"
-    return FINE, "no growth, no peak over budget: memory is stable in every mode"
+    unbudgeted = [mode["mode"] for mode in modes if mode.get("budget_bytes") is None]
+    peaks = f"no budget is recorded for {', '.join(unbudgeted)}" if unbudgeted else "every peak is within its budget"
+    return FINE, f"memory is stable in every mode; {peaks}"
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from transformers.models.llama.modeling_llama import rotate_half
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from himap.scoring import column_scores
+from himap.scoring import TILE_BYTES, column_scores
 from himap.selection import aggregate, farthest_points, most_similar, top_tokens
 from himap.settings import CustomSettings, HimapSettings, Lengths, Settings, active_settings
 
@@ -226,6 +226,8 @@ class _Run:
             rows=rows,
             columns=self.image,
             scaling=attention.scaling,
+            # No more than the layer's own MLP will take: scoring is not what a short prompt's peak is made of.
+            tile_bytes=min(TILE_BYTES, 2 * normed.shape[1] * self.model.config.intermediate_size * normed.itemsize),
         )
 
     def _drop_others(self, chosen: Tensor) -> None:

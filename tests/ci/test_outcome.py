@@ -46,6 +46,11 @@ def test_exit_code(tmp_path: Path, status: int, verdicts: dict[str, str | None],
     assert outcome(status, report(tmp_path, **verdicts))[0] == code
 
 
+def test_a_budget_nobody_recorded_is_told(tmp_path: Path) -> None:
+    """Stable and within its budget are two things: the last line claims the second only where there was one."""
+    assert "no budget is recorded for baseline, himap" in outcome(0, report(tmp_path))[1]
+
+
 def test_a_run_that_wrote_no_report_is_not_fine(tmp_path: Path) -> None:
     """Nothing measured is inconclusive, not passed."""
     assert outcome(0, tmp_path / "absent.json")[0] == 3
