@@ -96,10 +96,7 @@ class Answerer:
     def _pixels(self, question: Question) -> Tensor:
         """Float pixel values (1, 3, side, side)."""
         assert question.image is not None
-        # Told, not guessed: an image 1 or 3 pixels high would be taken for one with its channels first.
-        pixels = self.image_processor(open_rgb(question.image), return_tensors="pt", input_data_format="channels_last")[
-            "pixel_values"
-        ]
+        pixels = self.image_processor(open_rgb(question.image), return_tensors="pt")["pixel_values"]
         assert isinstance(pixels, Tensor)
         return pixels.to(self.model.device, self.model.dtype)
 

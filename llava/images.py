@@ -72,15 +72,14 @@ def open_rgb(source: ImageSource) -> Image.Image:
     is more than `MAX_ASPECT_RATIO` times as long as wide.
     """
     if isinstance(source, Drawing):
-        return _as_rgb(source.draw())
+        return source.draw().convert("RGB")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata is no concern of the pixels
+            warnings.simplefilter("ignore")  # odd metadata, transparent palettes: no concern of the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as image:
                 _check_shape(image)
-                image.load()
-                return _as_rgb(image)
+                return image.convert("RGB")  # decodes it to the end
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadInput(
             f"an image must have at most {Image.MAX_IMAGE_PIXELS} pixels, got {shown(source.name)}: {error}"
@@ -96,12 +95,3 @@ def _check_shape(image: Image.Image) -> None:
         raise BadInput("an image must be made of pixels, got EPS")
     if max(image.size) > MAX_ASPECT_RATIO * min(image.size):
         raise BadInput(f"an image must be at most {MAX_ASPECT_RATIO} times as long as wide, got {image.size}")
-
-
-def _as_rgb(image: Image.Image) -> Image.Image:
-    # Pillow warns about a palette with transparent entries unless it goes through RGBA, and can't turn "La" into RGB.
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    elif image.mode == "La":
-        image = image.convert("LA")
-    return image.convert("RGB")

@@ -146,6 +146,22 @@ def test_modes_come_and_go(model: HimapLlavaForConditionalGeneration, first_answ
         assert first_answer() == plain
 
 
+def test_baseline_is_both_lines_of_the_incidents_fix(
+    model: HimapLlavaForConditionalGeneration, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For HiMAP and for custom selection alike: the flag is False itself, and the reset is called."""
+    called = []
+    monkeypatch.setattr(model.model, "reset_hmapv", lambda: called.append("hmapv"))
+    monkeypatch.setattr(model.model, "reset_custom_selection", lambda: called.append("custom"))
+    model.config.use_hmap_v = model.config.use_custom_selection = True
+
+    set_mode(model, "baseline")
+
+    assert sorted(called) == ["custom", "hmapv"]
+    assert model.config.use_hmap_v is False
+    assert model.config.use_custom_selection is False
+
+
 def test_flags_reach_the_decoder(model: HimapLlavaForConditionalGeneration, first_answer: Callable[[], Answer]) -> None:
     """The ranks asked for are what the decoder keeps; the text stage alone is a choice."""
     set_mode(model, "himap", hmap_v_attn_txt_rank=20, hmap_v_attn_img_rank=5)

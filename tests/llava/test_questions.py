@@ -249,10 +249,11 @@ def test_chunks_are_the_originals(golden: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "chunks", "sizes"), [(3, 5, [1, 1, 1, 0, 0]), (10, 7, [2] * 5 + [0, 0]), (0, 2, [0, 0])]
+    ("count", "chunks", "sizes"),
+    [(6, 3, [2, 2, 2]), (3, 5, [1, 1, 1, 0, 0]), (10, 7, [2] * 5 + [0, 0]), (0, 2, [0, 0])],
 )
-def test_more_chunks_than_questions_leaves_empty_ones(count: int, chunks: int, sizes: list[int]) -> None:
-    """Every question is in exactly one chunk; chunks past the end are empty, not an error."""
+def test_every_question_is_in_one_chunk(count: int, chunks: int, sizes: list[int]) -> None:
+    """Also where the division is even, and where chunks past the end are left empty, which is no error."""
     items = [Question(str(index), "") for index in range(count)]
 
     split = [chunk(items, chunks, index) for index in range(chunks)]
