@@ -21,7 +21,7 @@ CLEAN = """
     def test_stable(vram):
         recording = vram.replay(lambda n: torch.zeros(n).sum(), range(1, 21), name="clean")
         vram.assert_stable(recording)
-        vram.assert_peak(recording, "1 MiB")
+        vram.assert_peak(recording, "1 TiB")
 """
 
 
