@@ -60,7 +60,14 @@ def questions(pytestconfig: pytest.Config) -> list[Question]:
 
 
 @pytest.fixture(scope="session")
-def answerer(pytestconfig: pytest.Config, vram: VramSession, questions: list[Question]) -> Answerer:
+def others_bytes(vram: VramSession) -> int:
+    """What other tests' tensors hold before the session's model is loaded: no part of its budgets."""
+    with vram.measure() as measured:
+        return int(measured.before_bytes)
+
+
+@pytest.fixture(scope="session")
+def answerer(pytestconfig: pytest.Config, vram: VramSession, questions: list[Question], others_bytes: int) -> Answerer:
     """The session's one model, with what turns a question into an answer of a fixed length."""
     from llava.errors import BadInput
 

@@ -55,9 +55,12 @@ def assert_stable(recording: Recording) -> None:
     raise kind(_growth_text(recording, channel, judged))
 
 
-def assert_peak(recording: Recording, limit: str | int | Budget, channel: str = "requested_peak") -> None:
-    """Pass where no reading of `channel` is over `limit`: exactly at it still passes.
+def assert_peak(
+    recording: Recording, limit: str | int | Budget, channel: str = "requested_peak", *, besides_bytes: int = 0
+) -> None:
+    """Pass where no reading of `channel`, less `besides_bytes`, is over `limit`: exactly at it still passes.
 
+    Channels are absolute: `besides_bytes` is what others of this process held all along and the limit does not mean.
     `limit` is a size ("18 GiB"), bytes, or a `Budget`. Raises PeakExceeded; Inconclusive where the channel was not
     measured or the budget is new; ValueError for a size that cannot be read.
     """
@@ -71,7 +74,7 @@ def assert_peak(recording: Recording, limit: str | int | Budget, channel: str = 
     if channel not in recording.channels:
         raise Inconclusive(f"{channel} was not measured: {recording.absent.get(channel, 'no meter reads it')}")
     tolerance_bytes = recording.tolerance_bytes.get(channel, 0)
-    overrun = judge_peak(recording.peak_bytes(channel), limit_bytes, tolerance_bytes)
+    overrun = judge_peak(recording.peak_bytes(channel) - besides_bytes, limit_bytes, tolerance_bytes)
     if overrun is not None:
         lap, sample = divmod(int(recording.channels[channel].argmax()), recording.samples)
         raise PeakExceeded(f"{recording.name}: {channel} {overrun}, first in sample {sample} of lap {lap}")

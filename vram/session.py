@@ -86,16 +86,23 @@ class VramSession:
         """The recorded budget of this key; see `vram.read_budget`."""
         return read_budget(path, **key)
 
-    def assert_peak(self, recording: Recording, limit: str | int | Budget, channel: str = "requested_peak") -> None:
+    def assert_peak(
+        self,
+        recording: Recording,
+        limit: str | int | Budget,
+        channel: str = "requested_peak",
+        *,
+        besides_bytes: int = 0,
+    ) -> None:
         """See `vram.assert_peak`. Under `--vram-accept` a `Budget` is rewritten to what was measured, and passes."""
         __tracebackhide__ = True
         if isinstance(limit, Budget) and self.options.accept and channel in recording.channels:
-            limit = accept(limit, recording.peak_bytes(channel))
+            limit = accept(limit, recording.peak_bytes(channel) - besides_bytes)
         if isinstance(limit, Budget):
-            self.note(recording, budget_bytes=limit.limit_bytes)
+            self.note(recording, budget_bytes=limit.limit_bytes, besides_bytes=besides_bytes)
             if limit.limit_bytes is None:
                 self._summary(recording)["absent"]["budget"] = "new: record it with --vram-accept"
-        checks.assert_peak(recording, limit, channel)
+        checks.assert_peak(recording, limit, channel, besides_bytes=besides_bytes)
 
     def note(self, recording: Recording, **figures: int | float | str | None) -> None:
         """Add figures measured elsewhere to the recording's summary, as in `note(recording, softmax_peak_bytes=0)`."""

@@ -86,6 +86,14 @@ def test_a_peak_exactly_at_its_limit_passes_and_one_byte_over_fails() -> None:
         vram.assert_peak(recording, "10 MiB")
 
 
+def test_what_others_hold_is_no_part_of_a_limit() -> None:
+    """10 MiB of which others held 4: exactly 6 MiB pass, one byte less fails."""
+    recording = recorded(requested=flat, requested_peak=flat)
+    vram.assert_peak(recording, 6 * MiB, besides_bytes=4 * MiB)
+    with pytest.raises(vram.PeakExceeded, match="is 1 B over"):
+        vram.assert_peak(recording, 6 * MiB - 1, besides_bytes=4 * MiB)
+
+
 def test_a_peak_nobody_measured_is_inconclusive() -> None:
     """An absent channel is not a peak of 0."""
     with pytest.raises(vram.Inconclusive, match="driver was not measured: no driver here"):
