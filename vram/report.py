@@ -33,12 +33,14 @@ def table(modes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def absences(modes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line a reason: which figures are absent, and why."""
+    """One line a reason: what the peaks leave out, which figures are absent, and why."""
     by_reason: dict[tuple[str, str], list[str]] = {}
     for mode in modes:
         for figure, reason in mode["absent"].items():
             by_reason.setdefault((figure, reason), []).append(mode["mode"])
-    return [
+    besides = max((mode.get("besides_bytes", 0) for mode in modes), default=0)
+    others = [f"peaks leave out {format_bytes(besides)} that others held all along"] if besides else []
+    return others + [
         f"{figure} not measured: {reason}" + ("" if len(names) == len(modes) else f" ({', '.join(names)})")
         for (figure, reason), names in by_reason.items()
     ]
@@ -48,14 +50,14 @@ def _row(mode: Mapping[str, Any]) -> tuple[str, ...]:
     runs = "-" if mode["laps"] is None else f"{mode['laps']} x {mode['samples']}"
     rate = "-" if mode["bytes_per_sample"] is None else f"{mode['bytes_per_sample']:,.1f} B".replace(".0 B", " B")
     seconds = "-" if mode["seconds"] is None else f"{mode['seconds']:.1f}"
-    sizes = {name: _size(mode[name]) for name in ("peak_bytes", "budget_bytes", "softmax_peak_bytes")}
+    own_peak = None if mode["peak_bytes"] is None else mode["peak_bytes"] - mode.get("besides_bytes", 0)
     return (
         str(mode["mode"]),
         runs,
         rate,
-        sizes["peak_bytes"],
-        sizes["budget_bytes"],
-        sizes["softmax_peak_bytes"],
+        _size(own_peak),
+        _size(mode["budget_bytes"]),
+        _size(mode["softmax_peak_bytes"]),
         mode["verdict"] or "inconclusive",
         seconds,
     )

@@ -157,3 +157,10 @@ def test_the_table_shows_a_dash_for_what_was_not_measured_and_says_why() -> None
     assert head.split() == ["mode", "runs", "growth/sample", "peak", "budget", "softmax", "peak", "verdict", "seconds"]
     assert row.split() == ["mode", "10", "x", "20", "-", "-", "-", "-", "inconclusive", "200.0"]
     assert any("requested not measured: no such counter" in line for line in absences([summary]))
+
+
+def test_the_table_leaves_out_what_others_held_and_says_so() -> None:
+    """A peak is shown as its budget means it; what was taken off is told."""
+    summary = summarize(recorded(requested=flat, requested_peak=flat)) | {"besides_bytes": 4 * MiB}
+    assert "6.00 MiB" in table([summary])[1]
+    assert "peaks leave out 4.00 MiB that others held all along" in absences([summary])
