@@ -25,9 +25,8 @@ def outcome(status: int, report: Path) -> tuple[int, str]:
     modes = json.loads(report.read_text(encoding="utf-8"))["modes"] if report.is_file() else []
     verdicts = {mode["mode"]: mode["verdict"] for mode in modes}
     undecided = [mode for mode in MODES if verdicts.get(mode) not in DECIDED]
-    if status == FAILED and not undecided:
-        return FOUND, "a regression was found: see the failures above"
-    if status == FAILED and any(verdict in ("grows", "out of memory") for verdict in verdicts.values()):
+    convicted = any(verdict in ("grows", "out of memory") for verdict in verdicts.values())
+    if status == FAILED and (convicted or not undecided):
         return FOUND, "a regression was found: see the failures above"
     if undecided:
         return INCONCLUSIVE, f"inconclusive: no decision on {', '.join(undecided)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -73,7 +74,7 @@ class VramSession:
         self._remember(recording)
         return recording
 
-    def measure(self) -> Any:
+    def measure(self) -> AbstractContextManager[Measurement]:
         """`with vram.measure() as m:` on the session's device; see `vram.measure`."""
         return measure(self.options.device)
 
@@ -174,6 +175,3 @@ def _failed(name: str, error: OutOfMemory) -> dict[str, Any]:
         "channels": {},
         "absent": dict.fromkeys(nothing, "the replay ran out of memory"),
     }
-
-
-__all__ = ["Measurement", "SessionOptions", "VramSession", "summarize"]
