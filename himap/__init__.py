@@ -4,7 +4,8 @@ from himap.transformers_api import check_transformers
 
 check_transformers()  # before the imports below, which would stop at the first name that is missing
 
-from himap.decoder import Himap_LlamaModel, HimapLlamaForCausalLM, Kept  # noqa: E402
+from himap.decoder import Himap_LlamaModel, HimapLlamaForCausalLM  # noqa: E402
+from himap.frozen import Kept  # noqa: E402
 from himap.multimodal import HimapLlavaConfig, HimapLlavaForConditionalGeneration, HimapLlavaModel  # noqa: E402
 
 __all__ = [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel, LlamaPreTrainedModel
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -16,23 +16,13 @@ from transformers.models.llama.modeling_llama import rotate_half
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from himap.frozen import Frozen, Group, Kept, check_cache, freeze, frozen_choice
+from himap.layout import Row, image_rows, row_starts
 from himap.scoring import TILE_BYTES, column_scores
 from himap.selection import aggregate, farthest_points, most_similar, top_tokens
-from himap.settings import CustomSettings, HimapSettings, Lengths, Settings, active_settings
+from himap.settings import CustomSettings, HimapSettings, Settings, active_settings
 
 Rope = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Image tokens the last forward kept, int64 indices relative to the image; None where that choice was not made.
-
-    `txt` and `img` ascend (HiMAP's two stages, both counted on the whole image); `selected` is in selection order.
-    """
-
-    txt: Tensor | None = None
-    img: Tensor | None = None
-    selected: Tensor | None = None
 
 
 class _FirstIndex:
@@ -51,13 +41,20 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
     """LLaMA decoder that can prune image tokens. With every mode off it returns `super().forward(...)`.
 
     Flags are read from `self.config` (see `himap.settings.FLAGS`) in every forward. `forward` takes one more argument,
-    `image_mask` (batch, tokens) bool, true at image tokens; without it the configured lengths are used. A prompt with
-    no image token takes the dense path.
+    `image_mask` (batch, tokens) bool, true at image tokens; without it the configured lengths are used. Batches are
+    padded on the left; each row is pruned by its own choice, and rows with no image by none. A batch with no image at
+    all takes the dense path. Where tokens were removed, the output is as long as the longest row left, padded on the
+    left.
 
-    `kept` tells what the last forward kept; None after one that chose nothing.
+    With a KV cache the choice is made once, at prefill, and kept with the cache: later tokens attend to what was kept.
+    Without one (`use_cache=False`) it is made anew in every forward, generated tokens counting as text, as in the
+    original. The first token is the same; a later one may differ where new text would have chosen otherwise.
 
-    Raises ValueError for flags that break a rule, lengths that disagree with the mask, image tokens that are not
-    contiguous or not followed by text (HiMAP), batches, padding, and a cache while tokens are removed.
+    `kept` tells what the last forward, or the prefill of its cache, chose; None after one that had nothing to choose.
+
+    Raises ValueError for flags that break a rule, lengths that disagree with the mask, several images or one in pieces,
+    an image not followed by text (HiMAP) or not in the first forward on its cache, padding on the right, caches other
+    than DynamicCache, and caches that were cropped into the image or are used on with every mode off.
     """
 
     def __init__(self, config: LlamaConfig) -> None:
@@ -105,21 +102,28 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
             **kwargs,
         }
         self.kept = None  # whatever comes, it is not this forward's
-        settings = active_settings(self.config)
+        settings, frozen = active_settings(self.config), frozen_choice(past_key_values)
         if settings is None:
+            if frozen is not None:
+                raise ValueError(
+                    "a cache filled with a mode on must not be used with every mode off: begin with an empty one"
+                )
             return cast(BaseModelOutputWithPast, super().forward(**inputs))
+        rows = None
         tokens = inputs_embeds if inputs_embeds is not None else input_ids
-        image = None if tokens is None else _image_span(settings, self.config, tokens, past_key_values, image_mask)
-        if image is None:
+        if tokens is not None:
+            seen = frozen.seen(past_key_values) if frozen else _cached_tokens(past_key_values)
+            rows = _rows_to_select(settings, self.config, tokens, attention_mask, past_key_values, seen, image_mask)
+        if rows is None and frozen is None:
             return cast(BaseModelOutputWithPast, super().forward(**inputs))
-        return cast(BaseModelOutputWithPast, self._selective_forward(settings=settings, image=image, **inputs))
+        return cast(BaseModelOutputWithPast, self._selective_forward(settings=settings, plan=frozen or rows, **inputs))
 
     @merge_with_config_defaults  # type: ignore[untyped-decorator]
     @capture_outputs  # type: ignore[untyped-decorator]
     def _selective_forward(
         self,
         settings: Settings,
-        image: range,
+        plan: tuple[Row, ...] | Frozen,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
@@ -128,28 +132,29 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
+        """`LlamaModel.forward`'s loop, in which the sequence may become shorter from layer to layer."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        shortens = isinstance(settings, HimapSettings) or settings.drop
-        if shortens and (use_cache or past_key_values is not None):
-            came = "use_cache=True" if past_key_values is None else type(past_key_values).__name__
-            raise ValueError(f"removing image tokens works without a KV cache only: pass use_cache=False, got {came}")
-        if hidden.shape[0] != 1:
-            raise ValueError(f"pruning takes one question at a time, got a batch of {hidden.shape[0]}")
-        if attention_mask is not None and not bool(attention_mask.to(torch.bool).all()):
-            raise ValueError("pruning takes no padding: every entry of attention_mask must be 1")
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        seen = plan.seen(past_key_values) if isinstance(plan, Frozen) else 0
         if position_ids is None:
-            position_ids = torch.arange(hidden.shape[1], device=hidden.device).unsqueeze(0)
+            starts = plan.groups[0].starts if isinstance(plan, Frozen) else [row.start for row in plan]
+            position_ids = torch.arange(seen, seen + hidden.shape[1], device=hidden.device).unsqueeze(0)
+            if any(starts):  # a row's positions are those it has alone
+                position_ids = (position_ids - torch.tensor(starts, device=hidden.device)[:, None]).clamp(min=0)
         rope: Rope = self.rotary_emb(hidden, position_ids=position_ids)
-        run = _Run(self, settings, image, hidden, rope)
+        run: _Prefill | _Continuation
+        if isinstance(plan, Frozen):
+            run = _Continuation(self, plan, hidden, rope, plan.padding_masks(attention_mask, seen, hidden))
+        else:
+            run = _Prefill(self, settings, plan, hidden, rope)
         for layer_index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             run.before_layer(layer_index)
             run.hidden = layer(
                 run.hidden,
-                attention_mask=run.causal_mask(past_key_values),
+                attention_mask=run.causal_mask(layer_index, past_key_values),
                 position_embeddings=run.rope,
                 # Never the gapped positions: transformers would read the gaps as packed sequences.
                 position_ids=None,
@@ -158,169 +163,253 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
                 **kwargs,
             )
         self.kept = run.kept
+        if past_key_values is not None and isinstance(run, _Prefill):
+            freeze(past_key_values, run.frozen())
         return BaseModelOutputWithPast(last_hidden_state=self.norm(run.hidden), past_key_values=past_key_values)
 
 
 class _Run:
-    """One forward: what moves from layer to layer. `hidden` is (1, tokens, E); `rope` holds the original positions."""
+    """One forward: what moves from layer to layer. `hidden` is (batch, tokens, E); `rope` is of original positions."""
 
-    def __init__(self, model: Himap_LlamaModel, settings: Settings, image: range, hidden: Tensor, rope: Rope) -> None:
-        self.model, self.settings, self.image, self.hidden, self.rope = model, settings, image, hidden, rope
-        self.kept = Kept()
-        self._scores = torch.empty(0)
-        self._mask: tuple[int, Tensor | None] | None = None
+    def __init__(self, model: Himap_LlamaModel, hidden: Tensor, rope: Rope, kept: Kept) -> None:
+        self.model, self.hidden, self.rope, self.kept = model, hidden, rope, kept
+
+    def _causal_mask(self, layer_index: int, past_key_values: Any, padding_mask: Tensor | None) -> Tensor | None:
+        """The mask for layers as long as this one; None where the attention kernel needs none."""
+        mask = create_causal_mask(
+            config=self.model.config,
+            inputs_embeds=self.hidden,
+            attention_mask=padding_mask,
+            past_key_values=past_key_values,
+            position_ids=None,
+            layer_idx=layer_index,
+        )
+        return cast("Tensor | None", mask)
+
+
+class _Continuation(_Run):
+    """A forward on a pruned cache: nothing is chosen, each group of layers has the length the prefill left it."""
+
+    def __init__(
+        self, model: Himap_LlamaModel, frozen: Frozen, hidden: Tensor, rope: Rope, padding_masks: list[Tensor | None]
+    ) -> None:
+        super().__init__(model, hidden, rope, frozen.kept)
+        self._padding_masks = {
+            group.first_layer: mask for group, mask in zip(frozen.groups, padding_masks, strict=True)
+        }
+        self._mask: Tensor | None = None
+
+    def before_layer(self, layer_index: int) -> None:
+        pass
+
+    def causal_mask(self, layer_index: int, past_key_values: Any) -> Tensor | None:
+        if layer_index in self._padding_masks:
+            self._mask = self._causal_mask(layer_index, past_key_values, self._padding_masks[layer_index])
+        return self._mask
+
+
+class _Prefill(_Run):
+    """A forward that chooses: `rows` tell where padding and image stand in each row of the present `hidden`."""
+
+    def __init__(
+        self, model: Himap_LlamaModel, settings: Settings, rows: tuple[Row, ...], hidden: Tensor, rope: Rope
+    ) -> None:
+        super().__init__(model, hidden, rope, Kept())
+        self._settings, self._rows = settings, rows
+        self._width, self._image_end = hidden.shape[1], max(row.image.stop for row in rows if row.image)
+        self._groups = [Group(0, 0, tuple(row.start for row in rows))]
+        self._scores: list[Tensor] = []
+        self._mask: Tensor | None = None
+
+    def frozen(self) -> Frozen:
+        """What a cache that this run filled must remember."""
+        return Frozen(self._width, self._image_end, tuple(self._groups), self.kept)
 
     def before_layer(self, layer_index: int) -> None:
         """Prune or aggregate the input of layer `layer_index` if the settings say so."""
-        settings = self.settings
+        settings = self._settings
         if isinstance(settings, CustomSettings):
             if layer_index == settings.agg_layer:
                 self._aggregate(settings)
             return
         if layer_index == settings.txt_layer:
-            chosen = self._prune(settings.txt_rank)
-            self.kept = Kept(txt=chosen)
+            self.kept = Kept(txt=self._prune(layer_index, settings.txt_rank))
         elif layer_index == settings.img_layer and settings.img_rank is not None and self.kept.txt is not None:
-            chosen = self._prune(settings.img_rank)
-            self.kept = Kept(txt=self.kept.txt, img=self.kept.txt[chosen])
+            chosen = self._prune(layer_index, settings.img_rank)
+            whole = tuple(txt[left] for txt, left in zip(self.kept.txt, chosen, strict=True))
+            self.kept = Kept(txt=self.kept.txt, img=whole)
         # After the pruning: with adjacent stages the image is scored in the very layer the text stage prunes.
         if layer_index + 1 == settings.txt_layer:
-            self._scores = self._score(layer_index, rows=range(self.image.stop, self.hidden.shape[1]))
+            self._scores = self._scored(layer_index, by_text=True)
         elif layer_index + 1 == settings.img_layer and settings.img_layer < self.model.config.num_hidden_layers:
-            self._scores = self._score(layer_index, rows=self.image)
+            self._scores = self._scored(layer_index, by_text=False)
 
-    def causal_mask(self, past_key_values: Any) -> Tensor | None:
-        """The mask for the present length; None where the attention kernel needs none."""
-        length = self.hidden.shape[1]
-        if self._mask is None or self._mask[0] != length:
-            mask = create_causal_mask(
-                config=self.model.config,
-                inputs_embeds=self.hidden,
-                attention_mask=None,
-                past_key_values=past_key_values,
-                position_ids=None,
-            )
-            self._mask = (length, cast("Tensor | None", mask))
-        return self._mask[1]
+    def causal_mask(self, layer_index: int, past_key_values: Any) -> Tensor | None:
+        group = self._groups[-1]
+        if layer_index == group.first_layer:
+            padding_mask = group.padding_mask(self.hidden.shape[1], self.hidden.device)
+            self._mask = self._causal_mask(layer_index, past_key_values, padding_mask)
+        return self._mask
 
-    def _prune(self, rank: int) -> Tensor:
-        chosen = top_tokens(self._scores, rank)
-        self._drop_others(chosen)
+    def _prune(self, layer_index: int, rank: int) -> tuple[Tensor, ...]:
+        chosen = tuple(top_tokens(scores, rank) for scores in self._scores)
+        self._drop_others(layer_index, chosen)
         return chosen
 
-    def _score(self, layer_index: int, rows: range) -> Tensor:
-        """Scores (image tokens,) of the image by `rows`, in the attention that layer `layer_index` is about to do."""
-        if not rows or not self.image:
-            return torch.zeros(len(self.image), device=self.hidden.device)
+    @torch.no_grad()
+    def _scored(self, layer_index: int, *, by_text: bool) -> list[Tensor]:
+        """Per row scores (image tokens,) by the text after the image, or else by the image itself."""
+        scores = []
+        for index, row in enumerate(self._rows):
+            # Seen alone, a row has no padding.
+            image = range(row.image.start - row.start, row.image.stop - row.start)
+            hidden = self.hidden[index, row.start :]
+            rows = range(image.stop, hidden.shape[0]) if by_text else image
+            cos, sin = (part[index if part.shape[0] > 1 else 0, row.start :] for part in self.rope)
+            scores.append(self._score(layer_index, hidden, (cos, sin), rows, image))
+        return scores
+
+    def _score(self, layer_index: int, hidden: Tensor, rope: Rope, rows: range, image: range) -> Tensor:
+        """Scores of `image` by `rows` of one prompt (tokens, E), in the attention that the layer is about to do."""
+        if not rows or not image:
+            return torch.zeros(len(image), device=hidden.device)
         layer = self.model.layers[layer_index]
         attention = layer.self_attn
-        normed = layer.input_layernorm(self.hidden)
+        normed = layer.input_layernorm(hidden)
         heads = (-1, attention.head_dim)
-        query = attention.q_proj(normed[0, rows.start : rows.stop]).unflatten(-1, heads).transpose(0, 1)
-        key = attention.k_proj(normed[0]).unflatten(-1, heads).transpose(0, 1)
-        cos, sin = self.rope[0][0], self.rope[1][0]
+        query = attention.q_proj(normed[rows.start : rows.stop]).unflatten(-1, heads).transpose(0, 1)
+        key = attention.k_proj(normed).unflatten(-1, heads).transpose(0, 1)
+        cos, sin = (part.to(key.device) for part in rope)
         here = slice(rows.start, rows.stop)
         return column_scores(
             query * cos[here] + rotate_half(query) * sin[here],
             key * cos + rotate_half(key) * sin,
             rows=rows,
-            columns=self.image,
+            columns=image,
             scaling=attention.scaling,
             # No more than the layer's own MLP will take: scoring is not what a short prompt's peak is made of.
-            tile_bytes=min(TILE_BYTES, 2 * normed.shape[1] * self.model.config.intermediate_size * normed.itemsize),
+            tile_bytes=min(TILE_BYTES, 2 * normed.shape[0] * self.model.config.intermediate_size * normed.itemsize),
         )
 
-    def _drop_others(self, chosen: Tensor) -> None:
-        """Keep all text and the image tokens `chosen` (ascending, relative to the image). Positions stay original."""
-        keep = torch.cat(
-            [
-                torch.arange(self.image.start, device=chosen.device),
-                chosen + self.image.start,
-                torch.arange(self.image.stop, self.hidden.shape[1], device=chosen.device),
-            ]
+    def _drop_others(self, layer_index: int, chosen: Sequence[Tensor]) -> None:
+        """From this layer on keep all text and the image tokens `chosen` (ascending, per row relative to the image).
+
+        Positions stay the original ones. Shorter rows are padded on the left to the longest, with their first token.
+        """
+        width = self.hidden.shape[1]
+        left = [
+            torch.cat(
+                [
+                    torch.arange(row.start, row.image.start, device=indices.device),
+                    indices + row.image.start,
+                    torch.arange(row.image.stop, width, device=indices.device),
+                ]
+            )
+            for row, indices in zip(self._rows, chosen, strict=True)
+        ]
+        longest = max(indices.shape[0] for indices in left)
+        starts = [longest - indices.shape[0] for indices in left]
+        index = torch.stack([pad(indices, (start, 0)) for indices, start in zip(left, starts, strict=True)])
+        self._rows = tuple(
+            Row(start, range(begin := start + row.image.start - row.start, begin + indices.shape[0]))
+            for row, start, indices in zip(self._rows, starts, chosen, strict=True)
         )
-        self.image = range(self.image.start, self.image.start + chosen.shape[0])
-        self.hidden = self.hidden[:, keep]
-        self.rope = (self.rope[0][:, keep], self.rope[1][:, keep])
+        self._groups = [group for group in self._groups if group.first_layer < layer_index]
+        self._groups.append(Group(layer_index, self._width - longest, tuple(starts)))
+        self.hidden = _gather(self.hidden, index)
+        self.rope = (_gather(self.rope[0], index), _gather(self.rope[1], index))
 
     def _aggregate(self, settings: CustomSettings) -> None:
-        tokens = self.hidden[0, self.image.start : self.image.stop]
-        if settings.method == "tome":
-            selected = most_similar(tokens, settings.kept)
-        else:
-            first = settings.first_index
-            if first is None:
-                first = (self.model._first_index or _FirstIndex()).draw(len(self.image))
-            selected = farthest_points(tokens, settings.kept, first)
-        merged = aggregate(tokens[selected], tokens, settings.temperature).to(self.hidden.dtype)
+        first = settings.first_index
+        if first is None and settings.method == "fps":
+            shortest = min(len(row.image) for row in self._rows if row.image)
+            first = (self.model._first_index or _FirstIndex()).draw(shortest)
         hidden = self.hidden.clone()  # the caller may own the embeddings
-        hidden[0, self.image.start : self.image.stop] = 0
-        hidden[0, self.image.start : self.image.start + settings.kept] = merged
+        selected = []
+        for index, row in enumerate(self._rows):
+            tokens = self.hidden[index, row.image.start : row.image.stop]
+            if not row.image:
+                selected.append(torch.arange(0, device=hidden.device))
+                continue
+            if settings.method == "tome":
+                chosen = most_similar(tokens, settings.kept)
+            else:
+                assert first is not None
+                chosen = farthest_points(tokens, settings.kept, first)
+            hidden[index, row.image.start : row.image.stop] = 0
+            merged = aggregate(tokens[chosen], tokens, settings.temperature)
+            hidden[index, row.image.start : row.image.start + settings.kept] = merged.to(hidden.dtype)
+            selected.append(chosen)
         self.hidden = hidden
         if settings.drop:
-            self._drop_others(torch.arange(settings.kept, device=hidden.device))
-        self.kept = Kept(selected=selected)
+            first_slots = [torch.arange(one.shape[0], device=hidden.device) for one in selected]
+            self._drop_others(settings.agg_layer, first_slots)
+        self.kept = Kept(selected=tuple(selected))
 
 
-def _image_span(
-    settings: Settings, config: LlamaConfig, tokens: Tensor, past_key_values: Any, image_mask: Tensor | None
-) -> range | None:
-    """Where the image stands in `tokens` (batch, tokens[, E]); None where the mode has nothing to do (dense path)."""
+def _gather(tokens: Tensor, index: Tensor) -> Tensor:
+    """Row by row the tokens (batch or 1, tokens, X) at `index` (batch, kept)."""
+    index = index.to(tokens.device)
+    return tokens.expand(index.shape[0], -1, -1)[torch.arange(index.shape[0], device=tokens.device)[:, None], index]
+
+
+def _rows_to_select(
+    settings: Settings,
+    config: LlamaConfig,
+    tokens: Tensor,
+    attention_mask: Tensor | None,
+    past_key_values: Any,
+    seen: int,
+    image_mask: Tensor | None,
+) -> tuple[Row, ...] | None:
+    """The rows of `tokens` (batch, tokens[, E]) where the mode has something to do; None where it has not.
+
+    `seen` tokens came before them on the cache.
+    """
     first_layer = settings.txt_layer if isinstance(settings, HimapSettings) else settings.agg_layer
     if first_layer >= config.num_hidden_layers:
         return None
-    # After a prefill with a cache the image is in the cache already: what follows it needs no selection.
-    if isinstance(settings, CustomSettings) and past_key_values is not None and past_key_values.get_seq_length() > 0:
-        return None
-    if image_mask is None:
-        image = _configured_span(settings.lengths)
-    elif image_mask.shape != tokens.shape[:2]:
-        raise ValueError(f"image_mask must have the tokens' shape {[*tokens.shape[:2]]}, got {[*image_mask.shape]}")
-    elif not image_mask.any():
-        return None
-    else:
-        image = _masked_span(image_mask, settings.lengths)
-    length = tokens.shape[1]
-    if isinstance(settings, CustomSettings):
-        if settings.kept >= len(image) or length < image.stop:
+    batch, width = tokens.shape[:2]
+    if image_mask is not None:
+        if image_mask.shape != (batch, width):
+            raise ValueError(f"image_mask must have the tokens' shape {[batch, width]}, got {[*image_mask.shape]}")
+        if not image_mask.any():
             return None
-    elif length <= image.stop:
-        raise ValueError(f"HiMAP needs text after the image: got {length} tokens, the image ends at {image.stop}")
-    settings.check_image(len(image))
-    return image
+    if seen:  # what follows a prefill is text
+        lengths = settings.lengths
+        end = 0 if lengths.sys is None or lengths.img is None else lengths.sys + lengths.img
+        if image_mask is not None or (width > 1 and seen < end):
+            raise ValueError(f"the whole image must come with the first forward on a cache, got one with {seen} tokens")
+        return None
+    if past_key_values is not None:
+        check_cache(past_key_values)
+    return image_rows(settings, row_starts(attention_mask, batch, width), width, image_mask)
 
 
-def _configured_span(lengths: Lengths) -> range:
-    if lengths.sys is None or lengths.img is None:
-        raise ValueError(
-            "without an image mask the system and image lengths must both be configured, "
-            f"got {lengths.sys} and {lengths.img}"
-        )
-    return range(lengths.sys, lengths.sys + lengths.img)
-
-
-def _masked_span(image_mask: Tensor, lengths: Lengths) -> range:
-    """The span of True in `image_mask` (1, tokens), which has some, checked against the configured lengths."""
-    if image_mask.shape[0] != 1:
-        raise ValueError(f"pruning takes one question at a time, got a batch of {image_mask.shape[0]}")
-    found = image_mask[0].nonzero().squeeze(1)
-    start, count, last = int(found[0]), found.numel(), int(found[-1])
-    if last != start + count - 1:
-        raise ValueError(f"the image tokens must be contiguous, got {count} of them between {start} and {last}")
-    for name, configured, masked in (("system", lengths.sys, start), ("image", lengths.img, count)):
-        if configured is not None and configured != masked:
-            raise ValueError(f"the configured {name} length is {configured}, the prompt's is {masked}")
-    return range(start, start + count)
+def _cached_tokens(past_key_values: Any) -> int:
+    return 0 if past_key_values is None else int(past_key_values.get_seq_length())
 
 
 class OneFirstIndexPerGenerate:
     """Mixin for models with a `Himap_LlamaModel` inside: `generate` draws custom selection's first index once."""
 
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """`GenerationMixin.generate`; with custom selection on, one first index for all of its forwards."""
+    def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """`GenerationMixin.generate`; with custom selection on, one first index for all of its forwards.
+
+        Raises ValueError, while a mode is on, for what does not hand the whole prompt and nothing else to the first
+        forward: chunked prefill and assisted generation.
+        """
         decoder: Himap_LlamaModel = self.get_decoder()  # type: ignore[attr-defined]
-        with decoder.one_first_index() if getattr(decoder.config, "use_custom_selection", False) else nullcontext():
-            return super().generate(*args, **kwargs)  # type: ignore[misc]
+        if active_settings(decoder.config) is None:
+            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+        config = generation_config or self.generation_config  # type: ignore[attr-defined]
+        for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
+            value = kwargs.get(name, getattr(config, name, None))
+            if value is not None:
+                got = value if isinstance(value, int) else type(value).__name__
+                raise ValueError(f"{name} must be None while image tokens are selected by the whole prompt, got {got}")
+        with decoder.one_first_index():
+            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
 
 
 class HimapLlamaForCausalLM(OneFirstIndexPerGenerate, LlamaForCausalLM):  # type: ignore[misc]

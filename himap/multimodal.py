@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -86,12 +87,45 @@ class HimapLlavaModel(LlavaModel):  # type: ignore[misc]
         """Drop what the last custom selection left behind."""
         self.language_model.reset_custom_selection()
 
-    def forward(self, input_ids: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """`LlavaModel.forward`; with a mode on, `image_mask` is computed from `input_ids` and handed on."""
         config = self.config
         if input_ids is not None and (config.use_hmap_v or config.use_custom_selection):
-            kwargs.setdefault("image_mask", input_ids == config.image_token_id)
-        return super().forward(input_ids, *args, **kwargs)
+            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            brings_image = pixel_values is not None or bool(kwargs.get("mm_encoder_outputs"))
+            if not seen or brings_image:
+                kwargs.setdefault("image_mask", self._image_mask(input_ids, pixel_values))
+            elif input_ids.shape[1] > 1:
+                # Without pixels an image token is a word like any other: models that were never trained do write it.
+                # For one new token not even this mask is made, or a GPU would wait at each.
+                kwargs.setdefault("image_mask", torch.zeros_like(input_ids, dtype=torch.bool))
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+
+    def _image_mask(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
+        """(batch, tokens) bool, true at image tokens. Raises ValueError where a prompt has more than one image."""
+        image_mask = input_ids == self.config.image_token_id
+        if pixel_values is not None:
+            prompts = int(image_mask.any(dim=1).sum())
+            if pixel_values.shape[0] > prompts:
+                raise ValueError(
+                    f"a prompt must have one image, got {pixel_values.shape[0]} for {prompts} with image tokens"
+                )
+        return cast(Tensor, image_mask)
 
 
 class HimapLlavaForConditionalGeneration(OneFirstIndexPerGenerate, LlavaForConditionalGeneration):  # type: ignore[misc]

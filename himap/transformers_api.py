@@ -14,12 +14,24 @@ import torch
 import transformers
 
 _NAMES: dict[str, dict[str, tuple[str, ...]]] = {  # module: {name: parameters we pass by keyword}
+    "transformers.cache_utils": {
+        "Cache.get_seq_length": ("layer_idx",),
+        "DynamicLayer.is_sliding": (),
+        "DynamicCache": ("config",),
+    },
     "transformers.conversion_mapping": {
         "get_checkpoint_conversion_mapping": (),
         "register_checkpoint_conversion_mapping": ("overwrite",),
     },
     "transformers.masking_utils": {
-        "create_causal_mask": ("config", "inputs_embeds", "attention_mask", "past_key_values", "position_ids"),
+        "create_causal_mask": (
+            "config",
+            "inputs_embeds",
+            "attention_mask",
+            "past_key_values",
+            "position_ids",
+            "layer_idx",
+        ),
     },
     "transformers.models.llama.modeling_llama": {
         "LlamaDecoderLayer": (),

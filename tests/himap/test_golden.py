@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
+from transformers import DynamicCache
 
 import himap.decoder
 from himap import HimapLlamaForCausalLM
@@ -25,6 +26,7 @@ def modes_of(*names: str) -> list[tuple[str, str]]:
 
 HIMAP = modes_of("himap_mha_A", "himap_mha_B")
 CUSTOM = modes_of("custom_mha_A")
+both_settings = pytest.mark.parametrize("use_cache", [False, True])
 FPS = [(name, mode) for name, mode in CUSTOM if f"{mode}.generate_selected" in golden(name)]
 
 
@@ -53,18 +55,32 @@ class Case:
         else:
             assert mode == "baseline"
 
-    def forward(self, embeds: Tensor | None = None) -> Tensor:
+    def forward(self, embeds: Tensor | None = None, **cache: Any) -> Tensor:
         """Logits (tokens, vocab) of `embeds`, or of the prompt."""
         torch.manual_seed(7)  # what the first farthest point was drawn with, in every forward
-        return self.model(inputs_embeds=self.prompt.embeds if embeds is None else embeds, use_cache=False).logits[0]
+        embeds = self.prompt.embeds if embeds is None else embeds
+        return self.model(inputs_embeds=embeds, **({"use_cache": False} | cache)).logits[0]
 
-    def absolute(self, kept: Tensor | None) -> np.ndarray:
-        """Positions in the whole prompt of image tokens `kept`."""
+    def absolute(self, kept: tuple[Tensor, ...] | None) -> np.ndarray:
+        """Positions in the whole prompt, the only row, of image tokens `kept`."""
         assert kept is not None
-        return kept.numpy() + self.prompt.sys
+        assert len(kept) == 1
+        return kept[0].numpy() + self.prompt.sys
 
     def image_part(self, positions: np.ndarray) -> np.ndarray:
         return positions[(positions >= self.prompt.sys) & (positions < self.prompt.sys + self.prompt.img)]
+
+    def decode_cached(self) -> tuple[list[int], list[np.ndarray]]:
+        """Greedy ids and last logits of each step, on one cache that the prompt was put into."""
+        ids: list[int] = []
+        logits: list[np.ndarray] = []
+        cache = DynamicCache()
+        embeds = self.prompt.embeds
+        for _ in range(STEPS):
+            logits.append(self.forward(embeds, past_key_values=cache, use_cache=True)[-1].numpy())
+            ids.append(int(logits[-1].argmax()))
+            embeds = self.model.get_input_embeddings()(torch.tensor([[ids[-1]]]))
+        return ids, logits
 
     def decode(self, each_step: Any = lambda step: None) -> tuple[list[int], list[np.ndarray], list[Any]]:
         """Greedy ids, last logits and `model.model.kept` of each step, everything computed anew in each."""
@@ -86,8 +102,11 @@ def model(llama: HimapLlamaForCausalLM, request: pytest.FixtureRequest) -> Himap
     return llama
 
 
+@both_settings
 @pytest.mark.parametrize(("name", "mode"), HIMAP)
-def test_himap_forward(model: HimapLlamaForCausalLM, name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_himap_forward(
+    model: HimapLlamaForCausalLM, name: str, mode: str, use_cache: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Logits, scores, kept tokens, every layer's length and the positions left are those of the reference."""
     case = Case(model, name, mode)
     scores: list[Tensor] = []
@@ -95,7 +114,7 @@ def test_himap_forward(model: HimapLlamaForCausalLM, name: str, mode: str, monke
     monkeypatch.setattr(himap.decoder, "column_scores", lambda *a, **k: scores.append(score(*a, **k)) or scores[-1])
 
     with watched_layers(model.model) as watched:
-        logits = case.forward()
+        logits = case.forward(use_cache=use_cache)
 
     vectors = case.vectors
     assert_allclose(logits, vectors["logits"], **LOGITS)
@@ -130,8 +149,11 @@ def test_himap_decoding(model: HimapLlamaForCausalLM, name: str, mode: str) -> N
         assert_array_equal(final, case.vectors["gen_final_img_keep"])
 
 
+@both_settings
 @pytest.mark.parametrize(("name", "mode"), CUSTOM)
-def test_custom_forward(model: HimapLlamaForCausalLM, name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_custom_forward(
+    model: HimapLlamaForCausalLM, name: str, mode: str, use_cache: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Logits, selection in its order, and the aggregated layer's input are those of the reference."""
     case = Case(model, name, mode)
     tokens: list[Tensor] = []
@@ -139,7 +161,7 @@ def test_custom_forward(model: HimapLlamaForCausalLM, name: str, mode: str, monk
     monkeypatch.setattr(himap.decoder, "aggregate", lambda q, all_, t: tokens.append(all_) or merge(q, all_, t))
 
     with watched_layers(model.model) as watched:
-        logits = case.forward()
+        logits = case.forward(use_cache=use_cache)
 
     vectors = case.vectors
     assert_allclose(logits, vectors["logits"], **LOGITS)
@@ -147,7 +169,7 @@ def test_custom_forward(model: HimapLlamaForCausalLM, name: str, mode: str, monk
     if "selected" not in vectors:  # the baseline, all tokens kept, or a layer beyond the last
         assert model.model.kept is None
         return
-    assert_array_equal(model.model.kept.selected, vectors["selected"])
+    assert_array_equal(model.model.kept.selected[0], vectors["selected"])
     assert_allclose(tokens[0], vectors["image_tokens_before"], **LOGITS)
     assert_allclose(watched.hidden[model.config.custom_agg_layer][0], vectors["agg_layer_input"], **LOGITS)
 
@@ -162,7 +184,35 @@ def test_custom_decoding(model: HimapLlamaForCausalLM, name: str, mode: str) -> 
     assert ids == case.vectors["gen_ids"].tolist()
     assert_allclose(logits, case.vectors["gen_last_logits"], **LOGITS)
     if "gen_selected" in case.vectors:
-        assert_array_equal([step.selected for step in kept], case.vectors["gen_selected"])
+        assert_array_equal([step.selected[0] for step in kept], case.vectors["gen_selected"])
+
+
+@pytest.mark.parametrize(("name", "mode"), HIMAP)
+def test_himap_cached_decoding(model: HimapLlamaForCausalLM, name: str, mode: str) -> None:
+    """With a cache the choice is frozen: tokens agree as long as the reference, scoring anew, keeps the same."""
+    case = Case(model, name, mode)
+    same = STEPS
+    if mode != "baseline":
+        choices = zip(case.vectors["gen_txt_img_keep"], case.vectors["gen_final_img_keep"], strict=True)
+        both = [(txt.tolist(), final.tolist()) for txt, final in choices]
+        same = next((step for step in range(STEPS) if both[step] != both[0]), STEPS)
+
+    ids, logits = case.decode_cached()
+
+    assert same >= 1
+    assert ids[:same] == case.vectors["gen_ids"][:same].tolist()
+    assert_allclose(logits[:same], case.vectors["gen_last_logits"][:same], **LOGITS)
+
+
+@pytest.mark.parametrize(("name", "mode"), CUSTOM)
+def test_custom_cached_decoding(model: HimapLlamaForCausalLM, name: str, mode: str) -> None:
+    """With a cache the image is merged once, which text cannot change: 8 tokens and their logits agree."""
+    case = Case(model, name, mode)
+
+    ids, logits = case.decode_cached()
+
+    assert ids == case.vectors["gen_ids"].tolist()
+    assert_allclose(logits, case.vectors["gen_last_logits"], **LOGITS)
 
 
 @pytest.mark.parametrize(("name", "mode"), FPS)
@@ -177,4 +227,4 @@ def test_a_given_first_index(model: HimapLlamaForCausalLM, name: str, mode: str)
 
     assert ids == case.vectors["generate_ids"].tolist()
     assert_allclose(logits, case.vectors["generate_last_logits"], **LOGITS)
-    assert_array_equal([step.selected for step in kept], case.vectors["generate_selected"])
+    assert_array_equal([step.selected[0] for step in kept], case.vectors["generate_selected"])

@@ -150,8 +150,8 @@ class TestPruning:
 
         assert [one.shape[-1] for one in output.attentions] == [SIZES[0], SIZES[1], SIZES[2], SIZES[2]]
         kept = llava.model.language_model.kept
-        assert (kept.txt.shape, kept.img.shape) == ((8,), (2,))
-        assert set(kept.img.tolist()) <= set(kept.txt.tolist()) <= set(range(16))
+        assert (kept.txt[0].shape, kept.img[0].shape) == ((8,), (2,))
+        assert set(kept.img[0].tolist()) <= set(kept.txt[0].tolist()) <= set(range(16))
 
     @modes
     def test_lengths_are_checked(self, llava: HimapLlavaForConditionalGeneration, mode: str) -> None:
@@ -190,12 +190,6 @@ class TestPruning:
             logits[..., IMAGE_TOKEN] = float("-inf")
             ids = torch.cat([ids, logits[:, -1:].argmax(dim=-1)], dim=1)
         assert answered.tolist() == ids.tolist()
-
-    def test_generate_needs_use_cache_false(self, llava: HimapLlavaForConditionalGeneration) -> None:
-        """HiMAP with a cache is refused in words, not in the middle of an answer."""
-        switch(llava, "himap")
-        with pytest.raises(ValueError, match="pass use_cache=False, got"):
-            answer(llava, llava_inputs(), 2)
 
     def test_custom_selection_with_a_cache(self, llava: HimapLlavaForConditionalGeneration) -> None:
         """Merging once at prefill gives the tokens of merging at every step."""
@@ -237,18 +231,38 @@ class TestPruning:
         assert sizes == [[SIZES[0] + n, SIZES[1] + n, SIZES[2] + n, SIZES[2] + n] for n in range(3)]
 
     @modes
-    def test_two_images_are_refused(self, llava: HimapLlavaForConditionalGeneration, mode: str) -> None:
-        """Two images with text between them are not contiguous; a batch of two is one too many."""
+    @pytest.mark.parametrize("between", [[], [5]], ids=["side by side", "with text between"])
+    def test_two_images_are_refused(
+        self, llava: HimapLlavaForConditionalGeneration, mode: str, between: list[int]
+    ) -> None:
+        """A prompt with two images, which side by side look like one."""
         switch(llava, mode)
         inputs = llava_inputs(images=2)
         ids = inputs["input_ids"][0].tolist()
-        inputs["input_ids"] = torch.tensor([[*ids[:19], 5, *ids[19:]]])
+        inputs["input_ids"] = torch.tensor([[*ids[:19], *between, *ids[19:]]])
         del inputs["attention_mask"]
-        with pytest.raises(ValueError, match="image tokens must be contiguous"):
+        with pytest.raises(ValueError, match="must have one image, got 2 for 1 with image tokens"):
             llava(**inputs, use_cache=False)
-        batch = {name: torch.cat([tensor, tensor]) for name, tensor in llava_inputs().items()}
-        with pytest.raises(ValueError, match="one question at a time, got a batch of 2"):
-            llava(**batch, use_cache=False)
+
+    @modes
+    def test_an_image_on_a_cache_with_text_is_refused(
+        self, llava: HimapLlavaForConditionalGeneration, mode: str
+    ) -> None:
+        """An image whose system prompt is in the cache already: its choice would not know it."""
+        switch(llava, mode)
+        inputs = llava_inputs()
+        cache = llava(inputs["input_ids"][:, :3]).past_key_values
+        with pytest.raises(ValueError, match="must come with the first forward on a cache, got one with 3 tokens"):
+            llava(inputs["input_ids"][:, 3:], pixel_values=inputs["pixel_values"], past_key_values=cache)
+
+    @modes
+    def test_a_written_image_token_is_a_word(self, llava: HimapLlavaForConditionalGeneration, mode: str) -> None:
+        """After the prefill an image token without pixels is text: untrained models do write it."""
+        switch(llava, mode)
+        cache = llava(**llava_inputs()).past_key_values
+        one = llava(torch.tensor([[IMAGE_TOKEN]]), past_key_values=cache)
+        several = llava(torch.tensor([[4, IMAGE_TOKEN, IMAGE_TOKEN, 6]]), past_key_values=cache)
+        assert (one.logits.shape[1], several.logits.shape[1]) == (1, 4)
 
 
 class TestConfig:
