@@ -24,6 +24,10 @@ def row_starts(attention_mask: Tensor | None, batch: int, width: int) -> tuple[i
     """The first real token of each row. Raises ValueError unless the mask is (batch, width), zeros then ones."""
     if attention_mask is None:
         return (0,) * batch
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 and bool(attention_mask.all()):
+        return (
+            0,
+        ) * batch  # also where it is one step behind: as transformers reads it, it says that nothing is padding
     if not isinstance(attention_mask, Tensor) or attention_mask.shape != (batch, width):
         raise ValueError(f"the attention mask must have the tokens' shape {[batch, width]}, got {form(attention_mask)}")
     real = attention_mask.to(torch.bool)

@@ -43,9 +43,10 @@ class _AtEachToken(LogitsProcessor):  # type: ignore[misc]
 class Answerer:
     """Answers questions with a loaded model, in whatever mode the model is set to at that moment.
 
-    The KV cache is used except where the mode has none. `keep_attentions` does what the first version of these
-    programs did, to show what it costs: eager attention (set on the model, for good), no cache, every layer's
-    attention map and every step's whole logits kept until the next question is answered.
+    `use_cache=False` computes the whole prompt anew at every token, HiMAP's choice included, as the original does.
+    `keep_attentions` does what the first version of these programs did, to show what it costs: eager attention (set on
+    the model, for good), no cache, every layer's attention map and every step's whole logits kept until the next
+    question is answered.
 
     Attributes: `tokenizer`, `model`, `image_processor`, `prompts`, and `lengths`, the limits on an answer in tokens.
     """
@@ -60,6 +61,7 @@ class Answerer:
         single_pred_prompt: bool = False,
         max_new_tokens: int = 1024,
         min_new_tokens: int | None = None,
+        use_cache: bool = True,
         keep_attentions: bool = False,
     ) -> None:
         conversation(conv_mode)
@@ -71,7 +73,7 @@ class Answerer:
         self.prompts = Prompts(tokenizer, model.config, conv_mode, single_pred_prompt)
         self._conv_mode = conv_mode
         self.lengths: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
-        self._keep_attentions = keep_attentions
+        self._use_cache, self._keep_attentions = use_cache, keep_attentions
         self._kept: object = None
         if keep_attentions:
             model.set_attn_implementation("eager")
@@ -102,16 +104,14 @@ class Answerer:
 
     def _generate(self, inputs: dict[str, Any]) -> Tensor:
         """Token ids (1, prompt + generated)."""
-        config = self.model.config
-        cached = not (config.use_hmap_v or (config.use_custom_selection and config.custom_drop))
         options: dict[str, Any] = {
             "do_sample": False,
-            "logits_processor": LogitsProcessorList([_AtEachToken(config.image_token_id)]),
+            "logits_processor": LogitsProcessorList([_AtEachToken(self.model.config.image_token_id)]),
             **self.lengths,
         }
         if self._keep_attentions:
             return self._generate_and_keep(inputs, options)
-        ids = self.model.generate(**inputs, **options, use_cache=cached)
+        ids = self.model.generate(**inputs, **options, use_cache=self._use_cache)
         assert isinstance(ids, Tensor)
         return ids
 

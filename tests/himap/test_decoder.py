@@ -105,14 +105,14 @@ class TestRefusals:
             logits_of(llama, attention_mask=padding, image_mask=PROMPT.image_mask)
 
     @both_modes
-    @pytest.mark.parametrize("shape", [(1, 37), (2, 38), (1, 1, 38, 38)], ids=str)
+    @pytest.mark.parametrize("shape", [(1, 37), (2, 38), (1, 1, 38, 38), (38,)], ids=str)
     def test_another_kind_of_attention_mask(
         self, llama: HimapLlamaForCausalLM, switch_on: Any, shape: tuple[int, ...]
     ) -> None:
         """An attention mask that is not one number for each token: of another length, or four-dimensional."""
         switch_on(llama.config, PROMPT)
         with pytest.raises(ValueError, match=r"must have the tokens' shape \[1, 38\], got \["):
-            logits_of(llama, attention_mask=torch.ones(shape))
+            logits_of(llama, attention_mask=torch.ones(shape).index_fill(-1, torch.tensor([0]), 0))
 
     @pytest.mark.parametrize("length", [29, 20])
     def test_no_text_after_the_image(self, llama: HimapLlamaForCausalLM, length: int) -> None:

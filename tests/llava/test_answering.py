@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlavaProcessor
 
+import himap.decoder
 import llava.answering
 from himap import HimapLlavaForConditionalGeneration
 from llava.answering import Answer, Answerer
@@ -85,19 +86,35 @@ def test_answers_are_greedy(
     assert answer == Answer(text, tokens=4, prompt_tokens=prompt_tokens)
 
 
-def test_the_cache_is_used_where_the_mode_has_one(
+def test_the_cache_is_used_in_every_mode(
     make: MakeAnswerer, model: HimapLlavaForConditionalGeneration, calls: list[dict[str, Any]]
 ) -> None:
-    """Read off the model at each answer, not when the answerer was made; text-only takes no pixels."""
+    """Unless the caller wants none; text-only takes no pixels."""
     answerer = make(max_new_tokens=1)
     for mode in MODES:
         set_mode(model, mode)
         answerer.answer(TEXT_ONLY)
     set_mode(model, "custom-fps", custom_drop=True)
     answerer.answer(WITH_IMAGE)
+    make(max_new_tokens=1, use_cache=False).answer(WITH_IMAGE)
 
-    assert [call["use_cache"] for call in calls] == [True, False, True, True, False]
-    assert ["pixel_values" in call for call in calls] == [False] * 4 + [True]
+    assert [call["use_cache"] for call in calls] == [True] * 5 + [False]
+    assert ["pixel_values" in call for call in calls] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_himap_is_chosen_once_or_at_every_token(
+    make: MakeAnswerer, model: HimapLlavaForConditionalGeneration, use_cache: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a cache the image is scored twice per answer (its two stages), without one twice per token."""
+    set_mode(model, "himap")
+    scored: list[int] = []
+    score = himap.decoder.column_scores
+    monkeypatch.setattr(himap.decoder, "column_scores", lambda *a, **k: scored.append(1) or score(*a, **k))
+
+    answer = make(max_new_tokens=3, min_new_tokens=3, use_cache=use_cache).answer(WITH_IMAGE)
+
+    assert len(scored) == (2 if use_cache else 2 * answer.tokens)
 
 
 def test_never_asks_for_attentions(make: MakeAnswerer, calls: list[dict[str, Any]]) -> None:
@@ -135,7 +152,7 @@ def test_the_image_token_is_never_generated(make: MakeAnswerer, model: HimapLlav
     set_mode(model, "himap")
     hook = model.lm_head.register_forward_hook(lambda _module, _inputs, logits: logits.index_fill(-1, IMAGE_ID, 1000.0))
     try:
-        assert make().answer(WITH_IMAGE).tokens == 4
+        assert make(use_cache=False).answer(WITH_IMAGE).tokens == 4
     finally:
         hook.remove()
 

@@ -16,10 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import himap
 from vram import Recording
 
-# What a model whose modes are all off may run of ours: the door, and the look at the flags.
+# What a model whose modes are all off may run of ours: the door, and the look at the flags and at the cache.
 _DOOR = {
     ("decoder.py", "forward"),
     ("decoder.py", "generate"),
+    ("frozen.py", "frozen_choice"),
     ("multimodal.py", "forward"),
     ("multimodal.py", "read"),
     ("settings.py", "active_settings"),
