@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -152,16 +152,17 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
             run = _Prefill(self, settings, plan, hidden, rope)
         for layer_index, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             run.before_layer(layer_index)
-            run.hidden = layer(
-                run.hidden,
-                attention_mask=run.causal_mask(layer_index, past_key_values),
-                position_embeddings=run.rope,
-                # Never the gapped positions: transformers would read the gaps as packed sequences.
-                position_ids=None,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                **kwargs,
-            )
+            with run.watching(layer_index):
+                run.hidden = layer(
+                    run.hidden,
+                    attention_mask=run.causal_mask(layer_index, past_key_values),
+                    position_embeddings=run.rope,
+                    # Never the gapped positions: transformers would read the gaps as packed sequences.
+                    position_ids=None,
+                    past_key_values=past_key_values,
+                    use_cache=use_cache,
+                    **kwargs,
+                )
         self.kept = run.kept
         if past_key_values is not None and isinstance(run, _Prefill):
             freeze(past_key_values, run.frozen())
@@ -202,6 +203,9 @@ class _Continuation(_Run):
     def before_layer(self, layer_index: int) -> None:
         pass
 
+    def watching(self, layer_index: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
     def causal_mask(self, layer_index: int, past_key_values: Any) -> Tensor | None:
         if layer_index in self._padding_masks:
             self._mask = self._causal_mask(layer_index, past_key_values, self._padding_masks[layer_index])
@@ -238,11 +242,34 @@ class _Prefill(_Run):
             chosen = self._prune(layer_index, settings.img_rank)
             whole = tuple(txt[left] for txt, left in zip(self.kept.txt, chosen, strict=True))
             self.kept = Kept(txt=self.kept.txt, img=whole)
-        # After the pruning: with adjacent stages the image is scored in the very layer the text stage prunes.
-        if layer_index + 1 == settings.txt_layer:
-            self._scores = self._scored(layer_index, by_text=True)
-        elif layer_index + 1 == settings.img_layer and settings.img_layer < self.model.config.num_hidden_layers:
-            self._scores = self._scored(layer_index, by_text=False)
+
+    @contextmanager
+    def watching(self, layer_index: int) -> Iterator[None]:
+        """While layer `layer_index` runs: where the next one begins a stage, the image is scored by its attention."""
+        settings, following = self._settings, layer_index + 1
+        stages: list[int | None] = []
+        if isinstance(settings, HimapSettings):
+            stages = [settings.txt_layer, settings.img_layer]
+        if following not in stages or following == self.model.config.num_hidden_layers:
+            yield
+            return
+        by_text = following == stages[0]
+        attention = self.model.layers[layer_index].self_attn
+        seen: dict[Any, Tensor] = {}
+
+        def look(projection: nn.Module, _: Any, output: Tensor) -> None:
+            # In the midst of the layer, so that its own projections serve and nothing must be kept until it ends.
+            seen[projection] = output
+            if len(seen) == 2:
+                query, key = seen.pop(attention.q_proj), seen.pop(attention.k_proj)
+                self._scores = self._scored(attention, query, key, by_text=by_text)
+
+        hooks = [projection.register_forward_hook(look) for projection in (attention.q_proj, attention.k_proj)]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def causal_mask(self, layer_index: int, past_key_values: Any) -> Tensor | None:
         group = self._groups[-1]
@@ -257,39 +284,36 @@ class _Prefill(_Run):
         return chosen
 
     @torch.no_grad()
-    def _scored(self, layer_index: int, *, by_text: bool) -> list[Tensor]:
-        """Per row scores (image tokens,) by the text after the image, or else by the image itself."""
+    def _scored(self, attention: Any, query: Tensor, key: Tensor, *, by_text: bool) -> list[Tensor]:
+        """Per row scores (image tokens,) by the text after the image, or else by the image itself.
+
+        `query` and `key` (batch, tokens, heads * D) are the layer's own, before rope.
+        """
+        batch, width, _ = query.shape
+        query, key = (one.view(batch, width, -1, attention.head_dim) for one in (query, key))
         scores = []
         for index, row in enumerate(self._rows):
             # Seen alone, a row has no padding.
             image = range(row.image.start - row.start, row.image.stop - row.start)
-            hidden = self.hidden[index, row.start :]
-            rows = range(image.stop, hidden.shape[0]) if by_text else image
-            cos, sin = (part[index if part.shape[0] > 1 else 0, row.start :] for part in self.rope)
-            scores.append(self._score(layer_index, hidden, (cos, sin), rows, image))
+            rows = range(image.stop, width - row.start) if by_text else image
+            if not image or not rows:
+                scores.append(torch.zeros(len(image), device=query.device))
+                continue
+            cos, sin = (part[index if part.shape[0] > 1 else 0, row.start :].to(query.device) for part in self.rope)
+            here = slice(rows.start, rows.stop)
+            query_HRD = query[index, row.start :][here].transpose(0, 1)
+            key_GND = key[index, row.start :].transpose(0, 1)
+            one = column_scores(
+                query_HRD * cos[here] + rotate_half(query_HRD) * sin[here],
+                key_GND * cos + rotate_half(key_GND) * sin,
+                rows=rows,
+                columns=image,
+                scaling=attention.scaling,
+                # Less than the layer's own MLP will take: scoring is not what a short prompt's peak is made of.
+                tile_bytes=min(TILE_BYTES, width * self.model.config.intermediate_size * query.itemsize),
+            )
+            scores.append(one)
         return scores
-
-    def _score(self, layer_index: int, hidden: Tensor, rope: Rope, rows: range, image: range) -> Tensor:
-        """Scores of `image` by `rows` of one prompt (tokens, E), in the attention that the layer is about to do."""
-        if not rows or not image:
-            return torch.zeros(len(image), device=hidden.device)
-        layer = self.model.layers[layer_index]
-        attention = layer.self_attn
-        normed = layer.input_layernorm(hidden)
-        heads = (-1, attention.head_dim)
-        query = attention.q_proj(normed[rows.start : rows.stop]).unflatten(-1, heads).transpose(0, 1)
-        key = attention.k_proj(normed).unflatten(-1, heads).transpose(0, 1)
-        cos, sin = (part.to(key.device) for part in rope)
-        here = slice(rows.start, rows.stop)
-        return column_scores(
-            query * cos[here] + rotate_half(query) * sin[here],
-            key * cos + rotate_half(key) * sin,
-            rows=rows,
-            columns=image,
-            scaling=attention.scaling,
-            # No more than the layer's own MLP will take: scoring is not what a short prompt's peak is made of.
-            tile_bytes=min(TILE_BYTES, 2 * normed.shape[0] * self.model.config.intermediate_size * normed.itemsize),
-        )
 
     def _drop_others(self, layer_index: int, chosen: Sequence[Tensor]) -> None:
         """From this layer on keep all text and the image tokens `chosen` (ascending, per row relative to the image).
