@@ -140,7 +140,7 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
             past_key_values = DynamicCache(config=self.config)
         seen = plan.seen(past_key_values) if isinstance(plan, Frozen) else 0
         if position_ids is None:
-            starts = plan.groups[0].starts if isinstance(plan, Frozen) else [row.start for row in plan]
+            starts = plan.starts if isinstance(plan, Frozen) else tuple(row.start for row in plan)
             position_ids = torch.arange(seen, seen + hidden.shape[1], device=hidden.device).unsqueeze(0)
             if any(starts):  # a row's positions are those it has alone
                 position_ids = (position_ids - torch.tensor(starts, device=hidden.device)[:, None]).clamp(min=0)
@@ -221,13 +221,14 @@ class _Prefill(_Run):
         super().__init__(model, hidden, rope, Kept())
         self._settings, self._rows = settings, rows
         self._width, self._image_end = hidden.shape[1], max(row.image.stop for row in rows if row.image)
-        self._groups = [Group(0, 0, tuple(row.start for row in rows))]
+        self._starts = tuple(row.start for row in rows)
+        self._groups = [Group(0, 0, self._starts)]
         self._scores: list[Tensor] = []
         self._mask: Tensor | None = None
 
     def frozen(self) -> Frozen:
         """What a cache that this run filled must remember."""
-        return Frozen(self._width, self._image_end, tuple(self._groups), self.kept)
+        return Frozen(self._width, self._starts, self._image_end, tuple(self._groups), self.kept)
 
     def before_layer(self, layer_index: int) -> None:
         """Prune or aggregate the input of layer `layer_index` if the settings say so."""

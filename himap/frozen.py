@@ -43,9 +43,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """What the pruned prefill of a prompt `width` tokens wide, its images ending at `image_end`, left in a cache."""
+    """What the pruned prefill of a prompt `width` tokens wide, its images ending at `image_end`, left in a cache.
+
+    Row r of the prompt began at starts[r]. Rows belong to their prompts: a cache must not be reordered across prompts
+    of different lengths (beam search does not).
+    """
 
     width: int
+    starts: tuple[int, ...]
     image_end: int
     groups: tuple[Group, ...]
     kept: Kept
@@ -60,10 +65,8 @@ class Frozen:
         `hidden` holds the new tokens; `attention_mask` (batch, seen + new) counts the whole prompt, as `generate` does.
         """
         batch, new = hidden.shape[:2]
-        if any(self.groups[0].starts) and len(self.groups[0].starts) != batch:
-            raise ValueError(
-                f"the cache must hold the batch it was filled with, {len(self.groups[0].starts)} rows, got {batch}"
-            )
+        if any(any(group.starts) for group in self.groups) and len(self.starts) != batch:
+            raise ValueError(f"the cache must hold the batch it was filled with, {len(self.starts)} rows, got {batch}")
         prompt = min(self.width, seen)  # less than the width after a crop
         later = None
         if attention_mask is not None:

@@ -183,7 +183,7 @@ def test_padding_that_nobody_needs_is_dropped(llama: HimapLlamaForCausalLM) -> N
 
 
 def test_a_repeated_batch(llama: HimapLlamaForCausalLM) -> None:
-    """A cache of one unpadded row may be repeated for several continuations; a padded batch's may not."""
+    """A cache of one unpadded row may be repeated for several continuations."""
     himap_on(llama.config)
     cache = DynamicCache()
     llama(**MIXED.alone(0), past_key_values=cache)
@@ -195,11 +195,17 @@ def test_a_repeated_batch(llama: HimapLlamaForCausalLM) -> None:
         alone = llama(inputs_embeds=embedded(llama, token), past_key_values=own).logits
         assert torch.allclose(twice[index], alone[0], **CLOSE)
 
-    padded = DynamicCache()
-    llama(**MIXED.batch(), past_key_values=padded)
-    padded.batch_repeat_interleave(2)
-    with pytest.raises(ValueError, match="must hold the batch it was filled with, 5 rows, got 10"):
-        llama(inputs_embeds=embedded(llama, *range(10)), past_key_values=padded)
+
+@pytest.mark.parametrize("rows", [MIXED, Rows((5, 24, 9), (8, 20, 10))], ids=["padded", "unevenly pruned"])
+def test_a_repeated_batch_of_different_rows(llama: HimapLlamaForCausalLM, rows: Rows) -> None:
+    """Where rows have padding, if only since they lost different numbers of tokens, the batch must stay as it is."""
+    himap_on(llama.config, attn_txt_rank=20)
+    batch, cache = rows.batch(), DynamicCache()
+    count = len(batch["inputs_embeds"])
+    llama(**batch, past_key_values=cache)
+    cache.batch_repeat_interleave(2)
+    with pytest.raises(ValueError, match=f"must hold the batch it was filled with, {count} rows, got {2 * count}"):
+        llama(inputs_embeds=embedded(llama, *range(2 * count)), past_key_values=cache)
 
 
 @pytest.mark.parametrize("mode", ["himap", "custom", "drop"])
