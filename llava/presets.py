@@ -1,4 +1,7 @@
-"""Preset checkpoints. `tiny`: a whole LLaVA with random weights, written once and then loaded like any other."""
+"""Preset checkpoints: LLaVAs with random weights.
+
+`tiny` is written once and then loaded like any other; `7b` and `13b` are made where they are to run, never on disk.
+"""
 
 from __future__ import annotations
 
@@ -8,35 +11,77 @@ import hashlib
 import os
 import shutil
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import tokenizers
 import torch
 import transformers
-from tokenizers import decoders, models, pre_tokenizers, processors, trainers
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration
-from llava import conversation, embedded
-from llava.conversation import CONVERSATIONS, IMAGE_TOKEN
+from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration, multimodal
+from llava import conversation, embedded, shapes
+from llava.checkpoint import Checkpoint, empty_model
 from llava.errors import BadInput, shown
+from llava.hf_layout import open_hf
+from llava.placement import Placement
 from llava.quiet import quiet
+from llava.shapes import SHAPES, Shape, clip_processor, llava_config, our_tokenizer
 
-PRESETS = ("tiny",)
-_IMAGE_SIZE, _PATCH_SIZE = 112, 14  # pixels; 8 x 8 = 64 image tokens
-_CONTEXT = 4096  # tokens, as LLaVA-1.5
-_SPECIAL = ("<unk>", "<s>", "</s>", IMAGE_TOKEN, "<pad>")  # ids 0, 1, ...
-_VOCABULARY = 1024  # at most
+PRESETS = tuple(SHAPES)
+_SEED = 0
 
 
-def preset_folder(name: str) -> Path:
-    """The folder of preset `name`, written into the user's cache if it is not there yet.
-
-    Two processes at once, or one that is killed, leave no half checkpoint. Where the cache can't be written, a
-    temporary folder of this process is used. Raises BadInput for an unknown preset.
-    """
+def open_preset(name: str) -> Checkpoint:
+    """The checkpoint of preset `name`. Raises BadInput for an unknown one."""
     if name not in PRESETS:
         raise BadInput(f"a preset must be one of {', '.join(PRESETS)}, got {shown(name)}")
+    return open_hf(tiny_folder()) if name == "tiny" else random_checkpoint(name, SHAPES[name])
+
+
+def random_checkpoint(name: str, shape: Shape) -> Checkpoint:
+    """A checkpoint of that shape of which nothing is on disk. `name` is what it is called in messages."""
+    tokenizer = our_tokenizer()
+    config = llava_config(shape, tokenizer)
+    return Checkpoint(None, config, tokenizer, clip_processor(shape.image_size), _RandomWeights(name))
+
+
+@dataclass(frozen=True)
+class _RandomWeights:
+    name: str
+
+    def load(self, config: HimapLlavaConfig, placement: Placement) -> HimapLlavaForConditionalGeneration:
+        """The same weights each time, on the same kind of device and in the same dtype."""
+        if placement.device_map is not None or placement.quantization is not None:
+            raise BadInput(
+                f"a device map, 8 bit and 4 bit are for checkpoints on disk, got the preset {shown(self.name)}"
+            )
+        dtype = torch.float16 if isinstance(placement.dtype, str) else placement.dtype  # "auto": as LLaVA-1.5 is saved
+        place = placement.device
+        with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):  # CLIP draws one tensor by itself
+            model = empty_model(config, place, dtype=dtype, attn_implementation=placement.attn_implementation)
+        draw_weights(model, torch.Generator(place).manual_seed(_SEED))
+        return model
+
+
+@torch.no_grad()
+def draw_weights(model: HimapLlavaForConditionalGeneration, generator: torch.Generator) -> None:
+    """Set every weight in place, as a training begins: biases 0, norms 1, the rest normal around 0."""
+    deviation = model.config.text_config.initializer_range
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif name.endswith("weight") and parameter.ndim == 1:
+            parameter.fill_(1)
+        else:
+            parameter.normal_(0, deviation, generator=generator)
+
+
+def tiny_folder() -> Path:
+    """The folder of preset `tiny`, written into the user's cache if it is not there yet.
+
+    Two processes at once, or one that is killed, leave no half checkpoint. Where the cache can't be written, a
+    temporary folder of this process is used.
+    """
     try:
         folder = _cache_home() / "himap-vram" / f"tiny-{_digest()}"
         if not folder.is_dir():
@@ -54,7 +99,8 @@ def _cache_home() -> Path:
 
 def _digest() -> str:
     """What defines the checkpoint: the code and the texts it is made from, and the libraries that write it."""
-    parts = [Path(file).read_bytes() for file in (__file__, embedded.__file__, conversation.__file__)]
+    modules = (shapes, embedded, conversation, multimodal)
+    parts = [Path(file).read_bytes() for file in (__file__, *(str(module.__file__) for module in modules))]
     parts += [module.__version__.encode() for module in (tokenizers, torch, transformers)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
@@ -83,12 +129,11 @@ def _temporary_tiny() -> Path:
 
 def write_tiny(folder: Path) -> None:
     """Write the checkpoint into `folder`: config, safetensors, tokenizer, image processor. Always the same."""
-    tokenizer = _tokenizer()
+    shape = SHAPES["tiny"]
+    tokenizer = our_tokenizer()
     tokenizer.save_pretrained(folder)
-    CLIPImageProcessorPil(
-        size={"shortest_edge": _IMAGE_SIZE}, crop_size={"height": _IMAGE_SIZE, "width": _IMAGE_SIZE}
-    ).save_pretrained(folder)
-    config = _config(vocab_size=len(tokenizer))
+    clip_processor(shape.image_size).save_pretrained(folder)
+    config = llava_config(shape, tokenizer)
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(0)
         model = HimapLlavaForConditionalGeneration(config)
@@ -96,63 +141,3 @@ def write_tiny(folder: Path) -> None:
         model.save_pretrained(folder)
     config.architectures = ["LlavaForConditionalGeneration"]  # the class anyone has
     config.save_pretrained(folder)
-
-
-def _config(vocab_size: int) -> HimapLlavaConfig:
-    ids = {token: index for index, token in enumerate(_SPECIAL)}
-    return HimapLlavaConfig(
-        vision_config=CLIPVisionConfig(
-            image_size=_IMAGE_SIZE,
-            patch_size=_PATCH_SIZE,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            projection_dim=64,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=vocab_size,
-            hidden_size=128,
-            intermediate_size=256,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            max_position_embeddings=_CONTEXT,
-            bos_token_id=ids["<s>"],
-            eos_token_id=ids["</s>"],
-            pad_token_id=ids["<pad>"],
-            # Far above a real model's 0.02: without training, it is what makes attention prefer some tokens to others.
-            initializer_range=0.2,
-        ),
-        image_token_index=ids[IMAGE_TOKEN],
-        image_seq_length=(_IMAGE_SIZE // _PATCH_SIZE) ** 2,
-    )
-
-
-def _tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (any text comes back as it went in), with LLaMA's special tokens."""
-    unk, bos, eos, image, pad = _SPECIAL
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY,
-        special_tokens=list(_SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    texts = [CONVERSATIONS["vicuna_v1"].system] + [text for text, _ in embedded.TEXTS]
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, _SPECIAL.index(bos))]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        unk_token=unk,
-        bos_token=bos,
-        eos_token=eos,
-        pad_token=pad,
-        extra_special_tokens={"image_token": image},
-        model_max_length=_CONTEXT,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )

@@ -28,8 +28,8 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that both programs take."""
     parser = _Parser(prog=prog, description=description, allow_abbrev=False)
     add = parser.add_argument
-    add("--model-path", default="tiny", help="a folder in Hugging Face layout, a hub id, or the preset tiny (default)")
-    add("--model-base", help="accepted for the original's sake; checkpoints that need a base are not supported")
+    add("--model-path", default="tiny", help="a checkpoint's folder, a hub id, or tiny (default), 7b or 13b")
+    add("--model-base", help="the LLaMA, as folder or hub id, that a checkpoint of a projector only goes with")
     add("--question-file", type=Path, help="LLaVA-format JSON (default: 20 questions that come with the package)")
     add("--image-folder", type=Path, help="where the images of the question file lie")
     add("--conv-mode", choices=tuple(CONVERSATIONS), default="vicuna_v1")
@@ -41,6 +41,8 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     add("--output-file", type=Path, help=f"results as JSON (default: {prog}-MODE.json in the current folder)")
     add("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:NUMBER")
     add("--dtype", choices=DTYPES, help="default: float16 on CUDA, float32 on the CPU")
+    add("--load-8bit", action="store_true", help="the decoder in 8 bit, by bitsandbytes on CUDA")
+    add("--load-4bit", action="store_true", help="the decoder in 4 bit, by bitsandbytes on CUDA")
     add("--attn", choices=ATTENTIONS, default="sdpa", help="attention implementation")
     add("--keep-attentions", action="store_true", help="keep all attention maps and logits, as the first version did")
     return parser

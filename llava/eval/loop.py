@@ -15,10 +15,11 @@ from tqdm import tqdm
 
 import vram
 from llava.answering import Answerer
-from llava.builder import check_attention, open_checkpoint, resolve_device
+from llava.builder import open_checkpoint
 from llava.errors import BadInput
 from llava.eval.results import Answered, as_json, check_output, summarise, write_json
 from llava.modes import default_new_tokens, mode_flags, set_mode
+from llava.placement import placed, resolve_device
 from llava.prompting import Prompts
 from llava.questions import Question, chunk, embedded_questions, load_questions
 from vram.oom import is_out_of_memory
@@ -40,8 +41,14 @@ def evaluate(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], *
     All that needs no weights is checked before they are loaded. When answering ends early (Ctrl-C, out of memory),
     what was answered so far is written, marked incomplete, before the exception goes on.
     """
-    device = resolve_device(options.device)
-    check_attention(options.attn, device)
+    how = {
+        "device": resolve_device(options.device),
+        "dtype": options.dtype,
+        "attn_implementation": options.attn,
+        "load_8bit": options.load_8bit,
+        "load_4bit": options.load_4bit,
+    }
+    device = placed(**how).device
     output = check_output(_output_file(options, mode, prog), options.question_file)
     questions = _questions(options)
     checkpoint = open_checkpoint(options.model_path, options.model_base)
@@ -53,11 +60,14 @@ def evaluate(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], *
     new_tokens = options.max_new_tokens or default_new_tokens(checkpoint.config)
     model_config = {
         "model_path": options.model_path,
+        "model_base": options.model_base,
         "conv_mode": options.conv_mode,
         "single_pred_prompt": options.single_pred_prompt,
         "max_new_tokens": new_tokens,
         "device": str(device),
         "dtype": options.dtype,
+        "load_8bit": options.load_8bit,
+        "load_4bit": options.load_4bit,
         "attn": "eager" if options.keep_attentions else options.attn,
         "keep_attentions": options.keep_attentions,
         **values,
@@ -71,7 +81,7 @@ def evaluate(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], *
         write_json(output, content)
 
     try:
-        model = checkpoint.load_model(device=device, dtype=options.dtype, attn_implementation=options.attn)
+        model = checkpoint.load_model(**how)
         set_mode(model, mode, **flags)
         answerer = Answerer(
             checkpoint.tokenizer,

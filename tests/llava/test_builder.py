@@ -15,11 +15,15 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from himap import HimapLlavaForConditionalGeneration
-from llava import builder
-from llava.builder import Checkpoint, image_token_count, load_pretrained_model, open_checkpoint, resolve_device
+from llava import placement
+from llava.builder import Checkpoint, image_token_count, load_pretrained_model, open_checkpoint
 from llava.errors import BadInput
+from llava.placement import resolve_device, resolve_dtype
+
+from .layouts import FORMS, plant, write_weights
 
 WEIGHTS = "model.safetensors"
+HEAD = "language_model.lm_head.weight"  # as it is called in the file
 
 
 def _edit(path: Path, **changes: Any) -> None:
@@ -45,14 +49,22 @@ def _truncated(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
-def _pickle_only(folder: Path) -> None:
-    torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
-    (folder / WEIGHTS).unlink()
+def _pickle(content: Any) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        torch.save(content, folder / "pytorch_model.bin")
+        (folder / WEIGHTS).unlink()
+
+    return write
 
 
-def _index_without_shard(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    (folder / f"{WEIGHTS}.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+def _index(shard: str, weights: str = WEIGHTS) -> Callable[[Path], None]:
+    """An index that names `shard` only; the weights stand one folder further out, where "../" leads."""
+
+    def write(folder: Path) -> None:
+        (folder / WEIGHTS).rename(folder.parent / WEIGHTS)
+        (folder / f"{weights}.index.json").write_text(json.dumps({"weight_map": {"a": shard}}))
+
+    return write
 
 
 def _broken_index(folder: Path) -> None:
@@ -84,26 +96,29 @@ def _edit_part(part: str, **changes: Any) -> Callable[[Path], None]:
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (_without("config.json"), "config.json"),
     "config not JSON": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
-    "config a list": (lambda folder: (folder / "config.json").write_text("[]"), r"model type llava, got \[\]"),
+    "config a list": (lambda folder: (folder / "config.json").write_text("[]"), r"must be a JSON object, got \[\]"),
     "another model": (lambda folder: _edit(folder / "config.json", model_type="bert"), "model type llava, got 'bert'"),
-    "original layout": (
-        lambda folder: _edit(folder / "config.json", mm_vision_tower="clip", vision_config=...),
-        "Hugging Face layout, got the original LLaVA's",
-    ),
     "another decoder": (_edit_part("text_config", model_type="qwen2"), "text_config must be of model type llama, got"),
     "another tower": (
         _edit_part("vision_config", model_type="siglip_vision_model"),
         "vision_config must be of model type clip_vision_model",
     ),
     "nonsense in config": (_edit_part("text_config", hidden_size="wide"), "config.json"),
-    "no weights": (_without(WEIGHTS), f"must have {WEIGHTS} or {WEIGHTS}.index.json"),
-    "pickle only": (_pickle_only, f"must have {WEIGHTS}"),
+    "no weights": (_without(WEIGHTS), f"must have {WEIGHTS} or pytorch_model.bin"),
+    "a pickle of a list": (_pickle([torch.zeros(1)]), "'pytorch_model.bin' .*other things than named tensors"),
+    "a pickle of numbers": (_pickle({"lm_head.weight": 1.0}), "other things than named tensors"),
+    "a LoRA": (
+        lambda folder: (folder / "adapter_config.json").write_text("{}"),
+        "must have been merged .* got adapter",
+    ),
     "truncated weights": (_truncated, f"weight file must be whole, got '{WEIGHTS}'"),
     "empty weights": (lambda folder: (folder / WEIGHTS).write_bytes(b""), "weight file must be whole"),
-    "missing shard": (_index_without_shard, "weight file must be whole, got 'model-00001-of-00002.safetensors'"),
+    "missing shard": (_index("model-00001-of-00002.safetensors"), "whole, got 'model-00001-of-00002.safetensors'"),
+    "shard outside": (_index(f"../{WEIGHTS}"), f"must name files of its folder, got '../{WEIGHTS}'"),
+    "pickled shard outside": (_index("../x.bin", "pytorch_model.bin"), "must name files of its folder, got '../x.bin'"),
     "broken index": (_broken_index, f"{WEIGHTS}.index.json"),
     "missing key": (
-        lambda folder: _change_weights(folder, lambda weights: weights.pop("lm_head.weight")),
+        lambda folder: _change_weights(folder, lambda weights: weights.pop(HEAD)),
         "missing lm_head.weight",
     ),
     "extra key": (
@@ -111,7 +126,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "unexpected stray.weight",
     ),
     "misshapen key": (
-        lambda folder: _change_weights(folder, lambda weights: weights.update({"lm_head.weight": torch.zeros(3, 3)})),
+        lambda folder: _change_weights(folder, lambda weights: weights.update({HEAD: torch.zeros(3, 3)})),
         "lm_head.weight",
     ),
     "no tokenizer": (_without("tokenizer.json"), "must have tokenizer.json or tokenizer.model"),
@@ -160,29 +175,40 @@ def test_a_good_folder_loads_in_silence_and_without_the_network(
     assert capfd.readouterr() == ("", "")
 
 
-def test_sharded_and_older_checkpoints_load(
-    folder: Path, tmp_path: Path, model: HimapLlavaForConditionalGeneration
-) -> None:
-    """Shards with an index, and the key names of the first LLaVA checkpoints on the hub, give the same weights."""
-    sharded = tmp_path / "sharded"
-    model.save_pretrained(sharded, max_shard_size="1MB")
-    assert len(list(sharded.glob("*.safetensors"))) > 1
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
-        (sharded / name).write_bytes((folder / name).read_bytes())
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_in_every_form(folder: Path, form: str, model: HimapLlavaForConditionalGeneration) -> None:
+    """Safetensors and pickles of tensors, whole and in shards, give the same weights; safetensors come first."""
+    weights = load_file(folder / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    write_weights(folder, weights, form)
+    if "safetensors" in form:
+        (folder / "pytorch_model.bin").write_text("not looked at")
 
-    def rename(weights: dict[str, torch.Tensor]) -> None:
-        for name in list(weights):
-            old = name.replace("model.language_model.", "language_model.model.")
-            old = old.replace("model.vision_tower.", "vision_tower.vision_model.")
-            old = old.replace("model.multi_modal_projector.", "multi_modal_projector.")
-            old = old.replace("lm_head.", "language_model.lm_head.")
-            weights[old] = weights.pop(name)
+    loaded = load_pretrained_model(folder)[1].state_dict()
 
-    _change_weights(folder, rename)
-    for path in (sharded, folder):
-        loaded = load_pretrained_model(path)[1].state_dict()
-        assert loaded.keys() == model.state_dict().keys()
-        assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+    assert loaded.keys() == model.state_dict().keys()
+    assert all(torch.equal(loaded[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("how", ["zip", "legacy", "bare"])
+def test_a_pickle_is_never_run(folder: Path, tmp_path: Path, how: str) -> None:
+    """Code planted in a weight file: one line that names the file and does not advise to trust it; nothing ran."""
+    (folder / WEIGHTS).unlink()
+    plant(folder / "pytorch_model.bin", tmp_path / "ran", how)
+
+    with pytest.raises(BadInput, match=r"got 'pytorch_model.bin' in .*: it is no pickle of tensors only$"):
+        load_pretrained_model(folder)
+
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_planted_pickle_would_run(tmp_path: Path) -> None:
+    """Else the tests around would prove nothing: read without care, it does write its file."""
+    plant(tmp_path / "x.bin", tmp_path / "ran", "zip")
+
+    torch.load(tmp_path / "x.bin", weights_only=False)
+
+    assert (tmp_path / "ran").exists()
 
 
 def test_sampling_defaults_of_a_checkpoint_are_dropped(folder: Path) -> None:
@@ -217,18 +243,27 @@ def test_dtypes(folder: Path, dtype: Any, wanted: torch.dtype) -> None:
         ({"device": "cuda:99"}, "device must be there, got cuda:99"),
         ({"attn_implementation": "fast"}, "must be one of sdpa, eager, flash_attention_2, got 'fast'"),
         ({"attn_implementation": "flash_attention_2"}, "needs a CUDA device and the package flash-attn"),
-        ({"model_base": "base"}, "with a model base, are not supported: 'base'"),
+        ({"model_base": "base"}, "model base is for a projector in the original .* got 'base' for 'tiny'"),
+        ({"load_8bit": True, "load_4bit": True}, "in 8 bit or in 4 bit, got both"),
+        ({"device_map": "somewhere"}, "must be one of auto, .* or name a device for each module, got 'somewhere'"),
+        ({"device_map": {"": "tpu"}}, "device must be auto, cpu, cuda or cuda:NUMBER, got 'tpu'"),
+        ({"device_map": {"": 0}}, "device must be there, got cuda:0"),
+        ({"device_map": {"": "disk"}}, "needs an offload_folder, got none"),
+        ({"device_map": {"lm_head": "cpu"}}, "must place every parameter once, got none for model.vision_tower"),
+        ({"device_map": {"": "cpu", "lm_head": "cpu"}}, "parameter once, got '' and 'lm_head' for lm_head.weight"),
+        ({"device_map": {"": "cpu", "head": "cpu"}}, "must name modules of the model, got 'head'"),
     ],
 )
-def test_ways_to_load_that_are_not_there_are_refused(options: dict[str, Any], rule: str) -> None:
+def test_ways_to_load_that_are_not_there_are_refused(
+    options: dict[str, Any], rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The message lists what there is."""
+    monkeypatch.setattr(placement, "is_accelerate_available", lambda: True)
     with pytest.raises(BadInput, match=rule):
         load_pretrained_model("tiny", **options)
 
 
-@pytest.mark.parametrize(
-    "name", ["7b", "13b", "nothing", "/nowhere/llava", "../llava", "a/b/c", "", "a/b\0", "n" * 5000]
-)
+@pytest.mark.parametrize("name", ["8b", "nothing", "/nowhere/llava", "../llava", "a/b/c", "", "a/b\0", "n" * 5000])
 def test_a_name_that_is_no_model_is_refused_without_the_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither folder, preset nor hub id: the message says what a model may be."""
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: pytest.fail("fetched"))
@@ -239,7 +274,7 @@ def test_a_name_that_is_no_model_is_refused_without_the_network(name: str, monke
 
 def test_a_file_is_no_model(folder: Path) -> None:
     """Also where the file is a checkpoint's own."""
-    with pytest.raises(BadInput, match="must be an existing folder, a hub id or a preset"):
+    with pytest.raises(BadInput, match="must be a folder, not a file"):
         open_checkpoint(folder / WEIGHTS)
 
 
@@ -247,7 +282,8 @@ def test_a_hub_id_is_fetched_without_code_or_pickles(folder: Path, monkeypatch: 
     """Only JSON, safetensors and the tokenizer are asked for; what comes is loaded like a folder."""
     asked = {}
 
-    def fetch(hub_id: str, allow_patterns: list[str]) -> str:
+    def fetch(hub_id: str, allow_patterns: list[str], local_files_only: bool) -> str:
+        assert not local_files_only
         asked[hub_id] = allow_patterns
         return str(folder)
 
@@ -260,7 +296,7 @@ def test_a_hub_id_is_fetched_without_code_or_pickles(folder: Path, monkeypatch: 
 def test_a_hub_id_that_cannot_be_fetched_is_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the client raises, the user reads one line."""
 
-    def fetch(hub_id: str, allow_patterns: list[str]) -> str:
+    def fetch(hub_id: str, **options: Any) -> str:
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
@@ -307,7 +343,7 @@ def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_device("cuda:1") == torch.device("cuda:1")
     with pytest.raises(BadInput, match="got cuda:2 with 2 CUDA devices"):
         resolve_device("cuda:2")
-    assert builder._dtype(None, torch.device("cuda")) == torch.float16
+    assert resolve_dtype(None, torch.device("cuda")) == torch.float16
 
 
 @pytest.mark.parametrize(("strategy", "tokens"), [("default", 576), ("full", 577)])

@@ -168,7 +168,7 @@ def test_flags_reach_the_decoder(model: HimapLlavaForConditionalGeneration, firs
     first_answer()
     kept = model.model.language_model.kept
     assert kept is not None
-    assert (len(kept.txt), len(kept.img)) == (20, 5)
+    assert (len(kept.txt[0]), len(kept.img[0])) == (20, 5)
 
     set_mode(model, "himap", hmap_v_attn_img_layer=None, hmap_v_attn_img_rank=None)
     first_answer()

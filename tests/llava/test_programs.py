@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from llava.eval.results import Answered, Summary, summarise, write_json
 from llava.questions import Question
 
 from .conftest import a_record
+from .layouts import plain_llava, write_base, write_projector
 
 Main = Callable[[Sequence[str]], int]
 EVAL, CUSTOM = eval_scivqa.main, custom_selection_inference.main
@@ -211,7 +213,54 @@ def test_common_flags_reach_the_answerer(monkeypatch: pytest.MonkeyPatch, answer
     assert EVAL([*argv.split(), "--device", "cpu", "--dtype", "bfloat16", "--attn", "eager"]) == 0
 
     assert made == {"conv_mode": "v1", "single_pred_prompt": True, "max_new_tokens": 5, "keep_attentions": True}
-    assert loaded == {"device": torch.device("cpu"), "dtype": "bfloat16", "attn_implementation": "eager"}
+    assert loaded == {
+        "device": torch.device("cpu"),
+        "dtype": "bfloat16",
+        "attn_implementation": "eager",
+        "load_8bit": False,
+        "load_4bit": False,
+    }
+
+
+@PROGRAMS
+@pytest.mark.parametrize("bits", [8, 4])
+def test_8_and_4_bit_reach_the_loader(
+    main: Main, bits: int, monkeypatch: pytest.MonkeyPatch, answered: Callable[..., None]
+) -> None:
+    """Where all is there that they need, the flag is handed on and written down."""
+    loaded: dict[str, Any] = {}
+    load = Checkpoint.load_model
+
+    def spied_load(self: Checkpoint, **options: Any) -> HimapLlavaForConditionalGeneration:
+        loaded.update(options)
+        return load(self)
+
+    monkeypatch.setattr(Checkpoint, "load_model", spied_load)
+    monkeypatch.setattr(loop, "placed", lambda **how: SimpleNamespace(device=how["device"]))
+    answered("A")
+    assert main([f"--load-{bits}bit", "--num-samples", "1", "--device", "cpu", "--output-file", "r.json"]) == 0
+
+    wanted = {"load_8bit": bits == 8, "load_4bit": bits == 4}
+    assert wanted.items() <= loaded.items()
+    assert wanted.items() <= _result("r.json")["model_config"].items()
+
+
+@PROGRAMS
+def test_a_projector_and_its_base(
+    main: Main, tmp_path: Path, images: Path, write_questions: Callable[..., Path]
+) -> None:
+    """--model-path and --model-base in the original layout, from the command line to answers."""
+    plain = plain_llava()
+    projector, base = write_projector(tmp_path / "projector", plain), write_base(tmp_path / "base", plain)
+    file = write_questions([a_record(image="good.png")])
+    model = ["--model-path", str(projector), "--model-base", str(base), "--output-file", "r.json"]
+
+    assert main([*model, "--question-file", str(file), "--image-folder", str(images), "--max-new-tokens", "2"]) == 0
+
+    result = _result("r.json")
+    assert result["complete"]
+    assert result["answers"][0]["tokens"] in (1, 2)
+    assert result["model_config"]["model_base"] == str(base)
 
 
 def test_keep_attentions_costs_memory(workplace: Path) -> None:
@@ -307,9 +356,12 @@ BAD_ARGUMENTS: list[tuple[Main, str, str]] = [
     (CUSTOM, "--custom-sys-length 3", "must be the"),
     (CUSTOM, "--custom-image-token-length 3", "the model's 64 image tokens, got 3"),
     (EVAL, "--model-path nowhere", "must be an existing folder"),
-    (EVAL, "--model-path 7b", "preset (tiny), got '7b'"),
+    (EVAL, "--model-path 8b", "preset (tiny, 7b, 13b), got '8b'"),
     (EVAL, "--model-path .", "config.json"),
-    (EVAL, "--model-base x", "with a model base"),
+    (EVAL, "--model-base x", "a model base is for a projector"),
+    (EVAL, "--device cpu --load-8bit", "loading in 8 bit needs a CUDA device"),
+    (CUSTOM, "--device cpu --load-4bit", "loading in 4 bit needs a CUDA device"),
+    (EVAL, "--load-4bit --load-8bit", "got both"),
     (EVAL, "--question-file missing.json", "question file must be readable"),
     (EVAL, "--question-file .", "question file must be readable"),
     (EVAL, "--image-folder .", "needs --question-file"),
@@ -390,7 +442,7 @@ def test_the_questions_are_never_overwritten(write_questions: Callable[..., Path
 def test_broken_weights_write_nothing(folder: Path, workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """What only loading can find is bad input too: exit 2, one line, nothing written."""
     weights = load_file(folder / "model.safetensors")
-    del weights["lm_head.weight"]
+    del weights["language_model.lm_head.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     assert EVAL(["--model-path", str(folder)]) == 2

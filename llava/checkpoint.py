@@ -1,0 +1,157 @@
+"""A checkpoint as this package hands it on: config, tokenizer, image processor, and weights that wait to be loaded."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+from transformers import GenerationConfig
+from transformers.initialization import no_init_weights
+
+from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration
+from llava.errors import BadInput, shown
+from llava.placement import DeviceMap, Placement, check_device_map, placed
+from llava.quiet import quiet
+from vram.oom import is_out_of_memory
+
+T = TypeVar("T")
+
+
+class Weights(Protocol):
+    """Where a model's weights come from."""
+
+    def load(self, config: HimapLlavaConfig, placement: Placement) -> HimapLlavaForConditionalGeneration:
+        """The model, placed as asked. Raises BadInput where the weights are not the model's."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything of a LLaVA checkpoint but its weights. `folder` is None where nothing of it is on disk."""
+
+    folder: Path | None
+    config: HimapLlavaConfig
+    tokenizer: Any
+    image_processor: Any
+    weights: Weights
+
+    @property
+    def context_len(self) -> int:
+        """The longest prompt the model takes, in tokens."""
+        return int(self.config.text_config.max_position_embeddings)
+
+    def load_model(
+        self,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        attn_implementation: str = "sdpa",
+        load_8bit: bool = False,
+        load_4bit: bool = False,
+        device_map: DeviceMap | None = None,
+        offload_folder: str | Path | None = None,
+    ) -> HimapLlavaForConditionalGeneration:
+        """The model with its weights, in eval mode and without gradients. See `load_pretrained_model`."""
+        placement = placed(
+            device=device,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            load_8bit=load_8bit,
+            load_4bit=load_4bit,
+            device_map=device_map,
+            offload_folder=offload_folder,
+        )
+        model = self.weights.load(self.config, placement)
+        # The checkpoint's sampling defaults would only make `generate` warn: answers here are greedy.
+        model.generation_config = GenerationConfig(
+            eos_token_id=_first_set(model.generation_config.eos_token_id, self.tokenizer.eos_token_id),
+            # Unset, `generate` would warn at every answer. One prompt at a time is never padded.
+            pad_token_id=_first_set(self.tokenizer.pad_token_id, self.tokenizer.eos_token_id),
+        )
+        model.eval().requires_grad_(False)
+        return model
+
+
+def image_token_count(config: HimapLlavaConfig) -> int:
+    """I, the number of image tokens one image becomes."""
+    vision = config.vision_config
+    # CLIP puts a class token first; "default" drops it, "full" keeps it.
+    return int((vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full"))
+
+
+def empty_model(
+    config: HimapLlavaConfig,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float32,
+    attn_implementation: str = "sdpa",
+) -> HimapLlavaForConditionalGeneration:
+    """The model made on `device` in `dtype` with weights that nobody has set. On "meta" it takes no memory."""
+    with torch.device(device), no_init_weights():
+        model: HimapLlavaForConditionalGeneration = HimapLlavaForConditionalGeneration._from_config(
+            copy.deepcopy(config), dtype=dtype, attn_implementation=attn_implementation
+        )
+    return model
+
+
+def pretrained(
+    folder: Path, config: HimapLlavaConfig, placement: Placement, source: Path | None, **how: Any
+) -> HimapLlavaForConditionalGeneration:
+    """The model `from_pretrained(source, **how)` makes, placed. What is wrong is told of `folder`, as BadInput."""
+    if placement.device_map is not None:
+        check_device_map(placement.device_map, empty_model(config, torch.device("meta")))
+    model: HimapLlavaForConditionalGeneration = reading(
+        folder,
+        "set of weights",
+        lambda: HimapLlavaForConditionalGeneration.from_pretrained(
+            source, config=config, local_files_only=True, **placement.options(), **how
+        ),
+    )
+    placement.finish(model)
+    return model
+
+
+def reading(folder: Path, what: str, read: Callable[[], T]) -> T:
+    """`read()`; what goes wrong in it is the checkpoint's fault, except running out of memory."""
+    try:
+        with quiet():
+            return read()
+    except BadInput:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, KeyError, TypeError, its own and worse
+        if isinstance(error, MemoryError) or is_out_of_memory(error):
+            raise
+        raise BadInput(
+            f"a checkpoint must have a whole and fitting {what}, got {shown(str(folder))}: {first_line(error)}"
+        ) from error
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of `folder`. Raises BadInput where it is missing or no JSON object."""
+    path = folder / "config.json"
+    raw = reading(folder, "config.json", lambda: json.loads(path.read_text(encoding="utf-8")))
+    if not isinstance(raw, dict):
+        raise BadInput(f"config.json must be a JSON object, got {shown(raw)} in {shown(str(folder))}")
+    return raw
+
+
+def check_model_type(folder: Path, raw: dict[str, Any], *wanted: str) -> None:
+    """Raise BadInput unless config.json is of one of the model types `wanted`."""
+    if raw.get("model_type") not in wanted:
+        raise BadInput(
+            f"config.json must be of model type {' or '.join(wanted)}, got {shown(raw.get('model_type'))} "
+            f"in {shown(str(folder))}"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def _first_set(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
