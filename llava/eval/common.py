@@ -44,6 +44,7 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     add("--load-8bit", action="store_true", help="the decoder in 8 bit, by bitsandbytes on CUDA")
     add("--load-4bit", action="store_true", help="the decoder in 4 bit, by bitsandbytes on CUDA")
     add("--attn", choices=ATTENTIONS, default="sdpa", help="attention implementation")
+    add("--no-cache", action="store_true", help="compute the whole prompt anew at every token, as the original does")
     add("--keep-attentions", action="store_true", help="keep all attention maps and logits, as the first version did")
     return parser
 

@@ -69,6 +69,7 @@ def evaluate(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], *
         "load_8bit": options.load_8bit,
         "load_4bit": options.load_4bit,
         "attn": "eager" if options.keep_attentions else options.attn,
+        "no_cache": options.no_cache or options.keep_attentions,
         "keep_attentions": options.keep_attentions,
         **values,
     }
@@ -90,6 +91,7 @@ def evaluate(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], *
             conv_mode=options.conv_mode,
             single_pred_prompt=options.single_pred_prompt,
             max_new_tokens=new_tokens,
+            use_cache=not options.no_cache,
             keep_attentions=options.keep_attentions,
         )
         _answer_all(answerer, questions, str(device), so_far)

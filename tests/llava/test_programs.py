@@ -193,7 +193,7 @@ def _system_length(checkpoint: Checkpoint) -> int:
 
 
 def test_common_flags_reach_the_answerer(monkeypatch: pytest.MonkeyPatch, answered: Callable[..., None]) -> None:
-    """Length, letter request, conversation mode, dtype, attention and keep-attentions arrive."""
+    """Length, letter request, conversation mode, dtype, attention, no-cache and keep-attentions arrive."""
     made: dict[str, Any] = {}
     loaded: dict[str, Any] = {}
     init, load = Answerer.__init__, Checkpoint.load_model
@@ -209,10 +209,16 @@ def test_common_flags_reach_the_answerer(monkeypatch: pytest.MonkeyPatch, answer
     monkeypatch.setattr(Answerer, "__init__", spied_init)
     monkeypatch.setattr(Checkpoint, "load_model", spied_load)
     answered("A")
-    argv = "--conv-mode v1 --single-pred-prompt --max-new-tokens 5 --keep-attentions --num-samples 1"
+    argv = "--conv-mode v1 --single-pred-prompt --max-new-tokens 5 --no-cache --keep-attentions --num-samples 1"
     assert EVAL([*argv.split(), "--device", "cpu", "--dtype", "bfloat16", "--attn", "eager"]) == 0
 
-    assert made == {"conv_mode": "v1", "single_pred_prompt": True, "max_new_tokens": 5, "keep_attentions": True}
+    assert made == {
+        "conv_mode": "v1",
+        "single_pred_prompt": True,
+        "max_new_tokens": 5,
+        "use_cache": False,
+        "keep_attentions": True,
+    }
     assert loaded == {
         "device": torch.device("cpu"),
         "dtype": "bfloat16",
