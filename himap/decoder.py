@@ -143,7 +143,7 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
             starts = plan.starts if isinstance(plan, Frozen) else tuple(row.start for row in plan)
             position_ids = torch.arange(seen, seen + hidden.shape[1], device=hidden.device).unsqueeze(0)
             if any(starts):  # a row's positions are those it has alone
-                position_ids = (position_ids - torch.tensor(starts, device=hidden.device)[:, None]).clamp(min=0)
+                position_ids = position_ids - torch.tensor(starts, device=hidden.device)[:, None]
         rope: Rope = self.rotary_emb(hidden, position_ids=position_ids)
         run: _Prefill | _Continuation
         if isinstance(plan, Frozen):

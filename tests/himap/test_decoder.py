@@ -171,6 +171,13 @@ class TestNothingToDo:
         custom_on(llama.config, PROMPT)
         assert torch.equal(logits_of(llama, short), dense)
 
+    def test_custom_on_a_short_conversation(self, llama: HimapLlamaForCausalLM) -> None:
+        """On a cache such a sequence may grow to the image's configured end and beyond, token by token, and is dense."""
+        ids = torch.randint(3, 128, (1, 27), generator=torch.Generator().manual_seed(3))
+        dense = llama.generate(ids, max_new_tokens=6, do_sample=False)
+        custom_on(llama.config, PROMPT)
+        assert llama.generate(ids, max_new_tokens=6, do_sample=False).tolist() == dense.tolist()
+
     @both_modes
     def test_no_image(self, llama: HimapLlamaForCausalLM, switch_on: Any) -> None:
         """A text-only prompt, alone or in a padded batch, with a cache or without; what was kept before is gone."""
