@@ -172,7 +172,7 @@ class TestNothingToDo:
         assert torch.equal(logits_of(llama, short), dense)
 
     def test_custom_on_a_short_conversation(self, llama: HimapLlamaForCausalLM) -> None:
-        """On a cache such a sequence may grow to the image's configured end and beyond, token by token, and is dense."""
+        """On a cache such a sequence may grow to the configured image's end and beyond, and stays dense."""
         ids = torch.randint(3, 128, (1, 27), generator=torch.Generator().manual_seed(3))
         dense = llama.generate(ids, max_new_tokens=6, do_sample=False)
         custom_on(llama.config, PROMPT)
@@ -212,6 +212,25 @@ class TestHimap:
         assert torch.equal(logits_of(llama), alone)
         assert llama.model.kept.img is None
         assert scored == [range(29, 38)]
+
+    def test_scoring_keeps_nothing_for_a_gradient(
+        self, llama: HimapLlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A forward with gradients has them, and scores without: a choice has no derivative."""
+        himap_on(llama.config, PROMPT)
+        scored: list[bool] = []
+        score = himap.decoder.column_scores
+        monkeypatch.setattr(
+            himap.decoder, "column_scores", lambda *a, **k: scored.append(torch.is_grad_enabled()) or score(*a, **k)
+        )
+        embeds = PROMPT.embeds.clone().requires_grad_()
+
+        with torch.enable_grad():
+            logits_of(llama, embeds)[0, -1].sum().backward()
+
+        assert scored == [False, False]
+        assert embeds.grad is not None
+        assert embeds.grad[0, 0].abs().sum() > 0
 
     @pytest.mark.parametrize("ranks", [(0, 0), (7, 0)])
     def test_rank_zero(self, llama: HimapLlamaForCausalLM, ranks: tuple[int, int]) -> None:
