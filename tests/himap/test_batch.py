@@ -135,6 +135,22 @@ def test_on_a_cache_as_if_alone(model: HimapLlamaForCausalLM, switch_on: Any, fl
         assert torch.allclose(last[index, -real.shape[1] :], alone[0], **CLOSE)
 
 
+def test_a_crop_into_the_questions(llama: HimapLlamaForCausalLM) -> None:
+    """The end of every row's question may be taken back and another one asked."""
+    himap_on(llama.config)
+    rows, cache = Rows((5, 24, 9), (2, 24, 7)), DynamicCache()
+    llama(**rows.batch(), past_key_values=cache)
+    cache.crop(-6)
+    together = llama(inputs_embeds=embedded(llama, 7, 8), past_key_values=cache).logits
+
+    for index, token in enumerate((7, 8)):
+        own = DynamicCache()
+        llama(**rows.alone(index), past_key_values=own)
+        own.crop(-6)
+        alone = llama(inputs_embeds=embedded(llama, token), past_key_values=own).logits
+        assert torch.allclose(together[index], alone[0], **CLOSE)
+
+
 @selecting
 def test_configured_lengths(llama: HimapLlamaForCausalLM, switch_on: Any, flags: dict[str, Any]) -> None:
     """Without an image mask the configured lengths count from where each row's padding ends."""

@@ -272,6 +272,7 @@ class TestRefusals:
             on_cache(llama, cache, embedded(llama, 7))
         cache.crop(-PROMPT.length)
         assert on_cache(llama, cache, PROMPT.embeds).shape[0] == PROMPT.length
+        assert on_cache(llama, cache, embedded(llama, 7)).shape[0] == 1
 
     def test_a_crop_into_the_image(self, llama: HimapLlamaForCausalLM) -> None:
         """What is left of the choice would be anyone's guess."""
