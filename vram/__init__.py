@@ -5,8 +5,9 @@ Inside pytest use the fixture `vram`; outside, the same as plain functions: `vra
 """
 
 from vram.budgets import Budget, read_budget
-from vram.checks import assert_peak, assert_stable, verdicts
-from vram.errors import Inconclusive, MemoryGrowth, OutOfMemory, PeakExceeded, Undecided
+from vram.checks import assert_peak, assert_ratio, assert_stable, verdicts
+from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, MemoryLeak, OutOfMemory, PeakExceeded, Undecided
+from vram.level import Level, judge_level
 from vram.marks import mark
 from vram.measuring import Measurement, measure
 from vram.peak import Overrun, judge_peak
@@ -19,8 +20,11 @@ __all__ = [
     "Budget",
     "Forecast",
     "Inconclusive",
+    "Level",
+    "LevelExceeded",
     "Measurement",
     "MemoryGrowth",
+    "MemoryLeak",
     "OutOfMemory",
     "Overrun",
     "PeakExceeded",
@@ -28,9 +32,11 @@ __all__ = [
     "Undecided",
     "Verdict",
     "assert_peak",
+    "assert_ratio",
     "assert_stable",
     "format_bytes",
     "judge_growth",
+    "judge_level",
     "judge_peak",
     "mark",
     "measure",

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from vram.budgets import Budget
-from vram.errors import Inconclusive, MemoryGrowth, PeakExceeded, Undecided
+from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, PeakExceeded, Undecided
+from vram.level import compare
 from vram.peak import judge_peak
 from vram.recording import Recording
 from vram.units import format_bytes, parse_bytes
-from vram.verdict import Status, Verdict, judge_growth
+from vram.verdict import Forecast, Status, Verdict, judge_growth
 
+_MOST_LINES = 25  # of a failure, on a terminal
 _WORST_FIRST: tuple[Status, ...] = ("grows", "undecided", "plateau", "stable")
 # Live before peak, as peaks follow what is alive; requested before allocated, as blocks follow requests.
 _SPOKEN = {"requested": "live memory", "requested_peak": "peak memory"}
@@ -41,18 +45,27 @@ def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, V
     return channel, deciding[channel]
 
 
-def assert_stable(recording: Recording) -> None:
+def assert_stable(recording: Recording, *, save: Callable[[dict[str, Any]], Path] | None = None) -> None:
     """Pass where every exact channel is stable or on a plateau. Noisy channels are told, and do not decide.
 
-    Raises MemoryGrowth, Undecided, or Inconclusive where no exact channel was measured.
+    Raises MemoryGrowth, Undecided, or Inconclusive where no exact channel was measured. Where memory grows, the samples
+    are run again with tracing, and MemoryGrowth names lines and holders; `save` writes the memory viewer's snapshot of
+    that rerun and returns its path. The step and the samples of the recording are let go of then.
     """
     __tracebackhide__ = True  # pytest then shows the test's own line
     judged = verdicts(recording)
     channel, verdict = overall(recording, judged)
     if verdict.status in ("stable", "plateau"):
         return
-    kind = MemoryGrowth if verdict.status == "grows" else Undecided
-    raise kind(_growth_text(recording, channel, judged))
+    text = _growth_text(recording, channel, judged)
+    if verdict.status != "grows":
+        raise Undecided("\n".join(text))
+    from vram.explaining import explained  # needs torch, which importing vram does not
+
+    explanation = explained(recording, peak=channel.endswith("_peak"), save=save)
+    if explanation is not None:
+        text += explanation.text(_MOST_LINES - len(text))
+    raise MemoryGrowth("\n".join(text), explanation=None if explanation is None else explanation.summary())
 
 
 def assert_peak(
@@ -80,13 +93,42 @@ def assert_peak(
         raise PeakExceeded(f"{recording.name}: {channel} {overrun}, first in sample {sample} of lap {lap}")
 
 
+def assert_ratio(
+    recording: Recording,
+    reference: Recording,
+    channel: str = "requested_peak",
+    *,
+    at_most: float,
+    besides_bytes: int = 0,
+    lengths: Sequence[int] | None = None,
+    samples: Iterable[int] | None = None,
+) -> None:
+    """Pass where no sample needs more than `at_most` times what it needs in `reference`: exactly that still passes.
+
+    Raises LevelExceeded, which tells how the difference goes with the input lengths N where `lengths` has one for each
+    sample; Inconclusive and ValueError as `vram.level.compare` does, which also says what the other arguments mean.
+    """
+    __tracebackhide__ = True
+    level = compare(
+        recording,
+        reference,
+        channel,
+        at_most=at_most,
+        besides_bytes=besides_bytes,
+        lengths=lengths,
+        samples=samples,
+    )
+    if level.over:
+        raise LevelExceeded(level.explanation())
+
+
 def rate_text(verdict: Verdict) -> str:
     """ "4,096 B", "512.9 B (444.4 to 581.4)": bytes a sample, with the 95 % interval where it is not exact."""
     rate = f"{verdict.bytes_per_sample:,.1f}".removesuffix(".0")
     return f"{rate} B" if verdict.exact else f"{rate} B ({verdict.low_bytes:,.1f} to {verdict.high_bytes:,.1f})"
 
 
-def _growth_text(recording: Recording, channel: str, judged: Mapping[str, Verdict]) -> str:
+def _growth_text(recording: Recording, channel: str, judged: Mapping[str, Verdict]) -> list[str]:
     verdict = judged[channel]
     grew = "grows by" if verdict.status == "grows" else "undecided whether it stops growing; so far"
     figures = recording.channels[channel]
@@ -99,10 +141,7 @@ def _growth_text(recording: Recording, channel: str, judged: Mapping[str, Verdic
     if verdict.onset_run is not None:
         lap, sample = divmod(verdict.onset_run, verdict.samples)
         lines.append(f"  since sample {sample} of lap {lap}")
-    forecast = verdict.samples_until(2**30)
-    if forecast is not None:
-        latest = "never" if forecast.latest is None else f"{forecast.latest:,}"
-        lines.append(f"  1 GiB more after {forecast.expected:,} samples (95 %: {forecast.earliest:,} to {latest})")
+    lines += _forecast_text(recording, channel, verdict)
     for other, its in judged.items():
         if other != channel:
             role = "" if other in recording.exact else ", noisy: told, does not decide"
@@ -111,4 +150,21 @@ def _growth_text(recording: Recording, channel: str, judged: Mapping[str, Verdic
         live, reserved = judged["requested"].status, judged["reserved"].status
         if reserved == "grows" and live in ("stable", "plateau"):
             lines.append("  reserved grows while live memory does not: fragmentation")
-    return "\n".join(lines)
+    return lines
+
+
+def _forecast_text(recording: Recording, channel: str, verdict: Verdict) -> list[str]:
+    """When the card is full, where its size is known; else how long a GiB lasts. Empty where nothing grows."""
+
+    def words(what: str, forecast: Forecast | None) -> list[str]:
+        if forecast is None:
+            return []
+        latest = "never" if forecast.latest is None else f"{forecast.latest:,}"
+        return [f"  {what} after {forecast.expected:,} samples (95 %: {forecast.earliest:,} to {latest})"]
+
+    card_bytes = recording.environment.get("device_bytes")
+    if not isinstance(card_bytes, int):
+        return words("1 GiB more", verdict.samples_until(2**30))
+    in_use = "reserved" if "reserved" in recording.channels else channel
+    headroom_bytes = max(0, card_bytes - int(recording.channels[in_use][-1, -1]))
+    return words(f"a card of {format_bytes(card_bytes)} is full", verdict.samples_until(headroom_bytes))

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class MemoryGrowth(AssertionError):
-    """Memory grows from sample to sample, proven by the rule of `vram.verdict`."""
+    """Memory grows from sample to sample, proven by the rule of `vram.verdict`.
+
+    Attribute: `explanation`, what a traced rerun found, ready for JSON (see `vram.explaining`); None without a rerun.
+    """
+
+    def __init__(self, message: str, *, explanation: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.explanation = explanation
 
 
 class Undecided(AssertionError):
@@ -13,6 +23,14 @@ class Undecided(AssertionError):
 
 class PeakExceeded(AssertionError):
     """The peak of some sample is over its budget."""
+
+
+class LevelExceeded(AssertionError):
+    """Some sample needs more, beside its reference, than it is allowed."""
+
+
+class MemoryLeak(AssertionError):
+    """Live bytes did not return to where the body of a `vram_leak_free` test began."""
 
 
 class OutOfMemory(AssertionError):

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
-from collections.abc import Generator
+import inspect
+import logging
+import os
+import sys
+import types
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from vram.errors import Inconclusive, Undecided
+from vram.markers import HELP, LEAK_FREE, LIMIT, judge, wanted
 
 if TYPE_CHECKING:
+    from vram.markers import Wanted
     from vram.session import VramSession
 
 # option, how it is parsed, help. Each has an ini twin of the same name; a default of None lets the ini file speak.
@@ -46,6 +55,8 @@ def pytest_configure(config: pytest.Config) -> None:
     undecided = _option(config, "undecided")
     if undecided not in (None, "", "fail", "skip"):
         raise pytest.UsageError(f"--vram-undecided must be fail or skip, got {undecided!r}")
+    for text in HELP:
+        config.addinivalue_line("markers", text)
     config.pluginmanager.register(_Session(config), "vram-session")
 
 
@@ -70,40 +81,188 @@ def vram(request: pytest.FixtureRequest) -> VramSession:
     return plugin.start()
 
 
+_FIGURES = pytest.StashKey[dict[str, Any]]()  # of a marked test's body, until they are reported
+
+
 class _Session:
     """One pytest session's measuring; holds the fixture's object once somebody has asked for it."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._vram: VramSession | None = None
-        self._modes: list[dict[str, Any]] = []  # of xdist's workers
-        self._environment: dict[str, object] = {}
+        self._chosen: str | None = None  # the device, once it is known to be there
+        self._uses = False  # whether some test measures
+        self._environments: list[dict[str, object]] = []
+        self._modes: list[dict[str, Any]] = []
+        # By test id, the last try of each.
+        self._tests: dict[str, dict[str, Any]] = {}
+        self._failures: dict[str, dict[str, Any]] = {}
 
     def start(self) -> VramSession:
         if self._vram is None:
-            if _option(self._config, "disable"):
-                pytest.skip("disabled by --vram-disable")
-            if importlib.util.find_spec("torch") is None:
-                pytest.skip("vram measures PyTorch, and torch is not installed")
-            from vram.meters import default_meter
+            reason = self._off()
+            if reason:
+                pytest.skip(reason)
             from vram.session import SessionOptions, VramSession
 
             options = SessionOptions(
-                device=_option(self._config, "device") or "auto",
+                device=self._device(),
                 laps=_whole(self._config, "laps"),
                 samples=_whole(self._config, "samples"),
                 accept=bool(_option(self._config, "accept")),
             )
-            try:
-                default_meter(options.device)
-            except ValueError as error:
-                pytest.exit(f"--vram-device: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
             self._vram = VramSession(options)
         return self._vram
 
+    def _off(self) -> str | None:
+        """Why nothing is measured; None where it is."""
+        if _option(self._config, "disable"):
+            return "disabled by --vram-disable"
+        if importlib.util.find_spec("torch") is None:
+            return "vram measures PyTorch, and torch is not installed"
+        return None
+
+    def _device(self) -> str:
+        """The device to measure, known to be there. A worker of pytest-xdist gets a GPU of its own, made current."""
+        if self._chosen is None:
+            import torch
+
+            from vram.meters import resolve_device
+            from vram.surfaces import worker_device
+
+            named = _option(self._config, "device") or "auto"
+            worker = getattr(self._config, "workerinput", {}).get("workerid")
+            chosen = worker_device(named, worker, torch.cuda.device_count())
+            try:
+                self._chosen = resolve_device(chosen)
+            except ValueError as error:
+                pytest.exit(f"--vram-device: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
+            if chosen != named:
+                torch.cuda.set_device(chosen)
+        return self._chosen
+
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, Any]:
-        """Inconclusive is a skip with its reason; so is Undecided where the session says so."""
+    def pytest_make_collect_report(self) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+        """Markers that can't be read are an error of their module or class."""
+        report = yield
+        wrong = []
+        for node in report.result or () if not _option(self._config, "disable") else ():
+            if isinstance(node, pytest.Item):
+                try:
+                    wanted(node.iter_markers())
+                except ValueError as error:
+                    wrong.append(f"{node.nodeid}: {error}")
+        if wrong:
+            report.outcome, report.longrepr, report.result = "failed", "\n".join(wrong), []
+        return report
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Find the device before the first test, where one measures; others' runs import no torch."""
+        self._uses = self._off() is None and any(_measures(item) for item in session.items)
+        if self._uses:
+            self._device()
+
+    def pytest_report_collectionfinish(self) -> list[str]:
+        """The header line, once it is known that something is measured."""
+        if not self._uses or self._config.get_verbosity() < 0:
+            return []
+        from vram.meters import default_meter
+        from vram.surfaces import header
+
+        meter = default_meter(self._device())
+        return [header(self._device(), meter.source, meter.absent)]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """A test that is tried again is measured again, and tells its last figures alone."""
+        from vram.surfaces import PROPERTY
+
+        if _FIGURES in item.stash:
+            del item.stash[_FIGURES]
+        item.user_properties[:] = [told for told in item.user_properties if not told[0].startswith(PROPERTY)]
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
+        """The body of a function or method, run by whichever plugin runs it (async ones too)."""
+        __tracebackhide__ = True
+        with self._watched(pyfuncitem):
+            return (yield)
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """The body of a unittest method, between its setUp and tearDown: pytest_pyfunc_call never sees it."""
+        __tracebackhide__ = True
+        instance = getattr(item, "instance", None)
+        unittest = sys.modules.get("unittest")
+        if unittest is None or not isinstance(instance, unittest.TestCase) or self._asked(item) is None:
+            return (yield)
+        assert isinstance(item, pytest.Function)
+        body = item.obj
+        if inspect.iscoroutinefunction(body):
+            setattr(instance, item.name, self._watched_coroutine(item, body))
+        else:
+            item.obj = self._watched_method(item, body)
+        try:
+            return (yield)
+        finally:
+            vars(instance).pop(item.name, None)
+            item.obj = body
+
+    def _watched_method(self, item: pytest.Item, body: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(body)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            with self._watched(item):
+                return body(*args, **kwargs)
+
+        return watched
+
+    def _watched_coroutine(self, item: pytest.Item, body: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(body)
+        async def watched(*args: Any, **kwargs: Any) -> Any:
+            __tracebackhide__ = True
+            with self._watched(item):
+                return await body(*args, **kwargs)
+
+        return watched
+
+    def _asked(self, item: pytest.Item) -> Wanted | None:
+        """What the item's markers ask for; those added while it was set up may still be wrong, and raise ValueError."""
+        return None if self._off() else wanted(item.iter_markers())
+
+    @contextmanager
+    def _watched(self, item: pytest.Item) -> Iterator[None]:
+        """Measure a marked test's body and hold it to its markers. A body that raises reports its own error."""
+        __tracebackhide__ = True
+        asked = self._asked(item)
+        if asked is None:
+            yield
+            return
+        from vram.bodies import measured
+
+        with measured(asked, self._device(), _let_go_of_logs) as body:
+            yield
+        assert body.peak_bytes is not None
+        error = judge(asked, body.peak_bytes, body.kept_bytes, body.kept)
+        item.stash[_FIGURES] = {
+            "test": item.nodeid,
+            "peak_bytes": body.peak_bytes,
+            "limit_bytes": asked.limit_bytes,
+            "kept_bytes": body.kept_bytes,
+            "allow_bytes": asked.allow_bytes,
+            "verdict": "passed" if error is None else "failed",
+        }
+        if error is not None:
+            _raise_in(item, error)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, Any]:
+        """Inconclusive is a skip with its reason; so is Undecided where the session says so. Figures go along."""
+        figures = item.stash.get(_FIGURES, None) if call.when == "call" else None
+        self._tell(item, figures)
         report = yield
         error = call.excinfo.value if call.excinfo is not None else None
         soft = isinstance(error, Undecided) and _option(self._config, "undecided") == "skip"
@@ -112,22 +271,76 @@ class _Session:
             report.outcome = "skipped"
             kind = "undecided" if soft else "inconclusive"
             report.longrepr = (path, (line or 0) + 1, f"Skipped: {kind}: {error}")
+        # Attributes of a report travel from a worker of pytest-xdist to its controller.
+        told: dict[str, Any] = {} if figures is None else {"figures": figures}
+        if isinstance(error, AssertionError) and type(error).__module__ == "vram.errors":
+            told["failure"] = {"kind": type(error).__name__, "message": str(error)}
+        if told:
+            vars(report)["vram"] = told
         return report
 
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+    def _tell(self, item: pytest.Item, figures: dict[str, Any] | None) -> None:
+        """Figures as properties of the test, which pytest's JUnit report takes up."""
+        touched = self._vram.touched() if self._vram is not None else []
+        if not touched and figures is None:
+            return
+        from vram.surfaces import marked_properties, mode_properties
+
+        told: dict[str, object] = dict(item.user_properties)
+        for mode in touched:
+            told.update(mode_properties(mode))
+        if figures is not None:
+            told.update(marked_properties(figures))
+        item.user_properties[:] = told.items()
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Gather what the tests of this process, or of the workers, tell."""
+        if report.when != "teardown":
+            self._failures.pop(report.nodeid, None)
+        told = getattr(report, "vram", {})
+        if "figures" in told:
+            self._tests[report.nodeid] = told["figures"]
+        if "failure" in told and report.failed:
+            path, line, _ = report.location
+            place = {"test": report.nodeid, "file": path, "line": (line or 0) + 1}
+            self._failures[report.nodeid] = {**place, **told["failure"]}
+
+    def pytest_sessionfinish(self) -> None:
         """Write the report; a worker of pytest-xdist hands its figures to the controller instead."""
-        if self._vram is not None:
+        if self._vram is not None and self._vram.summaries:
             self._modes += self._vram.summaries
-            self._environment |= self._vram.environment
+            self._environments.append(self._vram.environment)
+        elif self._tests and self._chosen is not None:
+            from vram.environment import environment
+            from vram.meters import default_meter
+
+            self._environments.append(environment([default_meter(self._chosen)]))
         workeroutput = getattr(self._config, "workeroutput", None)
         if workeroutput is not None:
-            workeroutput["vram"] = {"modes": self._modes, "environment": self._environment}
+            workeroutput["vram"] = {"modes": self._modes, "environments": self._environments}
             return
         path = _option(self._config, "report")
-        if path and self._modes:
+        if path and (self._modes or self._tests):
             from vram.report import write_report
 
-            write_report(self._config.invocation_params.dir / path, self._environment, self._modes)
+            tests = list(self._tests.values())
+            write_report(self._config.invocation_params.dir / path, self._environment(), self._modes, tests)
+        summary = os.environ.get("GITHUB_STEP_SUMMARY")
+        if summary and (self._modes or self._tests):
+            from vram.surfaces import job_summary
+
+            told = (self._modes, list(self._tests.values()), list(self._failures.values()))
+            with Path(summary).open("a", encoding="utf-8") as file:
+                file.write(job_summary(*told, measured=self._measured_with()))
+
+    def _environment(self) -> dict[str, object]:
+        from vram.surfaces import merged
+
+        return merged(self._environments)
+
+    def _measured_with(self) -> str:
+        environment = self._environment()
+        return f"measured: {environment.get('source', '')}, torch {environment.get('torch')}"
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -135,21 +348,55 @@ class _Session:
         measured = getattr(node, "workeroutput", {}).get("vram")
         if measured:
             self._modes += measured["modes"]
-            self._environment |= measured["environment"]
+            self._environments += measured["environments"]
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """One row a recording, what was measured with, and what was not measured and why."""
-        if not self._modes:
-            return
-        from vram.report import absences, table
+        """One row a recording and a marked test, what was measured with, and what was not measured and why."""
+        if self._failures and os.environ.get("GITHUB_ACTIONS") == "true":
+            from vram.surfaces import error_commands
 
+            root = self._config.rootpath
+            workspace = Path(os.environ.get("GITHUB_WORKSPACE") or root)
+            for line in error_commands(list(self._failures.values()), root, workspace):
+                terminalreporter.write_line(line)
+        if not self._modes and not self._tests:
+            return
         terminalreporter.section("vram")
-        source = self._environment.get("source", "")
-        terminalreporter.write_line(f"measured: {source}, torch {self._environment.get('torch')}")
-        if str(source).startswith("CPU"):
+        terminalreporter.write_line(self._measured_with())
+        if self._measured_with().startswith("measured: CPU"):
             terminalreporter.write_line("not measured on a GPU: figures are of the same tensors on the CPU")
-        for line in (*table(self._modes), *absences(self._modes)):
+        for line in self._tables():
             terminalreporter.write_line(line)
         report = _option(self._config, "report")
         if report:
             terminalreporter.write_line(f"report: {Path(report)}")
+
+    def _tables(self) -> list[str]:
+        from vram.report import absences, ratios, table, table_of_tests
+
+        modes = [*table(self._modes), *absences(self._modes), *ratios(self._modes)] if self._modes else []
+        return modes + (table_of_tests(list(self._tests.values())) if self._tests else [])
+
+
+def _measures(item: pytest.Item) -> bool:
+    names: Sequence[str] = getattr(item, "fixturenames", ())
+    return "vram" in names or any(item.get_closest_marker(name) is not None for name in (LIMIT, LEAK_FREE))
+
+
+def _raise_in(item: pytest.Item, error: Exception) -> None:
+    """Raise `error` from the line where the test is defined: pytest shows that, and none of our own code."""
+    defined = getattr(inspect.unwrap(getattr(item, "obj", _raise_in)), "__code__", None)
+    if defined is None:
+        raise error
+    place = compile("raise error", defined.co_filename, "exec").replace(co_firstlineno=defined.co_firstlineno)
+    types.FunctionType(place, {"error": error})()
+
+
+def _let_go_of_logs() -> None:
+    """pytest keeps what a test logs, with arguments and tracebacks, until the test is over: keep the words alone."""
+    for handler in logging.getLogger().handlers:
+        if type(handler).__module__ == "_pytest.logging":
+            for record in getattr(handler, "records", ()):
+                record.msg, record.args = record.getMessage(), None
+                if record.exc_info:
+                    record.exc_text, record.exc_info = logging.Formatter().formatException(record.exc_info), None

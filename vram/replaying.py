@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import gc
+import re
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +25,33 @@ DEFAULT_LAPS = 5
 
 # name -> channel -> lap -> sample -> readings
 _Marks = dict[str, dict[str, list[list[list[int]]]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """What a recording was made of: enough to run it again, on the device ("cpu", "cuda:1") it was measured on."""
+
+    step: Callable[[Any], object]
+    samples: list[Any]
+    device: str
+
+
+_replayed: dict[int, Replayed] = {}  # by the recording's id, as long as it lives
+
+
+def replayed(recording: Recording) -> Replayed | None:
+    """What `recording` was made of; None where `replay` did not make it, or it was forgotten."""
+    return _replayed.get(id(recording))
+
+
+def forget(recording: Recording) -> None:
+    """Let go of the step and the samples of `recording`."""
+    _replayed.pop(id(recording), None)
+
+
+def _remember(recording: Recording, made_of: Replayed) -> None:
+    _replayed[id(recording)] = made_of
+    weakref.finalize(recording, _replayed.pop, id(recording), None)
 
 
 def replay(
@@ -48,10 +78,26 @@ def replay(
         raise ValueError("samples must hold at least one sample, got none")
     if warmup_laps < 0 or base_laps < warmup_laps + 2:
         raise ValueError(f"laps must be at least {max(warmup_laps, 0) + 2} (warm-up + 2), got {base_laps}")
+    used = list(meters or [default_meter()])
+    made_of = Replayed(step, lap_samples, _device_of(used))
+    failure = None
+    try:
+        recording = _replay(made_of, used, base_laps, warmup_laps, name or step_name(step))
+    except OutOfMemory as error:
+        failure = error
+    if failure is not None:  # raised out here, no exception that is being handled holds the frames
+        from vram.oom import with_what_was_alive
+
+        raise with_what_was_alive(failure, made_of)
+    _remember(recording, made_of)
+    return recording
+
+
+def _replay(made_of: Replayed, meters: list[Meter], base_laps: int, warmup_laps: int, name: str) -> Recording:
     with ExitStack() as stack:
-        used = [stack.enter_context(meter) for meter in (meters or [default_meter()])]
-        stack.enter_context(_cheap_collections())
-        loop = _Loop(step, lap_samples, used)
+        used = [stack.enter_context(meter) for meter in meters]
+        stack.enter_context(cheap_collections())
+        loop = _Loop(made_of.step, made_of.samples, used)
         wanted: int | None = base_laps
         while wanted is not None:
             while loop.laps < wanted:
@@ -64,7 +110,12 @@ def replay(
                 default=0,
             )
             wanted = wanted or None
-        return loop.recording(name or step_name(step), warmup_laps, base_laps)
+        return loop.recording(name, warmup_laps, base_laps)
+
+
+def _device_of(meters: Sequence[Meter]) -> str:
+    """The device that tensors are followed on when the samples run again: meters of CUDA name it in their source."""
+    return next((found[0] for meter in meters if (found := re.search(r"cuda:\d+", meter.source))), "cpu")
 
 
 class _Loop:
@@ -111,7 +162,7 @@ class _Loop:
             for meter in self.meters:
                 meter.synchronize()
         except Exception as error:
-            failure = _out_of_memory(error, self.laps - 1, index)
+            failure = _out_of_memory(error, self.laps - 1, index, self._reading)
             if failure is None:
                 raise
         if failure is not None:  # raised out here, it does not carry the first error and the frames that hold tensors
@@ -159,7 +210,7 @@ class _Loop:
 
 
 @contextmanager
-def _cheap_collections() -> Iterator[None]:
+def cheap_collections() -> Iterator[None]:
     """Put what is alive now (a loaded model: a million objects) out of the collector's sight, and back afterwards."""
     gc.collect()
     frozen_by_someone = gc.get_freeze_count() > 0  # gc.unfreeze would undo theirs too
@@ -172,13 +223,16 @@ def _cheap_collections() -> Iterator[None]:
             gc.unfreeze()
 
 
-def _out_of_memory(error: Exception, lap: int, sample: int) -> OutOfMemory | None:
-    from vram.oom import describe, failing_line, is_out_of_memory, requested_bytes
+def _out_of_memory(
+    error: Exception, lap: int, sample: int, reading: Callable[[], dict[str, int]]
+) -> OutOfMemory | None:
+    from vram.oom import describe, failing_line, is_out_of_memory, requested_bytes, room
 
     if not is_out_of_memory(error):
         return None
+    lines = [describe(error, lap, sample), *(f"  {line}" for line in room(error, reading()))]
     return OutOfMemory(
-        describe(error, lap, sample),
+        "\n".join(lines),
         lap=lap,
         sample=sample,
         requested_bytes=requested_bytes(error),

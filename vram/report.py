@@ -12,14 +12,25 @@ from typing import Any
 from vram.units import format_bytes
 
 SCHEMA = 1
+_MOST_TESTS = 20
+_LONGEST_ID = 81
 
 
-def write_report(path: Path, environment: Mapping[str, object], modes: Sequence[Mapping[str, Any]]) -> None:
-    """Write `{"schema", "environment", "modes"}` to `path`, atomically; missing folders are made."""
+def write_report(
+    path: Path,
+    environment: Mapping[str, object],
+    modes: Sequence[Mapping[str, Any]],
+    tests: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write `{"schema", "environment", "modes", "tests"}` to `path`, atomically; missing folders are made.
+
+    `tests` are those with markers: whole ids, and bytes above what was alive when the body began.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        json.dump({"schema": SCHEMA, "environment": dict(environment), "modes": list(modes)}, file, indent=1)
+        report = {"schema": SCHEMA, "environment": dict(environment), "modes": list(modes), "tests": list(tests)}
+        json.dump(report, file, indent=1)
         file.write("\n")
     Path(temporary).replace(path)
 
@@ -27,9 +38,61 @@ def write_report(path: Path, environment: Mapping[str, object], modes: Sequence[
 def table(modes: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lines of a table, one row a recording. A figure that was not measured is a dash; the reasons follow below."""
     head = ("mode", "runs", "growth/sample", "peak", "budget", "softmax peak", "verdict", "seconds")
-    rows = [head, *(_row(mode) for mode in modes)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    return _aligned([head, *(_row(mode) for mode in modes)])
+
+
+def table_of_tests(tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Lines of a table of marked tests: those that failed, then the largest. Long ids are cut in the middle."""
+    head = ("test", "peak above its start", "limit", "kept", "allowed", "verdict")
+    rows = [
+        (
+            _shortened(test["test"]),
+            *apart(test["peak_bytes"], test["limit_bytes"]),
+            *apart(test["kept_bytes"], test["allow_bytes"]),
+            outcome(test),
+        )
+        for test in ranked(tests)[:_MOST_TESTS]
+    ]
+    more = len(tests) - len(rows)
+    return [*_aligned([head, *rows]), *([f"and {more} more tests"] if more else [])]
+
+
+def ranked(tests: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Marked tests: those that failed, then those that need most."""
+    return sorted(tests, key=lambda test: (outcome(test) == "passed", -test["peak_bytes"]))
+
+
+def ratios(modes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line a comparison: how much a recording needs of its reference."""
+    return [ratio["text"] for mode in modes for ratio in mode.get("ratios", ())]
+
+
+def outcome(test: Mapping[str, Any]) -> str:
+    """ "passed", or by how many bytes a marked test is over."""
+    over = [
+        f"{what} {test[figure] - test[allowed]:,} B over"
+        for what, figure, allowed in (("peak", "peak_bytes", "limit_bytes"), ("kept", "kept_bytes", "allow_bytes"))
+        if None not in (test[figure], test[allowed]) and test[figure] > test[allowed]
+    ]
+    return ", ".join(over) or "passed"
+
+
+def apart(n_bytes: int | None, limit_bytes: int | None) -> tuple[str, str]:
+    """Two sizes as text, to the byte where they would read alike and are not. A dash is no figure."""
+    texts = _size(n_bytes), _size(limit_bytes)
+    if n_bytes != limit_bytes and texts[0] == texts[1]:
+        return f"{n_bytes:,} B", f"{limit_bytes:,} B"
+    return texts
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _shortened(test: str) -> str:
+    half = (_LONGEST_ID - 3) // 2
+    return test if len(test) <= _LONGEST_ID else f"{test[:half]}...{test[-half:]}"
 
 
 def absences(modes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -55,8 +118,7 @@ def _row(mode: Mapping[str, Any]) -> tuple[str, ...]:
         str(mode["mode"]),
         runs,
         rate,
-        _size(own_peak),
-        _size(mode["budget_bytes"]),
+        *apart(own_peak, mode["budget_bytes"]),
         _size(mode["softmax_peak_bytes"]),
         mode["verdict"] or "inconclusive",
         seconds,

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from vram import checks
 from vram.budgets import Budget, accept, read_budget
-from vram.errors import Inconclusive, OutOfMemory
+from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, OutOfMemory
+from vram.level import compare
 from vram.marks import mark
 from vram.measuring import Measurement, measure
 from vram.meters import Meter, default_meter, resolve_device
@@ -22,12 +24,16 @@ Sample = TypeVar("Sample")
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """What the options and their ini twins say. `laps` and `samples` are None where nobody said."""
+    """What the options and their ini twins say. `laps` and `samples` are None where nobody said.
+
+    `snapshots` is the folder that snapshots for PyTorch's memory viewer are written to.
+    """
 
     device: str = "auto"
     laps: int | None = None
     samples: int | None = None
     accept: bool = False
+    snapshots: Path = Path("vram-snapshots")
 
 
 class VramSession:
@@ -41,7 +47,9 @@ class VramSession:
         self.summaries: list[dict[str, Any]] = []
         self._by_recording: dict[int, dict[str, Any]] = {}
         self._recordings: list[Recording] = []  # keeps the ids above from being used again
+        self._snapshots: set[Path] = set()
         self.environment: dict[str, object] = {}
+        self._touched: dict[int, dict[str, Any]] = {}  # by the recording's id: since somebody last asked
 
     @property
     def device(self) -> str:
@@ -79,9 +87,20 @@ class VramSession:
         return measure(self.options.device)
 
     def assert_stable(self, recording: Recording) -> None:
-        """See `vram.assert_stable`."""
+        """See `vram.assert_stable`. What explains growth goes into the summary too, and a snapshot into a file."""
         __tracebackhide__ = True
-        checks.assert_stable(recording)
+        self._touch(recording)
+        try:
+            checks.assert_stable(recording, save=lambda snapshot: self._save(recording.name, snapshot))
+        except MemoryGrowth as growth:
+            if growth.explanation is not None:
+                self._summary(recording)["explanation"] = growth.explanation
+            raise
+
+    def _save(self, name: str, snapshot: dict[str, Any]) -> Path:
+        from vram.snapshot import write_snapshot
+
+        return write_snapshot(self.options.snapshots, name, snapshot, self._snapshots)
 
     def budget(self, path: Any, **key: str) -> Budget:
         """The recorded budget of this key; see `vram.read_budget`."""
@@ -97,6 +116,7 @@ class VramSession:
     ) -> None:
         """See `vram.assert_peak`. Under `--vram-accept` a `Budget` is rewritten to what was measured, and passes."""
         __tracebackhide__ = True
+        self._touch(recording)
         if isinstance(limit, Budget) and self.options.accept and channel in recording.channels:
             limit = accept(limit, recording.peak_bytes(channel) - besides_bytes)
         if isinstance(limit, Budget):
@@ -105,6 +125,39 @@ class VramSession:
                 self._summary(recording)["absent"]["budget"] = "new: record it with --vram-accept"
         checks.assert_peak(recording, limit, channel, besides_bytes=besides_bytes)
 
+    def assert_ratio(
+        self,
+        recording: Recording,
+        reference: Recording,
+        channel: str = "requested_peak",
+        *,
+        at_most: float,
+        besides_bytes: int = 0,
+        lengths: Sequence[int] | None = None,
+        samples: Iterable[int] | None = None,
+    ) -> None:
+        """See `vram.assert_ratio`. How much it needs goes into the summary of a recording of this session."""
+        __tracebackhide__ = True
+        level = compare(
+            recording,
+            reference,
+            channel,
+            at_most=at_most,
+            besides_bytes=besides_bytes,
+            lengths=lengths,
+            samples=samples,
+        )
+        summary = self._touch(recording)
+        if summary is not None:
+            summary.setdefault("ratios", []).append(level.summary())
+        if level.over:
+            raise LevelExceeded(level.explanation())
+
+    def touched(self) -> list[dict[str, Any]]:
+        """Summaries of the recordings that were made or judged since this was last asked."""
+        touched, self._touched = list(self._touched.values()), {}
+        return touched
+
     def note(self, recording: Recording, **figures: int | float | str | None) -> None:
         """Add figures measured elsewhere to the recording's summary, as in `note(recording, softmax_peak_bytes=0)`."""
         self._summary(recording).update(figures)
@@ -112,11 +165,20 @@ class VramSession:
     def _summary(self, recording: Recording) -> dict[str, Any]:
         if id(recording) not in self._by_recording:
             self._remember(recording)
+        self._touch(recording)
         return self._by_recording[id(recording)]
+
+    def _touch(self, recording: Recording) -> dict[str, Any] | None:
+        """The recording's summary, None for one that this session neither made nor noted; a test uses it now."""
+        summary = self._by_recording.get(id(recording))
+        if summary is not None:
+            self._touched[id(recording)] = summary
+        return summary
 
     def _remember(self, recording: Recording) -> None:
         self._recordings.append(recording)
         self._by_recording[id(recording)] = summary = summarize(recording)
+        self._touch(recording)
         self.summaries.append(summary)
         self.environment = dict(recording.environment)
 
@@ -171,7 +233,8 @@ def _failed(name: str, error: OutOfMemory) -> dict[str, Any]:
         **dict.fromkeys(nothing),
         "verdict": "out of memory",
         "verdict_channel": None,
-        "reason": str(error),
+        "reason": str(error).partition("\n")[0],
+        "explanation": {"lines": str(error).splitlines()[1:]},
         "channels": {},
         "absent": dict.fromkeys(nothing, "the replay ran out of memory"),
     }

@@ -59,14 +59,19 @@ def recordings(
     made: dict[str, Recording | AssertionError] = {}
 
     def recording_of(mode: str) -> Recording:
-        if mode not in made:
+        def step_in_mode(question: Question) -> None:
+            # Not around the replay: a failure is explained by running the step again, later.
             set_mode(model, mode)
             try:
-                made[mode] = vram.replay(step, questions, name=mode)
-            except AssertionError as error:
-                made[mode] = error
+                step(question)
             finally:
                 set_mode(model, "baseline")
+
+        if mode not in made:
+            try:
+                made[mode] = vram.replay(step_in_mode, questions, name=mode)
+            except AssertionError as error:
+                made[mode] = error
         result = made[mode]
         if isinstance(result, AssertionError):
             raise result.with_traceback(None)

@@ -31,11 +31,6 @@ def test_peak_is_within_its_budget(
     vram.assert_peak(recording, budget_of(mode), besides_bytes=others_bytes)
 
 
-def test_himap_needs_no_more_than_baseline(vram: VramSession, recordings: Callable[[str], Recording]) -> None:
-    """Pruning pays: over the same samples, HiMAP's highest peak is not above baseline's."""
-    vram.assert_peak(recordings("himap"), recordings("baseline").peak_bytes())
-
-
 def test_driver_memory_does_not_grow(vram: VramSession, recording: Recording) -> None:
     """What the driver counts for this process does not grow either."""
     if "driver" in recording.absent:

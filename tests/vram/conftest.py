@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import hypothesis.strategies  # noqa: F401 - see below
 import pytest
 import torch
 
 import vram
+import vram.bodies
+import vram.explaining
+import vram.session
+
+# An in-process inner pytest unloads what it imported: what each of them would import anew, for seconds, stands above.
+
+
+@pytest.fixture(autouse=True)
+def _not_on_github(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An inner pytest's findings are none of the job's that runs these tests."""
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,6 +23,12 @@ CLEAN = """
         vram.assert_stable(recording)
         vram.assert_peak(recording, "1 TiB")
 """
+MARKED = """
+    import pytest
+    import torch
+    @pytest.mark.vram_limit("0 B")
+    def test_marked(): torch.zeros(256)
+"""
 
 
 # In-process runs find vram imported already; a run of its own does not, and is tested with every warning an error.
@@ -233,18 +239,19 @@ def test_a_body_that_raises_reports_its_own_error(pytester: pytest.Pytester) -> 
 
 
 def test_the_plugin_steps_aside(pytester: pytest.Pytester) -> None:
-    """Disabled: users of the fixture are skipped, others run. Unloaded: nothing of it is left."""
-    pytester.makepyfile(test_with=CLEAN, test_without="def test_other(): pass")
+    """Disabled: users of the fixture are skipped, others run, marked or not. Unloaded: nothing of it is left."""
+    pytester.makepyfile(test_with=CLEAN, test_marked=MARKED, test_without="def test_other(): pass")
     result = pytester.runpytest("--vram-disable", "-rs")
-    result.assert_outcomes(passed=1, skipped=1)
+    result.assert_outcomes(passed=2, skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED *disabled by --vram-disable"])
+    assert "vram:" not in result.stdout.str().replace("--vram-disable", "")
     assert "= vram =" not in result.stdout.str()
     unloaded = pytester.runpytest_subprocess("-p", "no:vram", "test_without.py")
     unloaded.assert_outcomes(passed=1)
 
 
 def test_without_torch_the_fixture_skips_and_nothing_else_notices(pytester: pytest.Pytester) -> None:
-    """No torch to import: a skip that says so, and a run that never asks for the fixture is untouched."""
+    """No torch to import: a skip that says so, markers that ask nothing, and no warning."""
     pytester.makeconftest(
         """
         import importlib.util
@@ -252,9 +259,13 @@ def test_without_torch_the_fixture_skips_and_nothing_else_notices(pytester: pyte
         importlib.util.find_spec = lambda name, package=None: None if name == "torch" else find(name, package)
         """
     )
-    pytester.makepyfile(test_with=CLEAN.replace("import torch", ""), test_without="def test_other(): pass")
-    result = pytester.runpytest_subprocess("-rs")
-    result.assert_outcomes(passed=1, skipped=1)
+    without = {"test_with": CLEAN, "test_marked": MARKED}
+    without = {
+        name: text.replace("import torch", "").replace("torch.zeros(256)", "1") for name, text in without.items()
+    }
+    pytester.makepyfile(**without, test_without="def test_other(): pass")
+    result = pytester.runpytest_subprocess("-rs", "-W", "error")
+    result.assert_outcomes(passed=2, skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED *torch is not installed"])
 
 
@@ -272,10 +283,17 @@ def test_only_the_plugin_knows_pytest(pytester: pytest.Pytester) -> None:
 
 
 def test_a_worker_hands_its_figures_to_the_controller(pytester: pytest.Pytester) -> None:
-    """Under pytest-xdist the report and the summary hold every worker's recordings."""
+    """Under pytest-xdist the verdicts are the same; report, summary and JUnit hold every worker's figures."""
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")
-    pytester.makepyfile(test_leak=LEAK, test_clean=CLEAN)
-    result = pytester.runpytest_subprocess("-n", "2", "--vram-device", "cpu", "--vram-report", "memory.json")
-    result.assert_outcomes(passed=1, failed=1)
-    modes = json.loads(Path(pytester.path / "memory.json").read_text())["modes"]
-    assert sorted(mode["mode"] for mode in modes) == ["clean", "leaky"]
+    pytester.makepyfile(test_leak=LEAK, test_clean=CLEAN, test_marked=MARKED)
+    told = ("--vram-device", "cpu", "--vram-report", "memory.json", "--junit-xml", "junit.xml")
+    result = pytester.runpytest_subprocess("-n", "2", *told)
+    result.assert_outcomes(passed=1, failed=2)
+    report = json.loads(Path(pytester.path / "memory.json").read_text())
+    assert sorted(mode["mode"] for mode in report["modes"]) == ["clean", "leaky"]
+    assert [(test["test"], test["peak_bytes"]) for test in report["tests"]] == [("test_marked.py::test_marked", 1024)]
+    assert report["environment"]["source"] == "CPU tensors"
+    result.stdout.fnmatch_lines(["measured: CPU tensors, *", "test_marked.py::test_marked * peak 1,024 B over"])
+    junit = Path(pytester.path / "junit.xml").read_text()
+    assert '<property name="vram.peak_bytes" value="1024" />' in junit
+    assert 'failures="2"' in junit

@@ -173,7 +173,8 @@ def test_out_of_memory_names_sample_lap_line_and_bytes_and_holds_no_tensor() -> 
     assert "test_replaying.py:" in error.line
     assert error.__cause__ is None
     assert error.__context__ is None
-    assert [ref() for ref in alive] == [None, None]
+    assert len(alive) > 2  # the samples ran again, traced
+    assert all(ref() is None for ref in alive)
 
 
 def test_a_real_failed_allocation_on_the_cpu_is_out_of_memory_too() -> None:

@@ -1,0 +1,91 @@
+"""Does a mode save memory at all, and how much? Each beside baseline, question by question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from himap import HimapLlavaForConditionalGeneration
+from llava.answering import Answerer
+from llava.modes import MODES, set_mode
+from llava.questions import Question
+from vram import Recording, assert_ratio, replay
+from vram.meters import default_meter
+from vram.session import VramSession
+
+CUSTOM = [mode for mode in MODES if mode.startswith("custom-")]
+_DROPPED = 3  # questions replayed with custom_drop
+
+
+def with_images(questions: list[Question]) -> list[int]:
+    """Numbers of the questions that have something to prune."""
+    return [number for number, question in enumerate(questions) if question.image is not None] or pytest.skip(
+        "none of the questions has an image"
+    )
+
+
+def model_bytes(recording: Recording) -> int:
+    """What is alive before the first sample: the weights, which no mode saves."""
+    return recording.before["requested"]
+
+
+@pytest.fixture
+def lengths(answerer: Answerer, questions: list[Question]) -> list[int]:
+    """Tokens of each prompt, those of its image included."""
+    return [len(answerer.prompts.ids(question)) for question in questions]
+
+
+def test_himap_saves_memory(
+    vram: VramSession, recordings: Callable[[str], Recording], questions: list[Question], lengths: list[int]
+) -> None:
+    """Above the weights: each question with an image needs less than in baseline; one without, its image mask more."""
+    himap, baseline = recordings("himap"), recordings("baseline")
+    weights, some = model_bytes(baseline), with_images(questions)
+    vram.assert_ratio(himap, baseline, at_most=1.001, besides_bytes=weights, lengths=lengths)
+    vram.assert_ratio(himap, baseline, at_most=0.99, besides_bytes=weights, lengths=lengths, samples=some)
+
+
+@pytest.mark.parametrize("mode", CUSTOM)
+def test_custom_selection_filled_with_zeros_saves_nothing(
+    vram: VramSession, recordings: Callable[[str], Recording], questions: list[Question], mode: str
+) -> None:
+    """By design: the slots of what was not kept stay, as zeros. It needs what baseline needs, to a hundredth."""
+    custom, baseline = recordings(mode), recordings("baseline")
+    some, weights = with_images(questions), model_bytes(baseline)
+    vram.assert_ratio(custom, baseline, at_most=1.01, besides_bytes=weights, samples=some)
+    assert_ratio(baseline, custom, at_most=1.01, besides_bytes=weights, samples=some)
+
+
+@pytest.fixture(scope="module")
+def dropped(
+    vram: VramSession,
+    model: HimapLlavaForConditionalGeneration,
+    step: Callable[[Question], object],
+    questions: list[Question],
+) -> Callable[..., Recording]:
+    """A short recording of a mode over a few questions with images; none that belongs in the report."""
+    some = [questions[number] for number in with_images(questions)[:_DROPPED]]
+
+    def recording_of(mode: str, **flags: bool) -> Recording:
+        set_mode(model, mode, **flags)
+        try:
+            return replay(step, some, laps=3, meters=[default_meter(vram.device)], name=mode)
+        finally:
+            set_mode(model, "baseline")
+
+    return recording_of
+
+
+@pytest.fixture(scope="module")
+def undropped(dropped: Callable[..., Recording]) -> Recording:
+    return dropped("baseline")
+
+
+@pytest.mark.parametrize("mode", CUSTOM)
+def test_custom_selection_saves_memory_where_it_drops(
+    vram: VramSession, dropped: Callable[..., Recording], undropped: Recording, mode: str
+) -> None:
+    """With `custom_drop` the slots go, and every question with an image needs less than in baseline."""
+    custom = dropped(mode, custom_drop=True)
+    vram.assert_ratio(custom, undropped, at_most=0.99, besides_bytes=model_bytes(undropped))

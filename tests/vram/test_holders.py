@@ -1,0 +1,294 @@
+"""Who keeps a tensor alive, in a user's words."""
+
+from __future__ import annotations
+
+import asyncio
+import collections
+import contextlib
+import functools
+import gc
+import re
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from vram.holders import holder, unfrozen
+
+GLOBAL: list[Any] = []
+HERE = re.escape(__name__)
+
+
+@pytest.fixture(autouse=True)
+def _empty() -> Iterator[None]:
+    yield
+    GLOBAL.clear()
+
+
+def put(value: object) -> None:
+    """Keep `value` under the one name all of these share."""
+    GLOBAL.append(value)
+
+
+def of(make: Callable[[torch.Tensor], object]) -> str:
+    """The words for the holder of a tensor that `make` was given."""
+    storage = _storage(make)
+    with unfrozen():
+        return holder(storage)
+
+
+def _storage(make: Callable[[torch.Tensor], object]) -> Any:
+    tensor = torch.zeros(4)
+    make(tensor)
+    return tensor.untyped_storage()
+
+
+class Plain:
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def method(self) -> None: ...
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+def _set(owner: Any, name: str) -> Callable[[torch.Tensor], None]:
+    return lambda tensor: setattr(owner, name, tensor)
+
+
+def keyword_default(tensor: torch.Tensor) -> object:
+    def function(*, mask: torch.Tensor = tensor) -> torch.Tensor:
+        return mask
+
+    return function
+
+
+def coroutine(tensor: torch.Tensor) -> object:
+    @types.coroutine
+    def pause() -> Iterator[None]:
+        yield
+
+    async def answer(ids: torch.Tensor) -> torch.Tensor:
+        await pause()
+        return ids
+
+    running = answer(tensor)
+    running.send(None)
+    return running
+
+
+def chained(tensor: torch.Tensor) -> object:
+    def inner(held: torch.Tensor) -> None:
+        raise KeyError
+
+    try:
+        try:
+            inner(tensor)
+        except KeyError as error:
+            raise ValueError from error
+    except ValueError as error:
+        return error
+    return None
+
+
+def called_by(tensor: torch.Tensor) -> object:
+    """The tensor is a local of the caller of what raised."""
+
+    def raises() -> None:
+        raise KeyError
+
+    def outer(held: torch.Tensor) -> None:
+        raises()
+        del held
+
+    try:
+        outer(tensor)
+    except KeyError as error:
+        return error
+    return None
+
+
+def future(tensor: torch.Tensor) -> object:
+    loop = asyncio.new_event_loop()
+    done = loop.create_future()
+    done.set_result(tensor)
+    loop.close()
+    return done
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda t: put(t), r"^list `GLOBAL` \(1 item\), global of module {here}$"),
+        (lambda t: put({"loss": t}), r"^key `loss` of dict \(1 item\) in list `GLOBAL`"),
+        (lambda t: put({7: [t, 1]}), r"^list \(2 items\) at key `7` of dict"),
+        (lambda t: put({(1, 2): t}), r"^key \(a tuple\) of dict"),
+        (lambda t: put({t: 1}), r"^key \(as key\) of dict"),
+        (lambda t: put({"k" * 60: t}), r"^key `k{{37}}\.\.\.` of dict"),
+        (lambda t: put({1, t}), r"^set \(2 items\) in list"),
+        (lambda t: put(collections.deque([t])), r"^deque \(1 item\) in list"),
+        (lambda t: put(Plain(t)), r"^attribute `value` of Plain in list `GLOBAL`"),
+        (lambda t: put(Slotted(t)), r"^attribute `value` of Slotted in list `GLOBAL`"),
+        (lambda t: put(Plain(t).method), r"^attribute `value` of Plain, self of bound method Plain.method in list"),
+        (lambda t: put(functools.partial(print, t)), r"^tuple `args` \(1 item\), attribute of partial in list"),
+        (lambda t: put(keyword_default(t)), r"^default argument `mask` of function function in list"),
+        (lambda t: put(coroutine(t)), r"^local `ids` of suspended coroutine answer in list"),
+        (
+            lambda t: put(chained(t)),
+            r"^local `(held|tensor)` of (inner|chained) \(test_holders.py:\d+\), in the traceback of exception",
+        ),
+        (
+            lambda t: put(called_by(t)),
+            r"^local `(held|tensor)` of (outer|called_by) \(test_holders.py:\d+\), in the traceback of except",
+        ),
+        (lambda t: put(future(t)), r"attribute `_result` of Future"),
+        (
+            _set(torch.nn.Linear, "left_behind"),
+            r"^class attribute `left_behind` of class torch.nn.modules.linear.Linear$",
+        ),
+        (_set(sys, "left_behind"), r"^global `left_behind` of module sys$"),
+    ],
+)
+def test_each_kind_of_holder_is_called_what_a_user_calls_it(make: Callable[[torch.Tensor], object], words: str) -> None:
+    """From the nearest holder to a name: what it is, what it is called, how large it is."""
+    try:
+        found = of(make)
+    finally:
+        owners: tuple[Any, ...] = (torch.nn.Linear, sys)
+        for owner in owners:
+            with contextlib.suppress(AttributeError):
+                del owner.left_behind
+    assert re.search(words.format(here=HERE), found), found
+
+
+def test_a_local_of_a_running_function_is_found_though_no_object_refers_to_it() -> None:
+    """Nothing but this test's own variable keeps it; a variable of another thread is found as well."""
+    kept = [torch.zeros(4)]
+    assert re.match(r"list `kept` \(1 item\), local of test_a_local", holder(kept[0].untyped_storage()))
+    ready, done = threading.Event(), threading.Event()
+    storages = []
+
+    def work() -> None:
+        state = Plain(torch.zeros(4))
+        storages.append(state.value.untyped_storage())  # type: ignore[attr-defined]
+        ready.set()
+        done.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    ready.wait()
+    found = holder(storages[0])
+    done.set()
+    thread.join()
+    assert re.match(r"attribute `value` of Plain `state`, local of work \(test_holders.py:\d+\)", found), found
+
+
+def test_a_name_given_ends_the_chain() -> None:
+    """The step and the samples of a replay are names by themselves."""
+    sample = {"ids": torch.zeros(4)}
+    put(sample)
+    assert holder(sample["ids"].untyped_storage(), named={id(sample): "sample 3"}) == "key `ids` of sample 3"
+
+
+def test_a_module_s_own_name_comes_before_a_local_equally_near() -> None:
+    """Both keep it; the global is the one to mend."""
+    holding = Plain(torch.zeros(4))
+    GLOBAL.append(holding)
+    alias = GLOBAL
+    tensor = holding.value
+    assert isinstance(tensor, torch.Tensor)
+    storage = tensor.untyped_storage()
+    del holding, tensor
+    assert alias is GLOBAL
+    assert "GLOBAL" in holder(storage) or "alias" in holder(storage)
+
+
+def test_gradients_and_graphs_keep_what_no_object_holds() -> None:
+    """A parameter's gradient, an intermediate saved for backward, named by the tensor that one can let go of."""
+    parameter = torch.nn.Parameter(torch.ones(4))
+    (parameter * 2).sum().backward()  # type: ignore[no-untyped-call]
+    assert parameter.grad is not None
+    gradient = parameter.grad.untyped_storage()
+    put(parameter)
+    del parameter
+    assert re.match(r"gradient of a tensor held by list `GLOBAL`", holder(gradient))
+    weight = torch.ones(4, requires_grad=True)
+    hidden = weight * 3
+    saved = hidden.untyped_storage()
+    put((hidden**2).sum())
+    del hidden
+    assert re.match(r"autograd graph \(PowBackward0\) of a tensor held by list `GLOBAL`", holder(saved))
+
+
+def test_a_search_keeps_nothing_and_changes_nothing() -> None:
+    """The tensor dies with its holder right after, frames keep no copy of their locals, no counts change."""
+    sample = Plain(torch.zeros(4))
+    tensor = sample.value
+    assert isinstance(tensor, torch.Tensor)
+    storage = tensor.untyped_storage()
+    del tensor
+    before = sys.getrefcount(sample), gc.get_threshold(), gc.get_freeze_count()
+    gc.disable()  # a cycle left behind would keep it now
+    try:
+        holder(storage)
+        assert (sys.getrefcount(sample), gc.get_threshold(), gc.get_freeze_count()) == before
+        assert sum(type(found) is Plain for found in gc.get_objects()) == 1
+        del sample
+        assert sum(type(found) is Plain for found in gc.get_objects()) == 0
+    finally:
+        gc.enable()
+
+
+def test_a_user_s_own_locals_dictionary_is_left_alone() -> None:
+    """`locals()` kept by somebody is theirs: looking at the frame does not empty it."""
+    state = Plain(torch.zeros(4))
+    mine = locals()
+    assert isinstance(state.value, torch.Tensor)
+    holder(state.value.untyped_storage())
+    assert mine["state"] is state
+
+
+def test_what_is_frozen_is_found_inside_the_block_and_frozen_after_it() -> None:
+    """gc.freeze hides holders; the block shows them and leaves them hidden."""
+    put([torch.zeros(4)])
+    storage = GLOBAL[0][0].untyped_storage()
+    gc.freeze()
+    try:
+        with unfrozen():
+            assert gc.get_freeze_count() == 0
+            assert "GLOBAL" in holder(storage)
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+
+
+def test_code_of_the_objects_is_not_run() -> None:
+    """Properties, comparisons, representations and lengths of a user's classes stay uncalled."""
+
+    class Touchy(list[Any]):
+        def _never(self, *_: object) -> Any:
+            raise AssertionError("called")
+
+        __eq__ = __len__ = __iter__ = __getitem__ = __repr__ = __hash__ = __contains__ = _never  # type: ignore[assignment]
+        value = property(_never)
+
+        def __getattr__(self, name: str) -> Any:
+            return self._never()
+
+    touchy = Touchy()
+    tensor = torch.zeros(4)
+    list.append(touchy, tensor)
+    storage = tensor.untyped_storage()
+    del tensor
+    put(touchy)
+    del touchy
+    assert holder(storage).startswith("Touchy (1 item) in list `GLOBAL`")

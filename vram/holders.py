@@ -1,0 +1,480 @@
+"""Who keeps a tensor alive: the chain of Python objects from it to a name that a user would recognise.
+
+Found through the garbage collector's referrers, nearest name first. A search keeps nothing and calls no code of the
+objects it looks at.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import inspect
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import local
+from typing import Any
+
+import torch
+
+from vram.tracing import short_name
+
+_DEEPEST = 30
+_WIDEST = 20_000  # objects in one level: past this a chain says nothing any more
+_LONGEST_WORDS = 300
+_NOT_USERS = ("vram", "_pytest", "pluggy", "pytest")  # modules whose running frames name nothing to a user
+_LRU = type(functools.lru_cache(lambda: None))
+# Attributes that native objects keep outside any namespace.
+_NATIVE = ("grad_fn", "_result", "_exception", "__cause__", "__context__", "__traceback__")
+_SUSPENDED = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
+_CODE_OF = {types.GeneratorType: "gi", types.CoroutineType: "cr", types.AsyncGeneratorType: "ag"}
+_SEQUENCES = (list, tuple, set, frozenset, deque)
+# torch.nn.Module's own dictionaries, by what they hold.
+_IN_MODULE = {
+    "_modules": "submodule",
+    "_parameters": "parameter",
+    "_buffers": "buffer",
+    "_forward_hooks": "forward hook",
+    "_forward_pre_hooks": "forward pre-hook",
+    "_backward_hooks": "backward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+}
+
+
+def holder(storage: Any, *, named: Mapping[int, str] | None = None) -> str:
+    """Words for what keeps `storage` (a `torch.UntypedStorage`) alive, from nearest holder to a known name.
+
+    `named` gives ids of objects that are a name by themselves, with what to call them. The collector must not be
+    frozen: see `unfrozen`.
+    """
+    named = named or {}
+    address = storage._cdata
+    # One at a time, and each list let go of before the next search: a list of ours would be found as a holder.
+    tensors = [tensor for tensor in _tensors() if _address(tensor) == address]
+    path = path_to_name(tensors, named) if tensors else []
+    if len(path) == 1 and id(path[0]) in named:
+        return named[id(path[0])]
+    if len(path) == 1 and (local_of := _running_locals().get(id(path[0]))) is not None:
+        return f"local `{local_of[0]}` of {local_of[1]}"
+    if len(path) > 1:
+        own_bytes = path[0].numel() * path[0].element_size()
+        view = f" (a view of {own_bytes:,} B keeps the whole storage)" if 0 < own_bytes < storage.nbytes() else ""
+        return in_words(path, named) + view
+    how, keeper = _keeping_graph(address)
+    if keeper is None:
+        how, keeper = "NumPy array", _array_of(tensors)
+    if keeper is not None:
+        path = path_to_name([keeper], named)
+        return f"{how} held by {in_words(path, named) if len(path) > 1 else 'native code'}"
+    return "nothing that Python's collector can see: native code keeps it"
+
+
+@contextmanager
+def unfrozen() -> Iterator[None]:
+    """Show objects frozen by `gc.freeze` to the collector, and hide what is there afterwards again."""
+    frozen = gc.get_freeze_count() > 0
+    if frozen:
+        gc.unfreeze()
+    try:
+        yield
+    finally:
+        if frozen:
+            gc.freeze()
+
+
+def path_to_name(targets: Sequence[object], named: Mapping[int, str]) -> list[Any]:
+    """The shortest chain of referrers from one of `targets` to a module, class, running local or `named` object.
+
+    Without such an end, the longest chain found. The first of the list is the target.
+    """
+    locals_ = _running_locals()
+    child_of: dict[int, Any] = {}
+    level: list[Any] = list(targets)
+    seen = {id(target) for target in targets}
+    own = {id(targets), id(child_of), id(seen), id(named)}
+    last = level[0]
+    for _ in range(_DEEPEST):
+        roots = [found for found in level if _is_name(found, named, locals_)]
+        if roots:
+            return _chain(min(roots, key=lambda root: _rank(root, named)), child_of)
+        own.add(id(level))
+        running = _running()
+        ids = {id(found) for found in level}
+        following: list[Any] = []
+        own.add(id(following))
+        for referrer in gc.get_referrers(*level):
+            # By type: isinstance would run the __class__ property of a lazy proxy.
+            if id(referrer) in seen or id(referrer) in own or id(referrer) in running:
+                continue
+            child = next((held for held in gc.get_referents(referrer) if id(held) in ids), None)
+            if child is None:
+                continue
+            seen.add(id(referrer))
+            child_of[id(referrer)] = child
+            following.append(referrer)
+        if not following or len(following) > _WIDEST:
+            break
+        level = following
+        last = level[0]
+    return _chain(last, child_of)
+
+
+def in_words(path: Sequence[Any], named: Mapping[int, str]) -> str:
+    """The chain in words: "list `losses` (40 items), attribute of Trainer `TRAINER`, global of module train"."""
+    words = _Words(path, named, _running_locals()).text()
+    if len(words) <= _LONGEST_WORDS:
+        return words
+    half = _LONGEST_WORDS // 2 - 3
+    return f"{words[:half]} ... {words[-half:]}"
+
+
+def _chain(root: Any, child_of: Mapping[int, Any]) -> list[Any]:
+    path = [root]
+    while id(path[-1]) in child_of:
+        path.append(child_of[id(path[-1])])
+    return path[::-1]
+
+
+def _is_name(found: Any, named: Mapping[int, str], locals_: Mapping[int, Any]) -> bool:
+    return (
+        id(found) in named
+        or id(found) in locals_
+        or issubclass(type(found), type | types.ModuleType)
+        or _module_of(found) is not None
+    )
+
+
+def _rank(root: Any, named: Mapping[int, str]) -> int:
+    """Of names equally near, a module's or a class's is the one to mend; a local or the step's own says least."""
+    if _module_of(root) is not None:
+        return 0
+    return 1 if issubclass(type(root), type | types.ModuleType) else 3 if id(root) in named else 2
+
+
+def _module_of(found: Any) -> str | None:
+    """The name of the module whose namespace `found` is."""
+    if type(found) is not dict:
+        return None
+    name = found.get("__name__")
+    module = sys.modules.get(name) if type(name) is str else None
+    return name if type(module) is types.ModuleType and module.__dict__ is found else None
+
+
+def _running_locals() -> dict[int, tuple[str, str]]:
+    """Local variables of users' functions that run now, in any thread: id -> (name, "function (file:line)").
+
+    Variables shared with an inner function are left out: that function's closure says more.
+    """
+    found: dict[int, tuple[str, str]] = {}
+
+    def look(frame: types.FrameType) -> None:
+        home = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        code = frame.f_code
+        if home not in _NOT_USERS and code.co_flags & inspect.CO_OPTIMIZED:  # a function, whose locals are apart
+            for name, value in _locals_of(frame):
+                # pytest's rewritten assertions have variables of their own, as in "@py_assert1".
+                if name in code.co_varnames and name not in code.co_cellvars and name.isidentifier():
+                    found.setdefault(id(value), (name, _place(frame)))
+
+    _each_running(look)
+    return found
+
+
+def _each_running(look: Callable[[types.FrameType], None]) -> None:
+    """Call `look` on every frame that runs now, from the innermost out, but for those of this search."""
+    for frame in sys._current_frames().values():
+        outer: types.FrameType | None = frame
+        while outer is not None:
+            if outer.f_code is not _each_running.__code__:
+                look(outer)
+            outer = outer.f_back
+    # A frame in its own local is a cycle, and would keep all that the frames around it hold until the next collection.
+    del frame
+
+
+def _place(frame: types.FrameType) -> str:
+    return f"{short_name(frame.f_code.co_qualname)} ({Path(frame.f_code.co_filename).name}:{frame.f_lineno})"
+
+
+def _locals_of(frame: types.FrameType) -> list[tuple[str, Any]]:
+    """Names and values, without leaving the dictionary that asking for them made in the frame full of references."""
+    variables = frame.f_locals
+    items = list(variables.items())
+    # The frame and this variable refer to it, and the count's own argument: nobody who called locals() does.
+    if type(variables) is dict and frame.f_code.co_flags & inspect.CO_OPTIMIZED and sys.getrefcount(variables) <= 3:
+        variables.clear()
+    return items
+
+
+def _running() -> set[int]:
+    ids: set[int] = set()
+    _each_running(lambda frame: ids.add(id(frame)))
+    return ids
+
+
+def _tensors() -> list[torch.Tensor]:
+    return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+
+
+def _held_tensors() -> list[torch.Tensor]:
+    """Tensors that a Python object or a running function holds; others live only inside graphs, and name nothing."""
+    held = set(_running_locals())
+    tensors = []
+    for found in gc.get_objects():
+        if issubclass(type(found), torch.Tensor):
+            tensors.append(found)
+        held.update(id(referent) for referent in gc.get_referents(found) if issubclass(type(referent), torch.Tensor))
+    return [tensor for tensor in tensors if id(tensor) in held]
+
+
+def _address(tensor: torch.Tensor) -> int | None:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return None
+
+
+def _array_of(tensors: Sequence[torch.Tensor]) -> Any | None:
+    """A NumPy array that shares one of `tensors`. Arrays are none of the collector's objects, so ask their holders."""
+    ids = {id(tensor) for tensor in tensors}
+    for found in gc.get_objects():
+        for held in gc.get_referents(found):
+            if type(held).__module__ == "numpy" and type(held).__name__ == "ndarray":
+                base = held
+                while type(base) is type(held):
+                    base = base.base
+                if id(base) in ids:
+                    return held
+    return None
+
+
+def _keeping_graph(address: int) -> tuple[str, torch.Tensor | None]:
+    """A tensor whose gradient, or whose autograd graph, keeps the storage at `address`, with which of them."""
+    visited: set[Any] = set()
+    for tensor in _held_tensors():
+        if tensor.is_leaf:
+            if tensor.grad is not None and _address(tensor.grad) == address != _address(tensor):
+                return "gradient of a tensor", tensor
+            continue
+        nodes = [tensor.grad_fn]
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in visited or len(visited) > _WIDEST:
+                continue
+            visited.add(node)
+            if any(_address(saved) == address for saved in _saved_by(node)):
+                return f"autograd graph ({node.name()}) of a tensor", tensor
+            nodes += [following for following, _ in node.next_functions]
+    return "", None
+
+
+def _saved_names(kind: type) -> list[str]:
+    return [name for name in dir(kind) if name.startswith("_saved_") or name == "saved_tensors"]
+
+
+def _saved_by(node: Any) -> Iterator[torch.Tensor]:
+    for name in _saved_names(type(node)):
+        try:
+            value = getattr(node, name)
+        except RuntimeError:
+            continue  # freed by a backward pass
+        for saved in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(saved, torch.Tensor):
+                yield saved
+
+
+class _Words:
+    """Words of one path. `i` walks from the target (0) outward; plumbing between two steps is skipped."""
+
+    def __init__(self, path: Sequence[Any], named: Mapping[int, str], locals_: Mapping[int, tuple[str, str]]) -> None:
+        self.path, self.named, self.locals = path, named, locals_
+
+    def text(self) -> str:
+        kind, name, i = self._slot(0)
+        if kind == "item":
+            return self._phrase(i)
+        return f"{kind} {name} of {self._phrase(i)}" if name else f"{kind} of {self._phrase(i)}"
+
+    def _phrase(self, i: int) -> str:
+        found = self.path[i]
+        if id(found) in self.named:
+            return self.named[id(found)]
+        noun = _noun(found)
+        if i == len(self.path) - 1:
+            if id(found) in self.locals:
+                name, where = self.locals[id(found)]
+                return _called(noun, f"`{name}`", f"local of {where}")
+            return noun
+        kind, name, j = self._slot(i)
+        links = 0
+        while j < len(self.path) - 1 and type(self.path[j]) is type(found) and self._slot(j)[:2] == (kind, name):
+            j, links = self._slot(j)[2], links + 1
+        noun = f"{noun} ({links} links on)" if links else noun
+        rest = self._phrase(j)
+        if kind == "item":
+            return f"{noun} in {rest}"
+        if kind == "traceback":
+            return f"{noun}, in the traceback of {rest}"
+        if kind == "key":
+            return f"{noun} at key {name} of {rest}"
+        return _called(noun, name, f"{kind} of {rest}")
+
+    def _at(self, i: int) -> Any:
+        return self.path[i] if i < len(self.path) else None
+
+    def _slot(self, i: int) -> tuple[str, str, int]:
+        """How path[i] sits in its owner: what kind of place, the place's name, and the owner's index."""
+        child, parent = self.path[i], self._at(i + 1)
+        after, beyond = self._at(i + 2), self._at(i + 3)
+        if issubclass(type(parent), dict):
+            return self._slot_in_dict(i, child, parent, after, beyond)
+        if issubclass(type(parent), types.CellType):
+            if type(after) is tuple and type(beyond) is types.FunctionType and beyond.__closure__ is after:
+                names = beyond.__code__.co_freevars
+                return "closure variable", _quoted(names, [cell is parent for cell in after]), i + 3
+            return "closure variable", "", i + 2 if after is not None else i + 1
+        if type(parent) is tuple and type(after) is types.FunctionType and after.__defaults__ is parent:
+            code = after.__code__
+            names = code.co_varnames[code.co_argcount - len(parent) : code.co_argcount]
+            return "default argument", _quoted(names, [value is child for value in parent]), i + 2
+        if issubclass(type(parent), _SEQUENCES):
+            return "item", "", i + 1
+        if type(child) in (types.FrameType, types.TracebackType):
+            return self._slot_of_frame(i)
+        if type(parent) is types.FrameType:
+            return "local", _local_name(parent, child), i + 1
+        if type(parent) in _SUSPENDED:
+            frame = getattr(parent, f"{_CODE_OF[type(parent)]}_frame")
+            return "local", _local_name(frame, child), i + 1
+        if type(parent) is _LRU:
+            return "result", "", i + 1
+        if type(parent).__name__.startswith("hamt"):  # how a contextvars.Context keeps its values
+            j = i + 1
+            while j + 1 < len(self.path) and type(self.path[j]).__name__.startswith("hamt"):
+                j += 1
+            return "context variable", "", j
+        if type(parent) is types.MethodType:
+            return "self", "", i + 1
+        return "attribute", _attribute_name(parent, child), i + 1
+
+    def _slot_in_dict(self, i: int, child: Any, parent: Any, after: Any, beyond: Any) -> tuple[str, str, int]:
+        key = _key(parent, child)
+        if _module_of(parent) is not None:
+            return "global", key, i + 1
+        if type(after) is types.ModuleType:
+            return "global", key, i + 2
+        if type(after) is _LRU:
+            return "result", "", i + 2
+        if issubclass(type(after), type) and type(parent) is dict and parent.keys() == after.__dict__.keys():
+            return "class attribute", key, i + 2
+        if type(after) is types.FunctionType:
+            return ("default argument" if after.__kwdefaults__ is parent else "attribute"), key, i + 2
+        if _namespace(after) is parent:
+            return "attribute", key, i + 2
+        if type(parent) is dict and type(after) is dict and issubclass(type(beyond), local):
+            return "attribute", key, i + 3
+        # A dictionary of torch.nn.Module: in the module itself, or in the module's own namespace.
+        for owner, at in ((after, i + 2), (beyond, i + 3)):
+            if issubclass(type(owner), torch.nn.Module):
+                kind = next((kind for name, kind in _IN_MODULE.items() if _namespace(owner).get(name) is parent), None)
+                if kind is not None:
+                    return kind, "" if "hook" in kind else key, at
+        return "key", key, i + 1
+
+    def _slot_of_frame(self, i: int) -> tuple[str, str, int]:
+        """A frame is kept by those it called, by tracebacks, and so at last by an exception."""
+        j = i + 1
+        while type(self._at(j)) in (types.FrameType, types.TracebackType) and j + 1 < len(self.path):
+            j += 1
+        return "traceback", "", j
+
+
+def _called(noun: str, name: str, place: str) -> str:
+    """ "list `losses` (40 items), attribute of ...": the name stands before the size."""
+    if name and not noun.endswith(name.strip("`")):  # a function, mostly, called what its place is called
+        head, bracket, size = noun.partition(" (")
+        noun = f"{head} {name}{bracket}{size}"
+    return f"{noun}, {place}"
+
+
+def _quoted(names: Sequence[str], hits: Collection[bool]) -> str:
+    return next((f"`{name}`" for name, hit in zip(names, hits, strict=False) if hit), "")
+
+
+def _noun(found: Any) -> str:
+    kind = type(found)
+    if (module := _module_of(found)) is not None:
+        return f"module {module}"
+    if kind is types.ModuleType:
+        return f"module {found.__name__}"
+    if issubclass(kind, type):
+        return f"class {found.__module__}.{short_name(found.__qualname__)}"
+    if issubclass(kind, dict | list | tuple | set | frozenset | deque):
+        length = _len(found)
+        return f"{kind.__name__} ({length:,} item{'s' * (length != 1)})"
+    if kind is types.FunctionType:
+        return f"function {short_name(found.__qualname__)}"
+    if kind is types.MethodType:
+        return f"bound method {short_name(getattr(found.__func__, '__qualname__', '?'))}"
+    if kind is _LRU:
+        return f"lru_cache of {short_name(found.__wrapped__.__qualname__)}"
+    if kind in _SUSPENDED:
+        word = {"gi": "generator", "cr": "coroutine", "ag": "async generator"}[_CODE_OF[kind]]
+        return f"suspended {word} {short_name(found.__qualname__)}"
+    if kind is types.FrameType:
+        return _place(found)
+    if issubclass(kind, local):
+        return "thread-local"
+    if issubclass(kind, BaseException):
+        return f"exception {short_name(kind.__qualname__)}"
+    return short_name(kind.__qualname__)
+
+
+def _len(found: Any) -> int:
+    for base in (OrderedDict, dict, list, tuple, set, frozenset, deque):
+        if issubclass(type(found), base):
+            return int(base.__len__(found))
+    return 0
+
+
+def _namespace(found: Any) -> Any:
+    try:
+        return object.__getattribute__(found, "__dict__")
+    except AttributeError:
+        return {}
+
+
+def _key(held_in: dict[Any, Any], child: Any) -> str:
+    for key, value in dict.items(held_in):
+        if value is child:
+            if type(key) is str:
+                return f"`{key}`" if len(key) <= 40 else f"`{key[:37]}...`"
+            if type(key) in (int, bool, float, type(None)):
+                return f"`{key!r}`"
+            return f"(a {type(key).__name__})"
+        if key is child:
+            return "(as key)"
+    return ""
+
+
+def _attribute_name(owner: Any, child: Any) -> str:
+    namespace = _namespace(owner)
+    if type(namespace) is dict:
+        for name, value in namespace.items():
+            if value is child:
+                return f"`{name}`"
+    for kind in type(owner).__mro__:
+        for name, member in kind.__dict__.items():
+            if type(member) is types.MemberDescriptorType or name in _NATIVE:
+                with suppress(AttributeError):  # a slot that is not set
+                    if member.__get__(owner) is child:
+                        return f"`{name}`"
+    return ""
+
+
+def _local_name(frame: types.FrameType | None, child: Any) -> str:
+    items = _locals_of(frame) if frame is not None else []
+    return next((f"`{name}`" for name, value in items if value is child), "")

@@ -1,0 +1,357 @@
+"""Following every allocation of a run: how large, by which operation, from which line, and whether it is alive."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import sysconfig
+import threading
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+BEFORE = -1  # the run of what was alive before the trace began
+_MOST_EVENTS = 100_000  # of the snapshot's timeline; the oldest are dropped, as PyTorch's own ring buffer does
+_MOST_FRAMES = 64
+_OURS = str(Path(__file__).parent)
+_BELOW = (str(Path(torch.__file__).parent), _OURS)  # frames in here are no line that matters to a user
+_WRAPPERS = (str(Path("torch", "_dynamo", "eval_frame.py")), str(Path("torch", "_compile.py")))
+_STDLIB = sysconfig.get_path("stdlib")
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One line of a call stack."""
+
+    filename: str
+    line: int
+    name: str
+
+    @property
+    def installed(self) -> bool:
+        """Whether it is a library's and not the project's own."""
+        return any(folder in self.filename for folder in _INSTALLED) or self.filename.startswith(_STDLIB)
+
+    def __str__(self) -> str:
+        path = Path(self.filename)
+        for folder in _INSTALLED:
+            if folder in path.parts:
+                path = Path(*path.parts[path.parts.index(folder) + 1 :])
+        if path.is_absolute() and path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        return f"{path}:{self.line} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """One storage. `frames` is the call stack, innermost first; `run` counts from 0, BEFORE for what was there already;
+    `mark` is the last mark the sample had reached, as in "token 3"; `op` is "" where no operation was seen."""
+
+    n_bytes: int
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    frames: tuple[Frame, ...]
+    run: int
+    mark: str = ""
+
+    @property
+    def line(self) -> Frame | None:
+        """The innermost frame outside torch, vram and the standard library; else the innermost; None without frames."""
+        return telling_frame(self.frames)
+
+    @property
+    def caller(self) -> Frame | None:
+        """The innermost frame of the project's own code, where `line` is a library's; else None."""
+        if self.line is None or not self.line.installed:
+            return None
+        return next((frame for frame in self.frames if not frame.installed and not _below(frame)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A storage that began or ended. The same storage has the same `key`."""
+
+    action: Literal["alloc", "free"]
+    key: int
+    allocation: Allocation
+
+
+def short_name(qualname: str) -> str:
+    """A function's name without the functions it is defined in: "test.<locals>.Trainer.step" -> "Trainer.step"."""
+    return qualname.rpartition("<locals>.")[2]
+
+
+def telling_frame(frames: Sequence[Frame]) -> Frame | None:
+    """The innermost of `frames` (innermost first) outside torch, vram and the standard library; else the innermost."""
+    outside = [frame for frame in frames if not _below(frame)]
+    own = [frame for frame in outside if not frame.filename.startswith(_STDLIB) or frame.filename.find("-packages") > 0]
+    return next(iter(own or outside or frames), None)
+
+
+def at_peak(start: Iterable[tuple[int, Allocation]], events: Iterable[Event]) -> list[Allocation]:
+    """What was alive at the moment of most bytes, from (key, allocation) alive at the start and what happened since."""
+    log = list(events)
+    alive = dict(start)
+    total_bytes = peak_bytes = sum(allocation.n_bytes for allocation in alive.values())
+    peak_at = 0
+    for position, event in enumerate(log, start=1):
+        total_bytes += event.allocation.n_bytes if event.action == "alloc" else -event.allocation.n_bytes
+        if total_bytes > peak_bytes:
+            peak_bytes, peak_at = total_bytes, position
+    for event in log[:peak_at]:
+        if event.action == "alloc":
+            alive[event.key] = event.allocation
+        else:
+            alive.pop(event.key, None)
+    return list(alive.values())
+
+
+class TensorTracer:
+    """Every storage on one kind of device, with the stack that made it. Used as a context manager around all runs.
+
+    Holds storages by weak references only. Sees this thread, and threads started while it watches. Blind to what is no
+    tensor's; a storage made outside PyTorch's operations (`torch.from_numpy`) is met at its first use.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        """`device`: only tensors there; without an index, on any of that type. Default: the CPU."""
+        self._device = torch.device("cpu") if device is None else device
+        self._known: dict[int, tuple[int, Allocation]] = {}  # by storage address: key, allocation
+        self._ends: dict[int, weakref.ref[Any]] = {}
+        self._stacks: dict[tuple[tuple[Any, int], ...], tuple[Frame, ...]] = {}
+        self._next_key = 0
+        self._run = BEFORE
+        self._marks: dict[str, int] = {}
+        self._start: list[tuple[int, Allocation]] = []
+        self._run_events: list[Event] = []
+        self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        for found in gc.get_objects():
+            if issubclass(type(found), torch.Tensor):
+                self._see(found, "", frames=())
+        self.events.clear()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._ends.clear()  # drops the callbacks with their references
+        self._known.clear()
+        self._stacks.clear()
+
+    @contextmanager
+    def watching(self, run: int) -> Iterator[None]:
+        """Follow the operations of this thread, and of threads started meanwhile, as part of `run`."""
+        self._run, self._marks = run, {}
+        self._start, self._run_events = list(self._known.values()), []
+        with _Follow(self), _threads_too(self):
+            yield
+
+    def reached(self, mark: str) -> None:
+        """The sample reached a mark (see `vram.marks.listening`)."""
+        self._marks[mark] = self._marks.get(mark, -1) + 1
+
+    def alive(self) -> list[Allocation]:
+        """What is alive now, oldest first, and was made since the trace began."""
+        return [allocation for _, allocation in sorted(self._known.values()) if allocation.run != BEFORE]
+
+    def alive_before(self) -> list[Allocation]:
+        """What is alive now and was so when the trace began."""
+        return [allocation for _, allocation in self._known.values() if allocation.run == BEFORE]
+
+    def at_peak(self) -> list[Allocation]:
+        """What was alive at the moment of most bytes in the last run."""
+        return at_peak(self._start, self._run_events)
+
+    def storage_of(self, allocation: Allocation) -> Any | None:
+        """The living storage (`torch.UntypedStorage`) of one of the allocations returned here; None once it is gone."""
+        for address, (_, known) in self._known.items():
+            if known is allocation:
+                return self._ends[address]()
+        return None
+
+    def living(self) -> Iterator[tuple[int, Allocation]]:
+        """(key, allocation) of everything alive now."""
+        yield from self._known.values()
+
+    def snapshot(self) -> dict[str, Any]:
+        """What happened, for PyTorch's memory viewer: see `vram.snapshot`."""
+        from vram.snapshot import viewer_snapshot
+
+        return viewer_snapshot(self.events, self.living())
+
+    def _wanted(self, tensor: torch.Tensor) -> bool:
+        device = tensor.device
+        return device.type == self._device.type and self._device.index in (None, device.index)
+
+    def _see(self, tensor: torch.Tensor, op: str, *, frames: tuple[Frame, ...] | None = None) -> None:
+        if not self._wanted(tensor):
+            return
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            return  # sparse, or a wrapper: its parts are seen by themselves
+        address, n_bytes = storage._cdata, storage.nbytes()
+        known = self._known.get(address)
+        if known is not None:
+            if known[1].n_bytes == n_bytes:
+                return
+            self._log("free", *known)  # resized in place: the line that did it is what matters now
+        else:
+            self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
+        allocation = Allocation(
+            n_bytes=n_bytes,
+            op=op,
+            shape=tuple(int(size) for size in tensor.shape),
+            dtype=str(tensor.dtype).removeprefix("torch."),
+            frames=self._stack() if frames is None else frames,
+            run=self._run,
+            mark=", ".join(f"{name} {count}" for name, count in self._marks.items()),
+        )
+        self._next_key += 1
+        self._known[address] = self._next_key, allocation
+        self._log("alloc", self._next_key, allocation)
+
+    def _forget(self, address: int) -> None:
+        known = self._known.pop(address, None)
+        self._ends.pop(address, None)
+        if known is not None:
+            self._log("free", *known)
+
+    def _log(self, action: Literal["alloc", "free"], key: int, allocation: Allocation) -> None:
+        event = Event(action, key, allocation)
+        self.events.append(event)
+        self._run_events.append(event)
+
+    def _stack(self) -> tuple[Frame, ...]:
+        found: list[tuple[Any, int]] = []
+        frame = sys._getframe(2)
+        while frame is not None and len(found) < _MOST_FRAMES:
+            filename = frame.f_code.co_filename
+            if not found and filename.endswith(_WRAPPERS):
+                pass  # around our own dispatch, not around the operation
+            elif not filename.startswith(_OURS):
+                found.append((frame.f_code, frame.f_lineno))
+            elif found:
+                break  # what called the step is no part of it
+            frame = frame.f_back  # type: ignore[assignment]
+        places = tuple(found)
+        if places not in self._stacks:
+            self._stacks[places] = tuple(
+                Frame(code.co_filename, line or 0, short_name(code.co_qualname)) for code, line in places
+            )
+        return self._stacks[places]
+
+
+class CudaTracer(TensorTracer):
+    """The same on a CUDA device, with the allocator's own history beside it: what no operation was seen to make
+    (a library's workspace, another thread's work) is told too, by its line alone.
+
+    The viewer's snapshot is the allocator's. Ends a recording of memory history that was already running.
+    """
+
+    def __init__(self, device: torch.device, *, memory: Any = None) -> None:
+        """`memory` stands in for `torch.cuda.memory` in tests."""
+        super().__init__(device)
+        self._memory = torch.cuda.memory if memory is None else memory
+        self.without_history: str | None = None
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            self._memory._record_memory_history("all", context="all", stacks="python", max_entries=_MOST_EVENTS)
+        except (RuntimeError, TypeError) as error:  # an allocator back end without history
+            self.without_history = str(error).partition("\n")[0]
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.without_history is None:
+            self._memory._record_memory_history(None)
+        super().__exit__(*exc_info)
+
+    def alive(self) -> list[Allocation]:
+        """Tensors' storages, then blocks of the allocator that belong to none of them."""
+        tensors = super().alive()
+        if self.without_history is not None:
+            return tensors
+        pointers = {storage.data_ptr() for end in self._ends.values() if (storage := end()) is not None}
+        return tensors + unclaimed(self.snapshot(), self._device.index, pointers)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The allocator's snapshot, as `torch.cuda.memory._dump_snapshot` writes it."""
+        if self.without_history is not None:
+            return super().snapshot()
+        snapshot: dict[str, Any] = self._memory._snapshot()
+        return snapshot
+
+
+def unclaimed(snapshot: dict[str, Any], device: int | None, pointers: set[int]) -> list[Allocation]:
+    """Blocks of a CUDA snapshot in use on `device`, recorded with a stack, whose address is none of `pointers`."""
+    found = []
+    for segment in snapshot["segments"]:
+        if device is not None and segment.get("device") != device:
+            continue
+        for block in segment["blocks"]:
+            if block["state"] == "active_allocated" and block.get("frames") and block["address"] not in pointers:
+                frames = tuple(Frame(frame["filename"], frame["line"], frame["name"]) for frame in block["frames"])
+                size = block.get("requested_size", block["size"])
+                found.append(Allocation(size, "", (), "", frames, run=0))
+    return found
+
+
+def tracer_for(device: str) -> TensorTracer:
+    """The tracer of a device, named as `torch.device` takes it."""
+    resolved = torch.device(device)
+    return CudaTracer(resolved) if resolved.type == "cuda" else TensorTracer(resolved)
+
+
+def _below(frame: Frame) -> bool:
+    return frame.filename.startswith(_BELOW) or frame.filename.startswith("<")
+
+
+class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, tracer: TensorTracer) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tracer = tracer
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        op = func._schema.name.replace("::", ".")
+        self._see_all((args, kwargs or {}), f"first used by {op}")
+        result = func(*args, **(kwargs or {}))
+        self._see_all(result, op)
+        return result
+
+    def _see_all(self, value: Any, op: str) -> None:
+        if isinstance(value, torch.Tensor):
+            self._tracer._see(value, op)
+        elif isinstance(value, list | tuple):
+            for part in value:
+                self._see_all(part, op)
+        elif isinstance(value, dict):
+            for part in value.values():
+                self._see_all(part, op)
+
+
+@contextmanager
+def _threads_too(tracer: TensorTracer) -> Iterator[None]:
+    """Dispatch modes belong to one thread: follow each thread that starts inside the block as well."""
+    run = threading.Thread.run
+
+    def followed(thread: threading.Thread) -> None:
+        with _Follow(tracer):
+            run(thread)
+
+    threading.Thread.run = followed  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        threading.Thread.run = run  # type: ignore[method-assign]
