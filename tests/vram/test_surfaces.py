@@ -76,7 +76,7 @@ def test_failed_tests_come_first_and_long_names_are_cut() -> None:
 def test_a_finding_becomes_a_workflow_command() -> None:
     """One line for GitHub, whatever the message holds; the path as seen from the checkout; ten at most."""
     found = {"test": "test_a[1,2]", "file": "sub/test_a.py", "line": 7, "kind": "MemoryLeak", "message": "50 %\nmore"}
-    lines = error_commands([found] * 12, Path("/work/project"), Path("/work"))
+    lines = error_commands([found] * 12, Path("/src/project"), Path("/src"))
     assert lines[0] == ("::error file=project/sub/test_a.py,line=7,title=MemoryLeak%3A test_a[1%2C2]::50 %25%0Amore")
     assert len(lines) == 10
 
