@@ -10,23 +10,27 @@ from vram.budgets import Budget
 from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, PeakExceeded, Undecided
 from vram.level import compare
 from vram.peak import judge_peak
-from vram.recording import Recording
+from vram.recording import Recording, judged_figures
 from vram.units import format_bytes, parse_bytes
 from vram.verdict import Forecast, Status, Verdict, judge_growth
 
 _MOST_LINES = 25  # of a failure, on a terminal
 _WORST_FIRST: tuple[Status, ...] = ("grows", "undecided", "plateau", "stable")
 # Live before peak, as peaks follow what is alive; requested before allocated, as blocks follow requests.
-_SPOKEN = {"requested": "live memory", "requested_peak": "peak memory"}
+_SPOKEN = {
+    "requested": "live memory",
+    "requested_peak": "peak memory",
+    "driver": "memory that is not PyTorch's",
+}
 _TELLING = ("requested", "requested_peak", "allocated", "allocated_peak", "reserved", "driver", "host")
 
 
 def verdicts(recording: Recording) -> dict[str, Verdict]:
-    """The verdict on every measured channel, most telling channel first."""
+    """The verdict on every measured channel, most telling channel first; the driver's without what is `reserved`."""
     order = {channel: rank for rank, channel in enumerate(_TELLING)}
     return {
         channel: judge_growth(
-            recording.channels[channel],
+            judged_figures(recording.channels, channel),
             warmup_laps=recording.warmup_laps,
             base_laps=recording.base_laps,
             tolerance_bytes=recording.tolerance_bytes.get(channel, 0),
@@ -36,9 +40,16 @@ def verdicts(recording: Recording) -> dict[str, Verdict]:
 
 
 def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, Verdict]:
-    """The channel that decides, with its verdict: the worst of the exact ones. Raises Inconclusive without any."""
-    deciding = {channel: verdict for channel, verdict in judged.items() if channel in recording.exact}
-    if not deciding:
+    """The channel that decides, with its verdict: the worst of the exact ones, or the driver's where that alone grows.
+
+    Raises Inconclusive where no exact channel was measured.
+    """
+    deciding = {
+        channel: verdict
+        for channel, verdict in judged.items()
+        if channel in recording.exact or (channel in recording.convicting and verdict.status == "grows")
+    }
+    if not recording.exact:
         reasons = "; ".join(f"{channel}: {why}" for channel, why in recording.absent.items())
         raise Inconclusive(f"{recording.name}: no exact channel was measured ({reasons or 'no meter reads one'})")
     channel = min(deciding, key=lambda name: _WORST_FIRST.index(deciding[name].status))
@@ -46,11 +57,12 @@ def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, V
 
 
 def assert_stable(recording: Recording, *, save: Callable[[dict[str, Any]], Path] | None = None) -> None:
-    """Pass where every exact channel is stable or on a plateau. Noisy channels are told, and do not decide.
+    """Pass where every exact channel is stable or on a plateau, and the driver's count of this process does not grow.
 
-    Raises MemoryGrowth, Undecided, or Inconclusive where no exact channel was measured. Where memory grows, the samples
-    are run again with tracing, and MemoryGrowth names lines and holders; `save` writes the memory viewer's snapshot of
-    that rerun and returns its path. The step and the samples of the recording are let go of then.
+    Other noisy channels are told, and do not decide. Raises MemoryGrowth, Undecided, or Inconclusive where no exact
+    channel was measured. On growth the samples are run again with tracing, and the error names lines and holders;
+    `save` writes the memory viewer's snapshot of that rerun and returns its path. The step and the samples of the
+    recording are let go of then.
     """
     __tracebackhide__ = True  # pytest then shows the test's own line
     judged = verdicts(recording)
@@ -58,14 +70,13 @@ def assert_stable(recording: Recording, *, save: Callable[[dict[str, Any]], Path
     if verdict.status in ("stable", "plateau"):
         return
     text = _growth_text(recording, channel, judged)
-    if verdict.status != "grows":
-        raise Undecided("\n".join(text))
     from vram.explaining import explained  # needs torch, which importing vram does not
 
     explanation = explained(recording, peak=channel.endswith("_peak"), save=save)
     if explanation is not None:
         text += explanation.text(_MOST_LINES - len(text))
-    raise MemoryGrowth("\n".join(text), explanation=None if explanation is None else explanation.summary())
+    outcome = MemoryGrowth if verdict.status == "grows" else Undecided
+    raise outcome("\n".join(text), explanation=None if explanation is None else explanation.summary())
 
 
 def assert_peak(
@@ -143,8 +154,9 @@ def _growth_text(recording: Recording, channel: str, judged: Mapping[str, Verdic
         lines.append(f"  since sample {sample} of lap {lap}")
     lines += _forecast_text(recording, channel, verdict)
     for other, its in judged.items():
-        if other != channel:
-            role = "" if other in recording.exact else ", noisy: told, does not decide"
+        # A noisy channel has a figure of its own in every run: it is told where it says something.
+        if other != channel and (other in recording.exact or its.status == "grows"):
+            role = "" if other in recording.convicting else ", noisy: told, does not decide"
             lines.append(f"  {other}: {its.status}, {rate_text(its)} a sample{role}")
     if judged.get("requested") and "reserved" in judged:
         live, reserved = judged["requested"].status, judged["reserved"].status

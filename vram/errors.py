@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 
-class MemoryGrowth(AssertionError):
-    """Memory grows from sample to sample, proven by the rule of `vram.verdict`.
-
-    Attribute: `explanation`, what a traced rerun found, ready for JSON (see `vram.explaining`); None without a rerun.
-    """
+class _Explained(AssertionError):
+    """Attribute: `explanation`, what a traced rerun found, ready for JSON (see `vram.explaining`); None without one."""
 
     def __init__(self, message: str, *, explanation: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
         self.explanation = explanation
 
 
-class Undecided(AssertionError):
+class MemoryGrowth(_Explained):
+    """Memory grows from sample to sample, proven by the rule of `vram.verdict`."""
+
+
+class Undecided(_Explained):
     """An exact channel grew and nobody can say that it stops: not a pass, and not yet proof of a leak."""
 
 

@@ -10,7 +10,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +92,7 @@ class _Session:
         self._vram: VramSession | None = None
         self._chosen: str | None = None  # the device, once it is known to be there
         self._uses = False  # whether some test measures
+        self._not_written = ""
         self._environments: list[dict[str, object]] = []
         self._modes: list[dict[str, Any]] = []
         # By test id, the last try of each.
@@ -136,6 +137,8 @@ class _Session:
             try:
                 self._chosen = resolve_device(chosen)
             except ValueError as error:
+                if worker is not None:  # one that ends would be an internal error of pytest-xdist
+                    pytest.fail(f"--vram-device: {error}", pytrace=False)
                 pytest.exit(f"--vram-device: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
             if chosen != named:
                 torch.cuda.set_device(chosen)
@@ -161,17 +164,21 @@ class _Session:
         """Find the device before the first test, where one measures; others' runs import no torch."""
         self._uses = self._off() is None and any(_measures(item) for item in session.items)
         if self._uses:
-            self._device()
+            with suppress(pytest.fail.Exception):
+                self._device()
 
     def pytest_report_collectionfinish(self) -> list[str]:
         """The header line, once it is known that something is measured."""
         if not self._uses or self._config.get_verbosity() < 0:
             return []
-        from vram.meters import default_meter
+        from vram.meters import default_meters
         from vram.surfaces import header
 
-        meter = default_meter(self._device())
-        return [header(self._device(), meter.source, meter.absent)]
+        with ExitStack() as stack:
+            meters = [stack.enter_context(meter) for meter in default_meters(self._device())]
+            read = {channel for meter in meters for channel in meter.read()}
+        absent = {channel: why for meter in meters for channel, why in meter.absent.items() if channel not in read}
+        return [header(self._device(), ", ".join(meter.source for meter in meters), absent)]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
@@ -314,7 +321,8 @@ class _Session:
             from vram.environment import environment
             from vram.meters import default_meter
 
-            self._environments.append(environment([default_meter(self._chosen)]))
+            with default_meter(self._chosen) as meter:
+                self._environments.append(environment([meter]))
         workeroutput = getattr(self._config, "workeroutput", None)
         if workeroutput is not None:
             workeroutput["vram"] = {"modes": self._modes, "environments": self._environments}
@@ -330,8 +338,11 @@ class _Session:
             from vram.surfaces import job_summary
 
             told = (self._modes, list(self._tests.values()), list(self._failures.values()))
-            with Path(summary).open("a", encoding="utf-8") as file:
-                file.write(job_summary(*told, measured=self._measured_with()))
+            try:
+                with Path(summary).open("a", encoding="utf-8") as file:
+                    file.write(job_summary(*told, measured=self._measured_with()))
+            except OSError as error:
+                self._not_written = f"job summary not written: {error}"
 
     def _environment(self) -> dict[str, object]:
         from vram.surfaces import merged
@@ -367,6 +378,8 @@ class _Session:
             terminalreporter.write_line("not measured on a GPU: figures are of the same tensors on the CPU")
         for line in self._tables():
             terminalreporter.write_line(line)
+        if self._not_written:
+            terminalreporter.write_line(self._not_written)
         report = _option(self._config, "report")
         if report:
             terminalreporter.write_line(f"report: {Path(report)}")

@@ -16,9 +16,9 @@ import numpy as np
 
 from vram.errors import OutOfMemory
 from vram.marks import listening
-from vram.meters import Meter, default_meter
-from vram.recording import MarkReadings, Recording
-from vram.verdict import judge_growth
+from vram.meters import Meter, default_meters
+from vram.recording import MarkReadings, Recording, judged_figures
+from vram.verdict import Verdict, judge_growth
 
 Sample = TypeVar("Sample")
 DEFAULT_LAPS = 5
@@ -65,9 +65,10 @@ def replay(
 ) -> Recording:
     """Run `step` on every sample, lap after lap, and return all readings.
 
-    `laps` (5 unless told otherwise, warm-up included) is where the first look is taken; where an exact channel looks
-    suspicious, laps are added before this returns, up to what `vram.verdict` asks for. After each step the result is
-    dropped, garbage collected, the device waited for and every meter read. Nothing that `step` made is kept.
+    `laps` (5 unless told otherwise, warm-up included) is where the first look is taken; where an exact channel, or
+    the driver's, looks suspicious, laps are added before this returns, up to what `vram.verdict` asks for. After each
+    step the result is dropped, garbage collected, the device waited for and every meter read. Nothing that `step` made
+    is kept.
 
     Raises ValueError for no samples or too few laps, OutOfMemory (with sample, line and bytes) where a step runs out
     of memory; any other exception of `step` comes through unchanged.
@@ -78,7 +79,7 @@ def replay(
         raise ValueError("samples must hold at least one sample, got none")
     if warmup_laps < 0 or base_laps < warmup_laps + 2:
         raise ValueError(f"laps must be at least {max(warmup_laps, 0) + 2} (warm-up + 2), got {base_laps}")
-    used = list(meters or [default_meter()])
+    used = list(meters or default_meters())
     made_of = Replayed(step, lap_samples, _device_of(used))
     failure = None
     try:
@@ -103,10 +104,7 @@ def _replay(made_of: Replayed, meters: list[Meter], base_laps: int, warmup_laps:
             while loop.laps < wanted:
                 loop.run_lap()
             wanted = max(
-                (
-                    judge_growth(loop.readings(channel), warmup_laps=warmup_laps, base_laps=base_laps).laps_wanted or 0
-                    for channel in loop.exact
-                ),
+                (loop.judge(channel, warmup_laps, base_laps).laps_wanted or 0 for channel in loop.deciding),
                 default=0,
             )
             wanted = wanted or None
@@ -114,8 +112,12 @@ def _replay(made_of: Replayed, meters: list[Meter], base_laps: int, warmup_laps:
 
 
 def _device_of(meters: Sequence[Meter]) -> str:
-    """The device that tensors are followed on when the samples run again: meters of CUDA name it in their source."""
-    return next((found[0] for meter in meters if (found := re.search(r"cuda:\d+", meter.source))), "cpu")
+    """The device that tensors are followed on when the samples run again, as the meter that decides names it.
+
+    "cuda", which is any of them, where a meter names several.
+    """
+    named = {device for meter in meters if meter.exact for device in re.findall(r"cuda:\d+", meter.source)}
+    return "cpu" if not named else named.pop() if len(named) == 1 else "cuda"
 
 
 class _Loop:
@@ -125,16 +127,38 @@ class _Loop:
         from vram.environment import environment
 
         self.step, self.samples, self.meters = step, samples, meters
-        self.exact = frozenset[str]().union(*(meter.exact for meter in meters))
         self.environment = environment(meters)
         self.figures: dict[str, list[list[int]]] = defaultdict(list)
         self.seconds: list[list[float]] = []
         self.marks: _Marks = {}
         self.before = self._settled_reading()
+        self.lost: set[str] = set()  # channels that a meter stopped trusting
+
+    @property
+    def channels(self) -> list[str]:
+        return [channel for channel in self.before if channel not in self.lost]
+
+    @property
+    def exact(self) -> frozenset[str]:
+        return frozenset[str]().union(*(meter.exact for meter in self.meters)).intersection(self.channels)
+
+    @property
+    def deciding(self) -> frozenset[str]:
+        """The exact channels, and the driver's, where it is this process's own."""
+        return self.exact | {"driver"}.intersection(self.channels)
+
+    @property
+    def tolerance_bytes(self) -> dict[str, int]:
+        return {channel: value for meter in self.meters for channel, value in meter.tolerance_bytes.items()}
 
     @property
     def laps(self) -> int:
         return len(self.seconds)
+
+    def judge(self, channel: str, warmup_laps: int, base_laps: int) -> Verdict:
+        figures = judged_figures({channel: self.readings(channel) for channel in self.channels}, channel)
+        tolerance_bytes = self.tolerance_bytes.get(channel, 0)
+        return judge_growth(figures, warmup_laps=warmup_laps, base_laps=base_laps, tolerance_bytes=tolerance_bytes)
 
     def readings(self, channel: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.array(self.figures[channel], dtype=np.int64)
@@ -145,8 +169,10 @@ class _Loop:
             self.figures[channel].append([])
         for index in range(len(self.samples)):
             self._run_sample(index)
-            for channel, value in self._settled_reading().items():
-                self.figures[channel][-1].append(value)
+            reading = self._settled_reading()
+            self.lost |= self.before.keys() - reading.keys()
+            for channel in self.channels:
+                self.figures[channel][-1].append(reading[channel])
 
     def _run_sample(self, index: int) -> None:
         for meter in self.meters:
@@ -175,24 +201,27 @@ class _Loop:
             meter.synchronize()
         return self._reading()
 
-    def _reading(self) -> dict[str, int]:
-        return {channel: value for meter in self.meters for channel, value in meter.read().items()}
+    def _reading(self, *, cheap: bool = False) -> dict[str, int]:
+        # Cheap: without the noisy meters, which cost a call to the driver and mean nothing within a sample.
+        meters = [meter for meter in self.meters if meter.exact or not cheap]
+        return {channel: value for meter in meters for channel, value in meter.read().items()}
 
     def _read_mark(self, name: str, index: int) -> None:
-        for channel, value in self._reading().items():
+        for channel, value in self._reading(cheap=True).items():
             by_lap = self.marks.setdefault(name, {}).setdefault(channel, [])
             while len(by_lap) < self.laps:  # a mark may be reached for the first time in a late lap
                 by_lap.append([[] for _ in self.samples])
             by_lap[-1][index].append(value)
 
     def recording(self, name: str, warmup_laps: int, base_laps: int) -> Recording:
+        channels = self.channels
         return Recording(
             name=name,
-            channels={channel: self.readings(channel) for channel in self.before},
-            before=self.before,
-            exact=self.exact & self.before.keys(),
-            tolerance_bytes={key: value for meter in self.meters for key, value in meter.tolerance_bytes.items()},
-            absent={key: why for meter in self.meters for key, why in meter.absent.items() if key not in self.before},
+            channels={channel: self.readings(channel) for channel in channels},
+            before={channel: self.before[channel] for channel in channels},
+            exact=self.exact,
+            tolerance_bytes=self.tolerance_bytes,
+            absent={key: why for meter in self.meters for key, why in meter.absent.items() if key not in channels},
             marks={
                 mark: {channel: self._frozen_marks(by_lap) for channel, by_lap in by_channel.items()}
                 for mark, by_channel in self.marks.items()

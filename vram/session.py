@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from vram import checks
 from vram.budgets import Budget, accept, read_budget
-from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, OutOfMemory
+from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, OutOfMemory, Undecided
 from vram.level import compare
 from vram.marks import mark
 from vram.measuring import Measurement, measure
-from vram.meters import Meter, default_meter, resolve_device
+from vram.meters import Meter, default_meters, resolve_device
 from vram.recording import Recording
 from vram.replaying import replay, step_name
 from vram.verdict import Verdict
@@ -73,7 +73,7 @@ class VramSession:
                 samples,
                 laps=self.options.laps if laps is None else laps,
                 warmup_laps=warmup_laps,
-                meters=[default_meter(self.options.device)] if meters is None else meters,
+                meters=default_meters(self.options.device) if meters is None else meters,
                 name=name,
             )
         except OutOfMemory as error:
@@ -92,7 +92,7 @@ class VramSession:
         self._touch(recording)
         try:
             checks.assert_stable(recording, save=lambda snapshot: self._save(recording.name, snapshot))
-        except MemoryGrowth as growth:
+        except (MemoryGrowth, Undecided) as growth:
             if growth.explanation is not None:
                 self._summary(recording)["explanation"] = growth.explanation
             raise

@@ -5,17 +5,18 @@ from __future__ import annotations
 import gc
 import sys
 import sysconfig
-import threading
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from vram.meters.hooks import hooked
 
 BEFORE = -1  # the run of what was alive before the trace began
 _MOST_EVENTS = 100_000  # of the snapshot's timeline; the oldest are dropped, as PyTorch's own ring buffer does
@@ -153,8 +154,22 @@ class TensorTracer:
         """Follow the operations of this thread, and of threads started meanwhile, as part of `run`."""
         self._run, self._marks = run, {}
         self._start, self._run_events = list(self._known.values()), []
-        with _Follow(self), _threads_too(self):
+        with hooked(self), self.following():
             yield
+
+    def following(self) -> AbstractContextManager[object]:
+        """Follow the operations of this thread alone."""
+        follow: AbstractContextManager[object] = _Follow(self)
+        return follow
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage changed its size without an operation: the line that did it is what matters now."""
+        known = self._known.get(storage._cdata)
+        if known is not None and known[1].n_bytes != storage.nbytes():
+            self._log("free", *known)
+            n_bytes = storage.nbytes()
+            allocation = Allocation(n_bytes, "resize_", (n_bytes,), "uint8", self._stack(), self._run, self._mark())
+            self._begin(storage._cdata, allocation)
 
     def reached(self, mark: str) -> None:
         """The sample reached a mark (see `vram.marks.listening`)."""
@@ -215,11 +230,17 @@ class TensorTracer:
             dtype=str(tensor.dtype).removeprefix("torch."),
             frames=self._stack() if frames is None else frames,
             run=self._run,
-            mark=", ".join(f"{name} {count}" for name, count in self._marks.items()),
+            mark=self._mark(),
         )
+        self._begin(address, allocation)
+
+    def _begin(self, address: int, allocation: Allocation) -> None:
         self._next_key += 1
         self._known[address] = self._next_key, allocation
         self._log("alloc", self._next_key, allocation)
+
+    def _mark(self) -> str:
+        return ", ".join(f"{name} {count}" for name, count in self._marks.items())
 
     def _forget(self, address: int) -> None:
         known = self._known.pop(address, None)
@@ -339,19 +360,3 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         elif isinstance(value, dict):
             for part in value.values():
                 self._see_all(part, op)
-
-
-@contextmanager
-def _threads_too(tracer: TensorTracer) -> Iterator[None]:
-    """Dispatch modes belong to one thread: follow each thread that starts inside the block as well."""
-    run = threading.Thread.run
-
-    def followed(thread: threading.Thread) -> None:
-        with _Follow(tracer):
-            run(thread)
-
-    threading.Thread.run = followed  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        threading.Thread.run = run  # type: ignore[method-assign]

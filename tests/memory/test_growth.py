@@ -32,11 +32,11 @@ def test_peak_is_within_its_budget(
 
 
 def test_driver_memory_does_not_grow(vram: VramSession, recording: Recording) -> None:
-    """What the driver counts for this process does not grow either."""
-    if "driver" in recording.absent:
-        pytest.skip(f"driver not measured: {recording.absent['driver']}")
+    """What the driver counts for this process, beside what PyTorch reserved, does not grow either."""
+    if "driver" not in recording.channels:
+        pytest.skip(f"driver not measured: {recording.absent.get('driver', 'no meter reads it')}")
     verdict = vram.judge(recording)["driver"]
-    assert verdict.status in ("stable", "plateau"), verdict.reason
+    assert verdict.status != "grows", verdict.reason
 
 
 def test_a_token_costs_its_cache_and_nothing_else(

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from vram.meters import default_meter, resolve_device
-from vram.meters.cuda import CudaMeter
+from vram.environment import environment
+from vram.meters import default_meter, default_meters, resolve_device
+from vram.meters.cuda import CudaMeter, allocator_settings
 from vram.meters.tensor import TensorMeter
 
 MiB = 2**20
@@ -43,6 +50,82 @@ def test_growing_in_place_is_seen() -> None:
         before = meter.read()["requested"]
         tensor.resize_(1000)
         assert meter.read()["requested"] - before == 990 * 4
+
+
+def test_a_storage_resized_by_itself_is_seen() -> None:
+    """Freeing a parameter's storage and bringing it back, as sharding libraries do, is no operation of PyTorch's."""
+    with TensorMeter() as meter, meter.watching():
+        tensor = torch.zeros(1000)
+        before = meter.read()["requested"]
+        tensor.untyped_storage().resize_(0)
+        assert before - meter.read()["requested"] == 4000
+        tensor.untyped_storage().resize_(4000)
+        assert meter.read()["requested"] == before
+
+
+def in_a_thread(work: Callable[[], object]) -> None:
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+
+def in_a_pool(work: Callable[[], object]) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work).result()
+
+
+def in_a_timer(work: Callable[[], object]) -> None:
+    timer = threading.Timer(0, work)
+    timer.start()
+    timer.join()
+
+
+def in_a_thread_of_a_thread(work: Callable[[], object]) -> None:
+    in_a_thread(lambda: in_a_thread(work))
+
+
+def in_a_task(work: Callable[[], object]) -> None:
+    async def task() -> None:
+        await asyncio.gather(asyncio.to_thread(work))
+
+    asyncio.run(task())
+
+
+@pytest.mark.parametrize("run", [in_a_thread, in_a_pool, in_a_timer, in_a_thread_of_a_thread, in_a_task])
+def test_threads_that_start_meanwhile_are_followed(run: Callable[[Callable[[], object]], None]) -> None:
+    """What they keep counts, and what they drop shows in the peak."""
+    kept: list[torch.Tensor] = []
+
+    def work() -> None:
+        torch.zeros(3000)
+        kept.append(torch.zeros(1000))
+
+    with TensorMeter() as meter, meter.watching():
+        before = meter.read()["requested"]
+        meter.reset_peak()
+        run(work)
+        assert meter.read()["requested"] - before == 4000
+        assert meter.read()["requested_peak"] - before == 12000
+
+
+def test_a_thread_keeps_its_own_run_and_is_left_alone_afterwards() -> None:
+    """Following a thread changes neither what it runs nor, once nobody measures, the class of threads."""
+    start, resize = threading.Thread.start, torch.UntypedStorage.resize_
+    ran: list[str] = []
+
+    class Own(threading.Thread):
+        def run(self) -> None:
+            ran.append("own")
+
+    with TensorMeter() as meter, meter.watching():
+        assert threading.Thread.start is not start
+        thread = Own()
+        thread.start()
+        thread.join()
+    assert ran == ["own"]
+    assert threading.Thread.start is start
+    assert torch.UntypedStorage.resize_ is resize
+    assert "run" not in vars(thread)
 
 
 def test_the_peak_is_of_storages_alive_at_once() -> None:
@@ -95,7 +178,7 @@ def test_leaving_the_meter_stops_it() -> None:
 class FakeCuda:
     """`torch.cuda`, as far as the meter asks it, with figures of our own."""
 
-    def __init__(self, **missing: object) -> None:
+    def __init__(self) -> None:
         self.stats = {
             "requested_bytes.all.current": 100,
             "requested_bytes.all.peak": 300,
@@ -103,14 +186,24 @@ class FakeCuda:
             "allocated_bytes.all.peak": 1024,
             "reserved_bytes.all.current": 2 * MiB,
         }
+        self.others: dict[int, dict[str, int]] = {0: {}}
         self.calls: list[tuple[str, torch.device]] = []
 
     def current_device(self) -> int:
         return 1
 
+    def device_count(self) -> int:
+        return 3
+
+    def get_device_properties(self, device: torch.device) -> SimpleNamespace:
+        return SimpleNamespace(name=f"card {device.index}", total_memory=24 * 2**30, major=8, minor=6)
+
+    def get_allocator_backend(self) -> str:
+        return "native"
+
     def memory_stats(self, device: torch.device) -> dict[str, int]:
         self.calls.append(("memory_stats", device))
-        return self.stats
+        return self.others.get(device.index, self.stats if device.index != 2 else {})
 
     def synchronize(self, device: torch.device) -> None:
         self.calls.append(("synchronize", device))
@@ -142,11 +235,44 @@ def test_the_cuda_meter_without_an_index_means_the_current_device() -> None:
     assert CudaMeter("cuda", allocator=FakeCuda()).source == "CUDA allocator of cuda:1"
 
 
+def test_another_device_that_holds_something_is_read_by_its_name() -> None:
+    """A leak on cuda:0 shows though cuda:1 is current; cuda:2, with nothing on it, is not even waited for."""
+    fake = FakeCuda()
+    fake.others[0] = dict(fake.stats)
+    with CudaMeter("cuda", allocator=fake) as meter:
+        fake.others[0]["requested_bytes.all.current"] = 4196
+        figures = meter.read()
+        meter.synchronize()
+    assert (figures["requested"], figures["cuda:0 requested"], figures["cuda:0 requested_peak"]) == (100, 4196, 300)
+    assert "cuda:0 requested" in meter.exact
+    assert meter.source == "CUDA allocator of cuda:1 and cuda:0"
+    assert ("synchronize", torch.device("cuda:0")) in fake.calls
+    assert ("synchronize", torch.device("cuda:2")) not in fake.calls
+
+
+def test_the_environment_has_the_card_and_the_allocator_s_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs with other settings are not compared: expandable segments change what is reserved."""
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    with CudaMeter("cuda:1", allocator=FakeCuda()) as meter:
+        told = environment([meter])
+    assert (told["device"], told["device_bytes"], told["compute_capability"]) == ("card 1", 24 * 2**30, "8.6")
+    assert told["allocator"] == allocator_settings() == "expandable_segments:True"
+    assert told["allocator_backend"] == "native"
+
+
+def test_on_rocm_the_meter_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch calls its devices cuda there; the counters are the same."""
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    with CudaMeter("cuda:1", allocator=FakeCuda()) as meter:
+        assert meter.source == "ROCm allocator of cuda:1"
+        assert meter.facts["hip"] == "6.4"
+
+
 def test_a_statistic_the_allocator_lacks_is_absent_with_a_reason() -> None:
     """Never 0: the channel is missing from the figures and named with why."""
     fake = FakeCuda()
     del fake.stats["requested_bytes.all.peak"]
-    with CudaMeter("cuda:0", allocator=fake) as meter:
+    with CudaMeter("cuda:1", allocator=fake) as meter:
         assert "requested_peak" not in meter.read()
         assert "does not count" in meter.absent["requested_peak"]
 
@@ -170,6 +296,7 @@ def test_a_device_nobody_knows_is_refused(device: str) -> None:
 def test_without_a_gpu_auto_means_the_cpu_and_cuda_is_refused() -> None:
     """No GPU: the suite runs on CPU tensors; asking for CUDA by name says that there is none."""
     assert isinstance(default_meter("auto"), TensorMeter)
+    assert [meter.source for meter in default_meters("auto")] == ["CPU tensors", "RSS of this process"]
     with pytest.raises(ValueError, match="needs a GPU"):
         default_meter("cuda")
 

@@ -1,4 +1,4 @@
-"""What every meter offers, and which one a device name means."""
+"""What every meter offers, and which ones a device name means."""
 
 from __future__ import annotations
 
@@ -11,13 +11,22 @@ class Meter(Protocol):
     """Reads channels (absolute bytes) from one source. Used as a context manager around a whole replay.
 
     `source` names it in reports; `exact` are the channels that give the same bytes on every replay; `tolerance_bytes`
-    holds the others' granule; `absent` maps channels it should read but cannot to the reason.
+    holds the others' granule; `absent` maps channels it should read but cannot to the reason; `facts` is what it knows
+    of the device it reads, for the environment of a recording.
+
+    A channel whose figures turn out not to be trusted is left out by `read` from then on, and `absent` says why: a
+    replay then drops all of that channel's figures.
     """
 
     source: str
     exact: frozenset[str]
     tolerance_bytes: Mapping[str, int]
     absent: Mapping[str, str]
+
+    @property
+    def facts(self) -> Mapping[str, object]:
+        """Ready for JSON; asked for while the meter runs."""
+        ...
 
     def __enter__(self) -> Self:
         """Start: find what is alive already."""
@@ -63,7 +72,7 @@ def resolve_device(device: str = "auto") -> str:
 
 
 def default_meter(device: str = "auto") -> Meter:
-    """The meter for a device, named as in `resolve_device`."""
+    """The meter that decides for a device, named as in `resolve_device`."""
     resolved = resolve_device(device)
     if resolved == "cpu":
         from vram.meters.tensor import TensorMeter
@@ -72,3 +81,15 @@ def default_meter(device: str = "auto") -> Meter:
     from vram.meters.cuda import CudaMeter
 
     return CudaMeter(resolved)
+
+
+def default_meters(device: str = "auto") -> list[Meter]:
+    """What a replay reads: the meter that decides, first; on CUDA the driver's count; the host's memory."""
+    from vram.meters.host import HostMeter
+
+    deciding = default_meter(device)
+    if resolve_device(device) == "cpu":
+        return [deciding, HostMeter()]
+    from vram.meters.nvml import NvmlMeter
+
+    return [deciding, NvmlMeter(resolve_device(device)), HostMeter()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Self
@@ -17,53 +18,109 @@ _STATISTICS = {
     "allocated_peak": "allocated_bytes.all.peak",
     "reserved": "reserved_bytes.all.current",
 }
+_EXACT = ("requested", "requested_peak")
+_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 class CudaMeter:
-    """`torch.cuda.memory_stats` of one device. Sees every thread and stream of this process.
+    """`torch.cuda.memory_stats` of a device. Sees every thread and stream of this process.
+
+    Of "cuda" the channels are the current device's; of each other device that holds something when the meter is made,
+    "cuda:1 requested" and "cuda:1 requested_peak" are read too. Of "cuda:1" that device alone is read. On ROCm the same
+    counters are HIP's.
 
     Blind to: memory not taken through PyTorch's allocator (raw cudaMalloc, the CUDA context, NCCL), to other processes,
     and to the driver. `allocated` counts blocks, so reuse of a larger free block shifts it by less than 1 MiB;
-    `reserved` moves by segments.
+    `reserved` moves by segments. The replay of a CUDA graph allocates nothing: what its private pool holds shows in
+    `reserved`, its tensors in `requested` and the peaks only while it is captured. `torch.compile` compiles at the
+    first call of a shape, and with `mode="reduce-overhead"` records graphs at the second: with one lap of warm-up the
+    next lap may rise once. Workspaces of cuBLAS come from this allocator at the first use of a handle on a stream, and
+    stay: warm-up too. Statistics that somebody else resets (`torch.cuda.reset_peak_memory_stats`) hide earlier peaks.
     """
-
-    exact = frozenset({"requested", "requested_peak"})
-    tolerance_bytes: Mapping[str, int] = {"allocated": _MIB, "allocated_peak": _MIB, "reserved": 2 * _MIB}
 
     def __init__(self, device: str | torch.device = "cuda", *, allocator: Any = None) -> None:
         """`allocator` stands in for `torch.cuda` in tests."""
-        self._allocator = torch.cuda if allocator is None else allocator
+        self._cuda = torch.cuda if allocator is None else allocator
         parsed = torch.device(device)
-        index = self._allocator.current_device() if parsed.index is None else parsed.index
+        index = self._cuda.current_device() if parsed.index is None else parsed.index
         self._device = torch.device("cuda", index)
-        self.source = f"CUDA allocator of {self._device}"
-        self.absent: Mapping[str, str] = {"driver": "no meter reads the driver yet"}
+        self._others: list[torch.device] = [] if parsed.index is not None else self._in_use(besides=index)
+        named = " and ".join(str(each) for each in (self._device, *self._others))
+        self.source = f"{'CUDA' if torch.version.hip is None else 'ROCm'} allocator of {named}"
+        self.exact = frozenset(_EXACT).union(f"{other} {channel}" for other in self._others for channel in _EXACT)
+        self.tolerance_bytes: Mapping[str, int] = {
+            "allocated": _MIB,
+            "allocated_peak": _MIB,
+            "reserved": 2 * _MIB,
+        }
+        self.absent: Mapping[str, str] = {}
 
     def __enter__(self) -> Self:
-        present = self._allocator.memory_stats(self._device)
+        present = self._cuda.memory_stats(self._device)
         # requested_bytes is left out by some allocator back ends; say so rather than read 0.
         missing = {channel for channel, statistic in _STATISTICS.items() if present and statistic not in present}
-        self.absent = {**self.absent, **dict.fromkeys(sorted(missing), "this allocator does not count it")}
+        self.absent = dict.fromkeys(sorted(missing), "this allocator does not count it")
         self._read = {channel: key for channel, key in _STATISTICS.items() if channel not in missing}
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         """Nothing was changed."""
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """The device, its size and compute capability, CUDA's or HIP's version, and the allocator's settings."""
+        card = self._cuda.get_device_properties(self._device)
+        return {
+            "device": card.name,
+            "device_bytes": card.total_memory,
+            "compute_capability": f"{card.major}.{card.minor}",
+            "cuda": torch.version.cuda,
+            "hip": torch.version.hip,
+            "allocator": allocator_settings(),
+            "allocator_backend": self._cuda.get_allocator_backend(),
+        }
+
     def watching(self) -> AbstractContextManager[object]:
         """The allocator counts by itself."""
         return nullcontext()
 
     def synchronize(self) -> None:
-        """Wait for the device."""
-        self._allocator.synchronize(self._device)
+        """Wait for the device, and for the others."""
+        for device in (self._device, *self._others):
+            self._cuda.synchronize(device)
 
     def reset_peak(self) -> None:
         """Let the peaks start again from what is alive now."""
-        self._allocator.reset_peak_memory_stats(self._device)
+        for device in (self._device, *self._others):
+            self._cuda.reset_peak_memory_stats(device)
 
     def read(self) -> dict[str, int]:
         """requested, requested_peak, allocated, allocated_peak, reserved; bytes."""
-        stats = self._allocator.memory_stats(self._device)
+        stats = self._cuda.memory_stats(self._device)
         # Before the first allocation the statistics are empty, and that is what nothing looks like.
-        return {channel: int(stats.get(key, 0)) for channel, key in self._read.items()}
+        figures = {channel: int(stats.get(key, 0)) for channel, key in self._read.items()}
+        for other in self._others:
+            stats = self._cuda.memory_stats(other)
+            figures |= {
+                f"{other} {channel}": int(stats.get(self._read[channel], 0))
+                for channel in _EXACT
+                if channel in self._read
+            }
+        return figures
+
+    def _in_use(self, besides: int) -> list[torch.device]:
+        """Other devices with something of this process on them. One without is left alone: waiting for it takes memory
+        there."""
+        others = [torch.device("cuda", index) for index in range(self._cuda.device_count()) if index != besides]
+        return [device for device in others if self._cuda.memory_stats(device).get(_STATISTICS["reserved"], 0)]
+
+
+def allocator_settings() -> str:
+    """The settings in force ("expandable_segments:True"), made in code or in the environment; "default" for none."""
+    try:
+        settings = torch._C._accelerator_getAllocatorSettings()
+    except AttributeError:  # private, so it may go
+        settings = ""
+    settings = settings or next((os.environ[name] for name in _SETTINGS if os.environ.get(name)), "default")
+    uncached = "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ
+    return f"{settings}, no caching" if uncached else settings

@@ -3,38 +3,50 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from vram.meters.hooks import hooked
 
 
 class TensorMeter:
     """Live and peak bytes of CPU tensor storages. requested = allocated: there are no blocks here.
 
     A storage counts once, however many tensors view it, from the operation that makes it (or first touches it) until
-    its last owner lets go. Blind to: scratch memory inside kernels (conv2d, half-precision matrix products, sort);
-    memory that is not a tensor's (Python objects, NumPy arrays of their own); tensors made in other threads, until the
-    watching thread touches them; work on other devices.
+    its last owner lets go; tasks of asyncio, and threads that start while it watches, are followed to their end. Blind
+    to: threads started before (a pool's) and those of no `threading.Thread`, until a followed thread touches what they
+    made; scratch memory inside kernels (conv2d, half-precision matrix products, sort); memory that is not a tensor's
+    (Python objects, NumPy arrays of their own, storages without a tensor); other processes; work on other devices.
+    What was hidden by `gc.freeze` when the meter started counts from its first use.
     """
 
     source = "CPU tensors"
     exact = frozenset({"requested", "requested_peak", "allocated", "allocated_peak"})
     tolerance_bytes: Mapping[str, int] = {}
+    facts: Mapping[str, object] = {}
     absent: Mapping[str, str] = {
         "reserved": "a CPU has no caching allocator",
-        "driver": "no meter reads a driver here",
+        "driver": "a CPU has no driver that counts memory",
     }
 
     def __init__(self) -> None:
         self._sizes: dict[int, int] = {}  # bytes by storage address
         self._ends: dict[int, weakref.ref[Any]] = {}
         self._live_bytes = self._peak_bytes = 0
+        self._runs = False
+        # Threads count here together; and counting may itself collect garbage, which ends storages.
+        self._counting = threading.RLock()
 
     def __enter__(self) -> Self:
+        with self.following():
+            torch.empty(0)  # the first operation in a dispatch mode imports much of torch: not while it is measured
+        self._live_bytes, self._runs = 0, True
         gc.collect()
         for found in gc.get_objects():
             # By type: isinstance would run the __class__ property of any lazy proxy in the process.
@@ -44,14 +56,26 @@ class TensorMeter:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._ends.clear()  # drops the callbacks with their references
-        self._sizes.clear()
+        with self._counting:
+            self._runs = False  # for threads that go on
+            self._ends.clear()  # drops the callbacks with their references
+            self._sizes.clear()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Follow every operation of this thread."""
-        with _Follow(self):
+        """Follow every operation of this thread, and of the threads that start meanwhile."""
+        with hooked(self), self.following():
             yield
+
+    def following(self) -> AbstractContextManager[object]:
+        """Follow every operation of this thread alone."""
+        follow: AbstractContextManager[object] = _Follow(self)
+        return follow
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage changed its size without an operation."""
+        if storage._cdata in self._sizes:
+            self._count(storage)
 
     def synchronize(self) -> None:
         """Nothing to wait for on a CPU."""
@@ -73,19 +97,25 @@ class TensorMeter:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):
             return  # sparse, or a wrapper: no storage of its own, and its parts are seen by themselves
+        if self._sizes.get(storage._cdata) != storage.nbytes():
+            self._count(storage)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
         address, size = storage._cdata, storage.nbytes()
-        known = self._sizes.get(address)
-        if known == size:
-            return
-        if known is None:
-            self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
-        self._sizes[address] = size
-        self._live_bytes += size - (known or 0)
-        self._peak_bytes = max(self._peak_bytes, self._live_bytes)
+        with self._counting:
+            if not self._runs:
+                return
+            known = self._sizes.get(address)
+            if known is None:
+                self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
+            self._sizes[address] = size
+            self._live_bytes += size - (known or 0)
+            self._peak_bytes = max(self._peak_bytes, self._live_bytes)
 
     def _forget(self, address: int) -> None:
-        self._live_bytes -= self._sizes.pop(address, 0)
-        self._ends.pop(address, None)
+        with self._counting:
+            self._live_bytes -= self._sizes.pop(address, 0)
+            self._ends.pop(address, None)
 
 
 class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]

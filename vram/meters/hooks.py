@@ -1,0 +1,111 @@
+"""What a dispatch mode does not see, brought to whoever watches: threads that start, storages resized in place."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Protocol
+
+import torch
+
+
+class Watcher(Protocol):
+    """Who wants to know."""
+
+    def following(self) -> AbstractContextManager[object]:
+        """Entered in each thread that starts, for as long as it runs."""
+        ...
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """Called after `storage.resize_`, which is no operation that a dispatch mode is told of."""
+        ...
+
+
+_watchers: list[Watcher] = []
+_changing = threading.Lock()
+_restore = ExitStack()
+
+
+@contextmanager
+def hooked(watcher: Watcher) -> Iterator[None]:
+    """Tell `watcher` of threads that start and storages that are resized, in any thread, inside the block.
+
+    `threading.Thread.start` and `torch.UntypedStorage.resize_` are wrapped while anybody watches. Blocks may overlap in
+    any order. Blind to: threads started earlier, such as a pool's, and those of no `threading.Thread`.
+    """
+    with _changing:
+        if not _watchers:
+            _restore.enter_context(_wrapped(threading.Thread, "start", _followed))
+            _restore.enter_context(_wrapped(torch.UntypedStorage, "resize_", _told))
+        _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        with _changing:
+            _watchers.remove(watcher)
+            if not _watchers:
+                _restore.close()
+
+
+@contextmanager
+def _wrapped(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    own = vars(owner).get(name)
+    ours = wrap(getattr(owner, name))
+    setattr(owner, name, ours)
+    try:
+        yield
+    finally:
+        if vars(owner).get(name) is not ours:
+            pass  # somebody wrapped it after us: theirs stays, and ours, which does nothing when nobody watches
+        elif own is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, own)
+
+
+def _followed(start: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
+    @functools.wraps(start)
+    def wrapped(thread: threading.Thread) -> None:
+        watchers = tuple(_watchers)
+        if watchers and thread.ident is None:
+            # On the thread itself: a class may have a `run` of its own, as threading.Timer does.
+            own = vars(thread).get("run")
+            run = thread.run
+
+            def followed() -> None:
+                _reset(thread, own)
+                with ExitStack() as stack:
+                    for watcher in watchers:
+                        stack.enter_context(watcher.following())
+                    run()
+
+            vars(thread)["run"] = followed
+            try:
+                start(thread)
+            except BaseException:
+                _reset(thread, own)
+                raise
+        else:
+            start(thread)
+
+    return wrapped
+
+
+def _reset(thread: threading.Thread, own: object) -> None:
+    if own is None:
+        vars(thread).pop("run", None)
+    else:
+        vars(thread)["run"] = own
+
+
+def _told(resize: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(resize)
+    def wrapped(storage: torch.UntypedStorage, *args: Any, **kwargs: Any) -> Any:
+        result = resize(storage, *args, **kwargs)
+        for watcher in tuple(_watchers):
+            watcher.resized(storage)
+        return result
+
+    return wrapped
