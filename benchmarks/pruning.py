@@ -39,10 +39,10 @@ def config(layers: int = 8, hidden: int = 512) -> LlamaConfig:
     )
 
 
-def model_of(kind: type[Any], attention: str, device: str) -> Any:
+def model_of(kind: type[Any], attention: str, device: str, hidden: int = 512) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
-        model = kind(config()).eval().requires_grad_(False)
+        model = kind(config(hidden=hidden)).eval().requires_grad_(False)
     model.set_attn_implementation(attention)
     return model
 
@@ -127,10 +127,16 @@ def prefill_times(device: str, rounds: int) -> Iterator[list[str]]:
 
 def answers(device: str, rounds: int) -> Iterator[list[str]]:
     """Answers of 32 tokens: as the original generates them, and on a cache."""
+    yield ["hidden", "no cache, attentions returned (the original)", "it retains", "KV cache", "it retains", "ratio"]
+    for hidden in (512, 1024):
+        yield answers_of(hidden, device, rounds)
+
+
+def answers_of(hidden: int, device: str, rounds: int) -> list[str]:
     ids = prompt(671, device)
     exact: dict[str, Any] = {"min_new_tokens": 32, "max_new_tokens": 32, "do_sample": False}
-    original = model_of(HimapLlamaForCausalLM, "eager", device)
-    cached = model_of(HimapLlamaForCausalLM, "sdpa", device)
+    original = model_of(HimapLlamaForCausalLM, "eager", device, hidden)
+    cached = model_of(HimapLlamaForCausalLM, "sdpa", device, hidden)
     for model in (original, cached):
         switch(model, True)
     kept: list[Any] = []
@@ -153,10 +159,8 @@ def answers(device: str, rounds: int) -> Iterator[list[str]]:
             work()
             gc.collect()
         retained.append(measured.live_bytes - measured.before_bytes)
-    yield ["", "32 tokens", "retained after the answer"]
-    yield ["no cache, attentions returned (the original)", f"{slow:.2f} s", format_bytes(retained[0])]
-    yield ["KV cache", f"{fast:.2f} s", format_bytes(retained[1])]
-    yield ["ratio", f"{slow / fast:.1f}", ""]
+    kept_slow, kept_fast = map(format_bytes, retained)
+    return [str(hidden), f"{slow:.2f} s", kept_slow, f"{fast:.2f} s", kept_fast, f"{slow / fast:.1f}"]
 
 
 def baseline(device: str, rounds: int) -> Iterator[list[str]]:
