@@ -9,6 +9,13 @@ import torch
 
 
 @pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An inner pytest is none of the job's or the worker's that runs these tests."""
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "PYTEST_XDIST_WORKER"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     """Every test draws the same random numbers, whichever ran before it."""
     with torch.random.fork_rng(devices=[]):

@@ -14,13 +14,6 @@ import vram.session
 # An in-process inner pytest unloads what it imported: what each of them would import anew, for seconds, stands above.
 
 
-@pytest.fixture(autouse=True)
-def _not_on_github(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An inner pytest's findings are none of the job's that runs these tests."""
-    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _torch_is_complete() -> None:
     """Let torch import what it imports late. An in-process inner pytest unloads what came with it, and torch cannot
