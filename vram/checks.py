@@ -172,7 +172,8 @@ def _forecast_text(recording: Recording, channel: str, verdict: Verdict) -> list
         if forecast is None:
             return []
         latest = "never" if forecast.latest is None else f"{forecast.latest:,}"
-        return [f"  {what} after {forecast.expected:,} samples (95 %: {forecast.earliest:,} to {latest})"]
+        spread = f" (95 %: {forecast.earliest:,} to {latest})" if forecast.earliest != forecast.latest else ""
+        return [f"  {what} after {forecast.expected:,} samples{spread}"]
 
     card_bytes = recording.environment.get("device_bytes")
     if not isinstance(card_bytes, int):

@@ -176,9 +176,10 @@ class _Session:
 
         with ExitStack() as stack:
             meters = [stack.enter_context(meter) for meter in default_meters(self._device())]
-            read = {channel for meter in meters for channel in meter.read()}
-        absent = {channel: why for meter in meters for channel, why in meter.absent.items() if channel not in read}
-        return [header(self._device(), ", ".join(meter.source for meter in meters), absent)]
+            read = {meter.source: meter.read() for meter in meters}
+        told = {channel for figures in read.values() for channel in figures}
+        absent = {channel: why for meter in meters for channel, why in meter.absent.items() if channel not in told}
+        return [header(self._device(), ", ".join(source for source, figures in read.items() if figures), absent)]
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:

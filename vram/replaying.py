@@ -83,7 +83,7 @@ def replay(
     made_of = Replayed(step, lap_samples, _device_of(used))
     failure = None
     try:
-        recording = _replay(made_of, used, base_laps, warmup_laps, name or step_name(step))
+        recording = _replay(made_of, used, base_laps, warmup_laps, name or name_of(step))
     except OutOfMemory as error:
         failure = error
     if failure is not None:  # raised out here, no exception that is being handled holds the frames
@@ -270,5 +270,10 @@ def _out_of_memory(
 
 
 def step_name(step: Callable[..., Any]) -> str:
-    """What a recording of `step` is called where nobody named it."""
+    """The step's own qualified name."""
     return getattr(step, "__qualname__", None) or type(step).__qualname__
+
+
+def name_of(step: Callable[..., Any]) -> str:
+    """What a recording of `step` is called where nobody named it: "test_stable.<lambda>"."""
+    return step_name(step).replace(".<locals>", "")

@@ -14,6 +14,7 @@ from vram.units import format_bytes
 SCHEMA = 1
 _MOST_TESTS = 20
 _LONGEST_ID = 81
+_HEAD = ("mode", "runs", "growth/sample", "peak", "budget", "softmax peak", "verdict", "seconds")
 
 
 def write_report(
@@ -36,9 +37,18 @@ def write_report(
 
 
 def table(modes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Lines of a table, one row a recording. A figure that was not measured is a dash; the reasons follow below."""
-    head = ("mode", "runs", "growth/sample", "peak", "budget", "softmax peak", "verdict", "seconds")
-    return _aligned([head, *(_row(mode) for mode in modes)])
+    """Lines of a table, one row a recording. A figure that was not measured is a dash; the reasons follow below.
+
+    What only some suites have (a budget, a softmax peak) is a column where some recording has it.
+    """
+    rows = [_HEAD, *(_row(mode) for mode in modes)]
+    optional = ("budget", "softmax peak")
+    shown = [
+        column
+        for column, name in enumerate(_HEAD)
+        if name not in optional or {row[column] for row in rows[1:]} != {"-"}
+    ]
+    return _aligned([tuple(row[column] for column in shown) for row in rows])
 
 
 def table_of_tests(tests: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -16,7 +16,7 @@ from vram.marks import mark
 from vram.measuring import Measurement, measure
 from vram.meters import Meter, default_meters, resolve_device
 from vram.recording import Recording
-from vram.replaying import replay, step_name
+from vram.replaying import name_of, replay
 from vram.verdict import Verdict
 
 Sample = TypeVar("Sample")
@@ -77,7 +77,7 @@ class VramSession:
                 name=name,
             )
         except OutOfMemory as error:
-            self.summaries.append(_failed(name or step_name(step), error))
+            self.summaries.append(_failed(name or name_of(step), error))
             raise
         self._remember(recording)
         return recording

@@ -151,11 +151,15 @@ def test_the_report_has_the_promised_fields(tmp_path: Path) -> None:
 
 
 def test_the_table_shows_a_dash_for_what_was_not_measured_and_says_why() -> None:
-    """One row a mode; a figure that is absent is no number, and its reason stands below."""
+    """One row a mode; an absent figure is no number, and its reason stands below. A budget is shown where one is."""
     summary = summarize(recorded(reserved=flat, absent={"requested": "no such counter"}))
     head, row = table([summary])
-    assert head.split() == ["mode", "runs", "growth/sample", "peak", "budget", "softmax", "peak", "verdict", "seconds"]
-    assert row.split() == ["mode", "10", "x", "20", "-", "-", "-", "-", "inconclusive", "200.0"]
+    assert head.split() == ["mode", "runs", "growth/sample", "peak", "verdict", "seconds"]
+    assert row.split() == ["mode", "10", "x", "20", "-", "-", "inconclusive", "200.0"]
+    head, budgeted, row = table([summary | {"budget_bytes": 2048}, summary])
+    assert head.split() == ["mode", "runs", "growth/sample", "peak", "budget", "verdict", "seconds"]
+    assert budgeted.split()[4:-1] == ["-", "-", "2.00", "KiB", "inconclusive"]
+    assert row.split()[4:-1] == ["-", "-", "-", "inconclusive"]
     assert any("requested not measured: no such counter" in line for line in absences([summary]))
 
 
