@@ -271,9 +271,9 @@ def _onset(readings: Int64, warmup_laps: int, rate: float) -> int:
     lifted = (kept[warmup_laps:] - kept[warmup_laps]).ravel()
     risen = np.flatnonzero(lifted > 0)
     first = int(risen[0])
-    # The paired sample of the lap before is the last one known to be lower: count back by what has gathered since.
-    back = round(float(lifted[first]) / rate) - 1 if rate > 0 else 0
-    onset = warmup_laps * samples + max(0, first - max(0, back))
+    # What began within the first judged lap lifts only the lap after it: count back by what has gathered since.
+    back = round(float(lifted[first]) / rate) - 1 if rate > 0 and first < 2 * samples else 0
+    onset = warmup_laps * samples + first - min(max(0, back), samples - 1)
     if warmup_laps and onset <= warmup_laps * samples + 1:
         warm = readings[warmup_laps] - readings[warmup_laps - 1]
         if float(warm.min()) >= 0.5 * rate * samples:

@@ -130,6 +130,78 @@ def test_the_explanation_fits_on_a_terminal() -> None:
     assert "and 492 more samples" in level.explanation()
 
 
+def test_exactly_as_many_samples_as_are_shown_leave_no_rest() -> None:
+    """Eight are told; of nine, one is left."""
+    assert "more samples" not in vram.judge_level([2] * 8, [1] * 8, 1).explanation()
+    assert "  and 1 more samples" in vram.judge_level([2] * 9, [1] * 9, 1).explanation()
+
+
+def test_what_goes_into_the_report() -> None:
+    """Names, the channel, the share and the ratio as numbers, and the sentence of the terminal."""
+    level = compare(recorded("pruned", [52, 51]), recorded("baseline", [100, 100]), at_most=0.8, besides_bytes=2)
+    assert level.summary() == {
+        "reference": "baseline",
+        "channel": "requested_peak",
+        "at_most": 0.8,
+        "ratio": 50 / 98,
+        "text": "pruned needs 0.500 x to 0.510 x the requested_peak of baseline (median 0.505 x, at most 0.8 allowed)",
+    }
+
+
+@pytest.mark.parametrize(("at_most", "told"), [(0.8, "0.800400 x"), (0.8001, "0.800400 x"), (0.9, "0.800 x")])
+def test_a_ratio_gets_more_digits_only_beside_its_like(at_most: float, told: str) -> None:
+    """0.8004 reads like 0.8 and like 0.8001 in three digits."""
+    assert f"needs {told} to" in str(vram.judge_level([8004], [10_000], at_most))
+
+
+def test_without_lengths_it_says_what_to_give() -> None:
+    """A bend can only be told from the lengths of the inputs."""
+    assert "  by input length: not known; give lengths=" in vram.judge_level([2], [1], 1).explanation().splitlines()
+
+
+def test_four_lengths_are_enough_for_a_bend() -> None:
+    """A parabola through four points, by hand: 5 + 3N + 2N^2."""
+    fit = fit_by_length([5 + 3 * n + 2 * n * n for n in (1, 2, 3, 4)], [1, 2, 3, 4])
+    assert fit is not None
+    assert (fit.a, fit.b, fit.c) == pytest.approx((5, 3, 2))
+    assert fit.quadratic
+
+
+@pytest.mark.parametrize(
+    ("sagitta_bytes", "tolerance_bytes", "bends"), [(0.9, 0, False), (1.5, 0, True), (3, 5, False), (6, 5, True)]
+)
+def test_a_bend_below_the_tolerance_is_none(sagitta_bytes: float, tolerance_bytes: int, bends: bool) -> None:
+    """A parabola over 0..4 leaves its chord by c (4 - 0)^2 / 4 = 4c in the middle; a byte of that may be rounding."""
+    lengths = [0, 1, 2, 3, 4]
+    fit = fit_by_length([sagitta_bytes / 4 * n * n for n in lengths], lengths, tolerance_bytes)
+    assert fit is not None
+    assert fit.quadratic is bends
+
+
+def test_the_tolerance_of_a_level_is_its_fit_s_too() -> None:
+    """What is within the channel's granule bends by chance."""
+    lengths = [0, 1, 2, 3, 4]
+    needed = [100 + n * n for n in lengths]
+    assert vram.judge_level(needed, [100] * 5, 1, lengths=lengths).fit.quadratic  # type: ignore[union-attr]
+    level = vram.judge_level(needed, [100] * 5, 1, lengths=lengths, tolerance_bytes=5)
+    assert not level.fit.quadratic  # type: ignore[union-attr]
+
+
+def test_a_fact_that_only_one_side_knows_is_a_difference() -> None:
+    """Nobody can say that it was alike."""
+    one, both = {"source": "s"}, {"source": "s", "driver": "560"}
+    with pytest.raises(vram.Inconclusive, match="driver is None and 560"):
+        compare(recorded("a", [1], environment=one), recorded("b", [1], environment=both), at_most=1)
+    with pytest.raises(vram.Inconclusive, match="driver is 560 and None"):
+        compare(recorded("a", [1], environment=both), recorded("b", [1], environment=one), at_most=1)
+
+
+def test_a_channel_that_nobody_reads_is_inconclusive() -> None:
+    """With that as the reason."""
+    with pytest.raises(vram.Inconclusive, match="a: other was not measured: no meter reads it"):
+        compare(recorded("a", [1]), recorded("b", [1]), "other", at_most=1)
+
+
 def test_what_was_not_measured_alike_is_inconclusive() -> None:
     """An absent channel, or another device: no comparison, and the reason."""
     here, there = recorded("a", [1]), recorded("b", [1], environment={"source": "elsewhere"})
@@ -157,3 +229,10 @@ def test_what_does_not_pair_up_is_refused() -> None:
         compare(recorded("a", [1]), recorded("b", [1]), at_most=1, samples=[1])
     with pytest.raises(ValueError, match="1 or more, got 0 and 0"):
         vram.judge_level([], [], 1)
+    with pytest.raises(ValueError, match="lengths must hold one length a sample, got 2 for 1 samples"):
+        vram.judge_level([1], [1], 1, lengths=[1, 2])
+
+
+def test_one_that_nobody_named_is_called_what_it_is() -> None:
+    """A recording and its reference."""
+    assert str(vram.judge_level([1], [1], 1)).startswith("recording needs 1.000 x to 1.000 x the requested_peak of ref")

@@ -9,15 +9,31 @@ from vram import format_bytes, parse_bytes
 
 @pytest.mark.parametrize(
     ("text", "n_bytes"),
-    [("48 MiB", 48 * 2**20), ("1.5GiB", 3 * 2**29), ("0 B", 0), (" 2 KiB ", 2048), (7, 7), ("0.5 KiB", 512)],
+    [
+        ("48 MiB", 48 * 2**20),
+        ("1.5GiB", 3 * 2**29),
+        ("0 B", 0),
+        (" 2 KiB ", 2048),
+        (7, 7),
+        (0, 0),
+        ("9007199254740993 B", 2**53 + 1),
+        ("0.25 KiB", 256),
+        ("0.5 KiB", 512),
+    ],
 )
 def test_a_size_is_read_in_binary_units(text: str | int, n_bytes: int) -> None:
     """A number with a binary unit, or an int, means exactly those bytes."""
     assert parse_bytes(text) == n_bytes
 
 
+def test_the_units_are_listed() -> None:
+    """What would have been read."""
+    with pytest.raises(ValueError, match="one of B, KiB, MiB, GiB, TiB, as in \"48 MiB\", got '1 KB'"):
+        parse_bytes("1 KB")
+
+
 @pytest.mark.parametrize(
-    "text", ["100 KBx", "1 MB", "MiB", "", "-1 MiB", "1 mib", "1,5 GiB", "0.3 B", -1, True, 1.5, None]
+    "text", ["100 KBx", "1 MB", "MiB", "", "-1 MiB", "1 mib", "1,5 GiB", "0.3 B", "0.15 KiB", -1, True, 1.5, None]
 )
 def test_a_size_that_cannot_be_read_is_refused(text: object) -> None:
     """Decimal units, signs, fractions of a byte and other types are a ValueError that quotes what came."""
