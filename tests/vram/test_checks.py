@@ -100,9 +100,23 @@ def test_a_peak_nobody_measured_is_inconclusive() -> None:
         vram.assert_peak(recorded(requested=flat, absent={"driver": "no driver here"}), "1 MiB", channel="driver")
 
 
+def test_a_recording_is_frozen_short_and_says_what_it_lacks() -> None:
+    """Its figures can't be written to; it prints as one line; a missing channel is a KeyError with the reason."""
+    recording = recorded(requested=flat, requested_peak=flat, absent={"driver": "no driver here"})
+    assert repr(recording) == "<Recording 'mode': 10 laps of 20 samples, requested, requested_peak>"
+    with pytest.raises(ValueError, match="read-only"):
+        recording.channels["requested"][0, 0] = 1
+    with pytest.raises(KeyError, match="driver was not measured: no driver here"):
+        recording.peak_bytes("driver")
+    with pytest.raises(KeyError, match="other was not measured: no meter reads it"):
+        recording.peak_bytes("other")
+
+
 def test_judge_peak_counts_the_tolerance_in() -> None:
     """Exactly limit + tolerance passes."""
     assert vram.judge_peak(2049, 2048, 1) is None
+    assert vram.judge_peak(2048, 2048) is None
+    assert vram.judge_peak(2049, 2048) is not None
     assert str(vram.judge_peak(2050, 2048, 1)) == ("peak 2,050 B (2.00 KiB) is 1 B over the allowed 2,049 B (2.00 KiB)")
 
 

@@ -172,10 +172,18 @@ def test_four_lengths_are_enough_for_a_bend() -> None:
 )
 def test_a_bend_below_the_tolerance_is_none(sagitta_bytes: float, tolerance_bytes: int, bends: bool) -> None:
     """A parabola over 0..4 leaves its chord by c (4 - 0)^2 / 4 = 4c in the middle; a byte of that may be rounding."""
-    lengths = [0, 1, 2, 3, 4]
-    fit = fit_by_length([sagitta_bytes / 4 * n * n for n in lengths], lengths, tolerance_bytes)
+    for lengths in ([0, 1, 2, 3, 4], [4, 5, 6, 7, 8]):
+        fit = fit_by_length([sagitta_bytes / 4 * n * n for n in lengths], lengths, tolerance_bytes)
+        assert fit is not None
+        assert fit.quadratic is bends
+
+
+def test_a_bend_with_noise_is_still_a_bend() -> None:
+    """10 N^2, five more or less: the square explains far more than nine tenths of what a line leaves over."""
+    lengths = list(range(10))
+    fit = fit_by_length([10 * n * n + 5 * (-1) ** n for n in lengths], lengths)
     assert fit is not None
-    assert fit.quadratic is bends
+    assert fit.quadratic
 
 
 def test_the_tolerance_of_a_level_is_its_fit_s_too() -> None:

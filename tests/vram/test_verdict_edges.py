@@ -137,6 +137,19 @@ def test_one_step_gives_a_rate_between_its_samples() -> None:
     """Two laps after warm-up, samples 10 and 30 higher: 20 a lap of two samples, give or take one such difference."""
     verdict = judge_growth([[0, 0], [0, 0], [10, 30]])
     assert (verdict.bytes_per_sample, verdict.low_bytes, verdict.high_bytes) == (10, 5 - 10, 15 + 10)
+    assert not verdict.exact
+
+
+@pytest.mark.parametrize(("laps", "student"), [(24, 2.086), (62, 2.0017)])
+def test_many_steps_give_student_s_interval_of_as_many(laps: int, student: float) -> None:
+    """Steps of 10 and 30 in turn, one sample: 97.5 % quantiles of 20 and of 58 degrees of freedom, from a table."""
+    steps = np.resize([10, 30], laps - 1)
+    steps[0] = 0
+    verdict = judge_growth(np.cumsum([0, *steps]).reshape(-1, 1), base_laps=100)
+    counted = steps[2:]  # from the lap after warm-up and the first rise on
+    error = student * counted.std(ddof=1) * math.sqrt(1.5 / counted.size)
+    assert verdict.high_bytes == pytest.approx(counted.mean() + error + 20 / counted.size, rel=1e-3)
+    assert not verdict.exact
 
 
 def test_two_steps_give_student_s_interval_of_one_degree() -> None:
@@ -159,7 +172,7 @@ def test_the_same_step_everywhere_is_exact() -> None:
     [
         ((10, 0, 0, 0, 0, 0, 0, 0, 0), -10 / 8),  # no rise: all laps
         ((0, 100, 110, 120, 130, 140, 150, 160, 175), 75 / 7),  # undecided: since the first rise
-        ((0, 7, 7, 7, 7, 7, 7, 7, 7), 0),  # stopped: since the last one
+        ((0, 7, 9, 9, 9, 9, 9, 9, 9), 0),  # stopped: since the last one
         ((0, 0, 0, 0, 0, 0, 0, 10, 30), 15),  # too late for a rate of its own: the last three laps
     ],
 )
@@ -218,6 +231,9 @@ def test_what_does_not_grow_has_no_forecast(verdict: Verdict) -> None:
         (leak_from(22, 4, warm_up=1000), 22),
         (leak_from(21, 4, base=10**6), 21),  # nor is the level before
         (by_lap(0, 0, 0, 0, 0, 0, 0, 0, 9), 180),  # a step is where it is, whatever the rate
+        (by_lap(0, 0, 9, 18, 27, 36, 45, 54, 63), 60),
+        (by_lap(0, 0, 0, 9, 18, 27, 36, 45, 54), 80),
+        (by_lap(0, 90, 99, 108, 117, 126, 135, 144, 153), 21),  # never before the first lap that is judged
     ],
 )
 def test_the_onset_is_the_run_that_growth_began_with(readings: npt.NDArray[np.int64], onset: int) -> None:
@@ -232,9 +248,10 @@ def test_the_onset_is_told_for_samples_of_any_size() -> None:
 
 
 def test_a_leak_of_less_than_a_byte_a_run_has_its_onset_too() -> None:
-    """One byte in two runs, from run 90 on."""
-    readings = (np.maximum(np.arange(300) - 90 + 2, 0) // 2).reshape(15, 20)
-    assert judge_growth(readings).onset_run == pytest.approx(90, abs=2)
+    """One byte in two runs, from run 90 on; and from one within the first lap that is judged."""
+    for run in (90, 30):
+        readings = (np.maximum(np.arange(300) - run + 2, 0) // 2).reshape(15, 20)
+        assert judge_growth(readings).onset_run == pytest.approx(run, abs=2)
 
 
 def test_half_of_the_growth_in_the_warm_up_lap_is_growth_since_the_start() -> None:
@@ -244,6 +261,21 @@ def test_half_of_the_growth_in_the_warm_up_lap_is_growth_since_the_start() -> No
     assert judge_growth(readings).onset_run == 0
     readings[0] = 1
     assert judge_growth(readings).onset_run == 21
+
+
+@pytest.mark.parametrize(
+    ("readings", "wanted"),
+    [
+        (by_lap(0, 0, 0, 1), 10),
+        (by_lap(0, 0, 0, 0, 0, 0, 1, 1, 1), 15),
+        (by_lap(*[0] * 13, 20), None),  # the third look is the last
+        (by_lap(0, 0, 0, 0), None),
+        (by_lap(0, 1, 2, 3, 4, 5, 6, 7, 8), None),
+    ],
+)
+def test_more_laps_are_asked_for_while_it_is_undecided(readings: npt.NDArray[np.int64], wanted: int | None) -> None:
+    """Twice the base, then three times."""
+    assert judge_growth(readings).laps_wanted == wanted
 
 
 # -- the whole -------------------------------------------------------------------------------------------------------
@@ -263,7 +295,7 @@ def test_a_short_list_is_judged_in_groups_of_laps() -> None:
 
 def test_the_resolution_of_growth_is_beside_its_trend() -> None:
     """An exact leak hides nothing beside it; without one, what moves does."""
-    assert GROWS.resolution_bytes == 1
+    assert judge_growth(by_lap(*range(0, 9000, 1000))).resolution_bytes == 1
     assert judge_growth(by_lap(0, 100, 0, 100, 0)).resolution_bytes == 2 * 100 // 20 + 1
 
 
