@@ -15,6 +15,7 @@ import torch
 from vram.holders import holder, unfrozen
 from vram.markers import Wanted
 from vram.measuring import measure
+from vram.meters import torch_device
 from vram.units import format_bytes
 
 _TOLD = 3  # kinds of tensors: each holder is a search through every object of the process
@@ -67,7 +68,7 @@ class Leftovers:
     """
 
     def __init__(self, device: str) -> None:
-        self._device = torch.device(device)
+        self._device = torch_device(device)
         # By weak reference: the address of a storage is used again after its end.
         self._before = {address: weakref.ref(storage) for address, (storage, _) in _storages(self._device).items()}
 
@@ -113,5 +114,5 @@ def _storages(device: torch.device) -> dict[int, tuple[Any, str]]:
 
 def _clear_workspaces(device: str) -> None:
     """cuBLAS keeps a workspace for every handle and stream that was ever used: no test's own, and no leak."""
-    if torch.device(device).type == "cuda" and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if device.startswith("cuda") and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch._C._cuda_clearCublasWorkspaces()

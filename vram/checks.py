@@ -11,6 +11,7 @@ from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, PeakExceeded,
 from vram.level import compare
 from vram.peak import judge_peak
 from vram.recording import Recording, judged_figures
+from vram.simulated.cards import Card
 from vram.units import format_bytes, parse_bytes
 from vram.verdict import Forecast, Status, Verdict, judge_growth
 
@@ -56,20 +57,22 @@ def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, V
     return channel, deciding[channel]
 
 
-def assert_stable(recording: Recording, *, save: Callable[[dict[str, Any]], Path] | None = None) -> None:
+def assert_stable(
+    recording: Recording, *, save: Callable[[dict[str, Any]], Path] | None = None, card: Card | None = None
+) -> None:
     """Pass where every exact channel is stable or on a plateau, and the driver's count of this process does not grow.
 
     Other noisy channels are told, and do not decide. Raises MemoryGrowth, Undecided, or Inconclusive where no exact
-    channel was measured. On growth the samples are run again with tracing, and the error names lines and holders;
-    `save` writes the memory viewer's snapshot of that rerun and returns its path. The step and the samples of the
-    recording are let go of then.
+    channel was measured. On growth the samples are run again with tracing, and the error names lines and holders, and
+    when `card` is full (the device's own where it is not named); `save` writes the memory viewer's snapshot of that
+    rerun and returns its path. The step and the samples of the recording are let go of then.
     """
     __tracebackhide__ = True  # pytest then shows the test's own line
     judged = verdicts(recording)
     channel, verdict = overall(recording, judged)
     if verdict.status in ("stable", "plateau"):
         return
-    text = _growth_text(recording, channel, judged)
+    text = _growth_text(recording, channel, judged, card)
     from vram.explaining import explained  # needs torch, which importing vram does not
 
     explanation = explained(recording, peak=channel.endswith("_peak"), save=save)
@@ -139,7 +142,9 @@ def rate_text(verdict: Verdict) -> str:
     return f"{rate} B" if verdict.exact else f"{rate} B ({verdict.low_bytes:,.1f} to {verdict.high_bytes:,.1f})"
 
 
-def _growth_text(recording: Recording, channel: str, judged: Mapping[str, Verdict]) -> list[str]:
+def _growth_text(
+    recording: Recording, channel: str, judged: Mapping[str, Verdict], card: Card | None = None
+) -> list[str]:
     verdict = judged[channel]
     grew = "grows by" if verdict.status == "grows" else "undecided whether it stops growing; so far"
     figures = recording.channels[channel]
@@ -152,7 +157,7 @@ def _growth_text(recording: Recording, channel: str, judged: Mapping[str, Verdic
     if verdict.onset_run is not None:
         lap, sample = divmod(verdict.onset_run, verdict.samples)
         lines.append(f"  since sample {sample} of lap {lap}")
-    lines += _forecast_text(recording, channel, verdict)
+    lines += _forecast_text(recording, channel, verdict, card)
     for other, its in judged.items():
         # A noisy channel has a figure of its own in every run: it is told where it says something.
         if other != channel and (other in recording.exact or its.status == "grows"):
@@ -165,7 +170,7 @@ def _growth_text(recording: Recording, channel: str, judged: Mapping[str, Verdic
     return lines
 
 
-def _forecast_text(recording: Recording, channel: str, verdict: Verdict) -> list[str]:
+def _forecast_text(recording: Recording, channel: str, verdict: Verdict, card: Card | None = None) -> list[str]:
     """When the card is full, where its size is known; else how long a GiB lasts. Empty where nothing grows."""
 
     def words(what: str, forecast: Forecast | None) -> list[str]:
@@ -175,9 +180,10 @@ def _forecast_text(recording: Recording, channel: str, verdict: Verdict) -> list
         spread = f" (95 %: {forecast.earliest:,} to {latest})" if forecast.earliest != forecast.latest else ""
         return [f"  {what} after {forecast.expected:,} samples{spread}"]
 
-    card_bytes = recording.environment.get("device_bytes")
+    card_bytes = recording.environment.get("device_bytes") if card is None else card.total_bytes - card.context_bytes
     if not isinstance(card_bytes, int):
         return words("1 GiB more", verdict.samples_until(2**30))
     in_use = "reserved" if "reserved" in recording.channels else channel
     headroom_bytes = max(0, card_bytes - int(recording.channels[in_use][-1, -1]))
-    return words(f"a card of {format_bytes(card_bytes)} is full", verdict.samples_until(headroom_bytes))
+    which = f"a card of {format_bytes(card_bytes)}" if card is None else f"card {card}"
+    return words(f"{which} is full", verdict.samples_until(headroom_bytes))

@@ -18,6 +18,7 @@ import pytest
 
 from vram.errors import Inconclusive, Undecided
 from vram.markers import HELP, LEAK_FREE, LIMIT, judge, wanted
+from vram.simulated.cards import find_card
 
 if TYPE_CHECKING:
     from vram.markers import Wanted
@@ -25,7 +26,12 @@ if TYPE_CHECKING:
 
 # option, how it is parsed, help. Each has an ini twin of the same name; a default of None lets the ini file speak.
 _OPTIONS = (
-    ("device", "DEVICE", "where to measure: auto, cpu, cuda or cuda:INDEX (default auto: CUDA where there is one)"),
+    (
+        "device",
+        "DEVICE",
+        "where to measure: auto, cpu, cuda, cuda:INDEX or simulated (default auto: CUDA if there is one)",
+    ),
+    ("card", "CARD", "a GPU, or a size as 24GiB: to forecast for; with --vram-device simulated, to simulate"),
     ("laps", "N", "passes over the samples before the first look, warm-up included (default 5)"),
     ("samples", "N", "samples a lap, for suites that let this choose"),
     ("report", "PATH", "write what was measured to this JSON file"),
@@ -52,6 +58,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """Refuse values that cannot be read before anything is collected."""
     for name in ("laps", "samples"):
         _whole(config, name)
+    if _option(config, "card"):
+        try:
+            find_card(_option(config, "card"))
+        except ValueError as error:
+            raise pytest.UsageError(f"--vram-card: {error}") from None
     undecided = _option(config, "undecided")
     if undecided not in (None, "", "fail", "skip"):
         raise pytest.UsageError(f"--vram-undecided must be fail or skip, got {undecided!r}")
@@ -108,6 +119,7 @@ class _Session:
 
             options = SessionOptions(
                 device=self._device(),
+                card=_option(self._config, "card") or None,
                 laps=_whole(self._config, "laps"),
                 samples=_whole(self._config, "samples"),
                 accept=bool(_option(self._config, "accept")),
@@ -132,6 +144,8 @@ class _Session:
             from vram.surfaces import worker_device
 
             named = _option(self._config, "device") or "auto"
+            if named == "simulated" and _option(self._config, "card"):
+                named = f"simulated:{_option(self._config, 'card')}"
             worker = getattr(self._config, "workerinput", {}).get("workerid")
             chosen = worker_device(named, worker, torch.cuda.device_count())
             try:
@@ -140,7 +154,7 @@ class _Session:
                 if worker is not None:  # one that ends would be an internal error of pytest-xdist
                     pytest.fail(f"--vram-device: {error}", pytrace=False)
                 pytest.exit(f"--vram-device: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
-            if chosen != named:
+            if chosen != named:  # never a simulated one
                 torch.cuda.set_device(chosen)
         return self._chosen
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import re
 import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any, TypeVar
 
 import numpy as np
@@ -29,13 +29,15 @@ _Marks = dict[str, dict[str, list[list[list[int]]]]]
 
 @dataclass(frozen=True, eq=False)
 class Replayed:
-    """What a recording was made of: enough to run it again, on the device ("cpu", "cuda:1") it was measured on."""
+    """What a recording was made of: enough to run it again, on the device it was measured on ("cpu", "cuda:1")."""
 
     step: Callable[[Any], object]
     samples: list[Any]
     device: str
 
 
+# pytest then shows the test's own line, and not how a sample was replayed; other errors of a step keep every frame.
+hidden_on_oom = methodcaller("errisinstance", OutOfMemory)
 _replayed: dict[int, Replayed] = {}  # by the recording's id, as long as it lives
 
 
@@ -73,6 +75,7 @@ def replay(
     Raises ValueError for no samples or too few laps, OutOfMemory (with sample, line and bytes) where a step runs out
     of memory; any other exception of `step` comes through unchanged.
     """
+    __tracebackhide__ = hidden_on_oom
     lap_samples = list(samples)
     base_laps = DEFAULT_LAPS if laps is None else laps
     if not lap_samples:
@@ -112,12 +115,8 @@ def _replay(made_of: Replayed, meters: list[Meter], base_laps: int, warmup_laps:
 
 
 def _device_of(meters: Sequence[Meter]) -> str:
-    """The device that tensors are followed on when the samples run again, as the meter that decides names it.
-
-    "cuda", which is any of them, where a meter names several.
-    """
-    named = {device for meter in meters if meter.exact for device in re.findall(r"cuda:\d+", meter.source)}
-    return "cpu" if not named else named.pop() if len(named) == 1 else "cuda"
+    """Where tensors are followed when the samples run again: on the device that decides."""
+    return next((meter.device for meter in meters if meter.exact), "cpu")
 
 
 class _Loop:

@@ -113,9 +113,12 @@ def absences(modes: Sequence[Mapping[str, Any]]) -> list[str]:
             by_reason.setdefault((figure, reason), []).append(mode["mode"])
     besides = max((mode.get("besides_bytes", 0) for mode in modes), default=0)
     others = [f"peaks leave out {format_bytes(besides)} that others held all along"] if besides else []
+    together: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (figure, reason), names in by_reason.items():
+        together.setdefault((reason, tuple(names)), []).append(figure)
     return others + [
-        f"{figure} not measured: {reason}" + ("" if len(names) == len(modes) else f" ({', '.join(names)})")
-        for (figure, reason), names in by_reason.items()
+        f"{', '.join(figures)} not measured: {reason}" + ("" if len(names) == len(modes) else f" ({', '.join(names)})")
+        for (reason, names), figures in together.items()
     ]
 
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vram import checks
 from vram.budgets import Budget, accept, read_budget
+from vram.environment import environment
 from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, OutOfMemory, Undecided
 from vram.level import compare
 from vram.marks import mark
 from vram.measuring import Measurement, measure
-from vram.meters import Meter, default_meters, resolve_device
+from vram.meters import Meter, default_meter, default_meters, resolve_device, torch_device
 from vram.recording import Recording
-from vram.replaying import name_of, replay
+from vram.replaying import hidden_on_oom, name_of, replay
+from vram.simulated.cards import find_card
 from vram.verdict import Verdict
+
+if TYPE_CHECKING:
+    import torch
 
 Sample = TypeVar("Sample")
 
@@ -26,10 +31,11 @@ Sample = TypeVar("Sample")
 class SessionOptions:
     """What the options and their ini twins say. `laps` and `samples` are None where nobody said.
 
-    `snapshots` is the folder that snapshots for PyTorch's memory viewer are written to.
+    `card` is the one to forecast for. Snapshots for PyTorch's memory viewer go into the folder `snapshots`.
     """
 
     device: str = "auto"
+    card: str | None = None
     laps: int | None = None
     samples: int | None = None
     accept: bool = False
@@ -53,8 +59,17 @@ class VramSession:
 
     @property
     def device(self) -> str:
-        """The device measured: "cpu", "cuda" or "cuda:INDEX"."""
+        """The device measured: "cpu", "cuda", "cuda:INDEX" or "simulated:CARD"."""
         return resolve_device(self.options.device)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """Where tensors that are measured live; for a simulated card `cuda:0`."""
+        return torch_device(self.device)
+
+    def on_device(self) -> AbstractContextManager[object]:
+        """Build models inside: a simulated card's tensors must be made there. Elsewhere it changes nothing."""
+        return default_meter(self.device).watching() if self.device.startswith("simulated") else nullcontext()
 
     def replay(
         self,
@@ -67,6 +82,7 @@ class VramSession:
         name: str | None = None,
     ) -> Recording:
         """`vram.replay` on the session's device and laps; an argument comes before an option."""
+        __tracebackhide__ = hidden_on_oom
         try:
             recording = replay(
                 step,
@@ -78,6 +94,7 @@ class VramSession:
             )
         except OutOfMemory as error:
             self.summaries.append(_failed(name or name_of(step), error))
+            self.environment = self.environment or environment([default_meter(self.device)])
             raise
         self._remember(recording)
         return recording
@@ -91,7 +108,11 @@ class VramSession:
         __tracebackhide__ = True
         self._touch(recording)
         try:
-            checks.assert_stable(recording, save=lambda snapshot: self._save(recording.name, snapshot))
+            checks.assert_stable(
+                recording,
+                save=lambda snapshot: self._save(recording.name, snapshot),
+                card=find_card(self.options.card) if self.options.card else None,
+            )
         except (MemoryGrowth, Undecided) as growth:
             if growth.explanation is not None:
                 self._summary(recording)["explanation"] = growth.explanation

@@ -91,6 +91,15 @@ def short_name(qualname: str) -> str:
     return qualname.rpartition("<locals>.")[2]
 
 
+def line_here() -> str:
+    """ "file:line function" of the innermost frame outside torch, vram and the standard library."""
+    frames, frame = [], sys._getframe(1)
+    while frame is not None:
+        frames.append(Frame(frame.f_code.co_filename, frame.f_lineno, short_name(frame.f_code.co_qualname)))
+        frame = frame.f_back  # type: ignore[assignment]
+    return str(telling_frame(frames))
+
+
 def telling_frame(frames: Sequence[Frame]) -> Frame | None:
     """The innermost of `frames` (innermost first) outside torch, vram and the standard library; else the innermost."""
     outside = [frame for frame in frames if not _below(frame)]
@@ -315,6 +324,20 @@ class CudaTracer(TensorTracer):
         return snapshot
 
 
+class SimulatedTracer(TensorTracer):
+    """The same on a simulated card; `watching` runs on it."""
+
+    def __init__(self, cuda: AbstractContextManager[object], device: torch.device) -> None:
+        super().__init__(device)
+        self._cuda = cuda
+
+    @contextmanager
+    def watching(self, run: int) -> Iterator[None]:
+        """As `TensorTracer.watching`, on the card."""
+        with self._cuda, super().watching(run):
+            yield
+
+
 def unclaimed(snapshot: dict[str, Any], device: int | None, pointers: set[int]) -> list[Allocation]:
     """Blocks of a CUDA snapshot in use on `device`, recorded with a stack, whose address is none of `pointers`."""
     found = []
@@ -330,7 +353,11 @@ def unclaimed(snapshot: dict[str, Any], device: int | None, pointers: set[int]) 
 
 
 def tracer_for(device: str) -> TensorTracer:
-    """The tracer of a device, named as `torch.device` takes it."""
+    """The tracer of a device, named as `torch.device` takes it, or "simulated:CARD"."""
+    if device.startswith("simulated"):
+        from vram.simulated.context import DEVICE, simulated_cuda
+
+        return SimulatedTracer(simulated_cuda(device.partition(":")[2]), DEVICE)
     resolved = torch.device(device)
     return CudaTracer(resolved) if resolved.type == "cuda" else TensorTracer(resolved)
 

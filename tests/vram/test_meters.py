@@ -288,7 +288,7 @@ def test_only_requested_channels_are_exact_on_cuda() -> None:
 @pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "cpu:0", "mps", ""])
 def test_a_device_nobody_knows_is_refused(device: str) -> None:
     """The message lists what can be said, and quotes what was."""
-    with pytest.raises(ValueError, match="auto, cpu, cuda or cuda:INDEX, got"):
+    with pytest.raises(ValueError, match="auto, cpu, cuda, cuda:INDEX, simulated or simulated:CARD, got"):
         resolve_device(device)
 
 

@@ -45,6 +45,7 @@ class CudaMeter:
         index = self._cuda.current_device() if parsed.index is None else parsed.index
         self._device = torch.device("cuda", index)
         self._others: list[torch.device] = [] if parsed.index is not None else self._in_use(besides=index)
+        self.device = "cuda" if self._others else str(self._device)
         named = " and ".join(str(each) for each in (self._device, *self._others))
         self.source = f"{'CUDA' if torch.version.hip is None else 'ROCm'} allocator of {named}"
         self.exact = frozenset(_EXACT).union(f"{other} {channel}" for other in self._others for channel in _EXACT)

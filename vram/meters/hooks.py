@@ -109,3 +109,15 @@ def _told(resize: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return wrapped
+
+
+@functools.cache
+def composite(func: Any) -> bool:
+    """Whether an operation is made of others on every device.
+
+    Under inference mode it reaches a dispatch mode whole, and hides what its parts allocate, unless it is taken apart
+    (`func.decompose`).
+    """
+    return func.namespace == "aten" and bool(
+        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    )

@@ -21,6 +21,7 @@ class HostMeter:
     """
 
     source = "RSS of this process"
+    device = "cpu"
     exact: frozenset[str] = frozenset()
     facts: Mapping[str, object] = {}
 

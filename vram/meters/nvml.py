@@ -62,7 +62,7 @@ class NvmlMeter:
         index = self._cuda.current_device() if parsed.index is None else parsed.index
         self._device = torch.device("cuda", index)
         self._identity = identity or this_process()
-        self.source = f"NVML of {self._device}"
+        self.source, self.device = f"NVML of {self._device}", str(self._device)
         self.absent: Mapping[str, str] = {}
         self.facts: dict[str, object] = {}
         self._begun = False

@@ -27,6 +27,7 @@ class TensorMeter:
     """
 
     source = "CPU tensors"
+    device = "cpu"
     exact = frozenset({"requested", "requested_peak", "allocated", "allocated_peak"})
     tolerance_bytes: Mapping[str, int] = {}
     facts: Mapping[str, object] = {}

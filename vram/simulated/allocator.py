@@ -1,0 +1,468 @@
+"""PyTorch's caching allocator for CUDA, as a model that needs neither torch nor a GPU: which block and segment each
+request gets, every figure of `torch.cuda.memory_stats` that follows, and when the card is full.
+
+The rules are those of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h, torch 2.11 to 2.13, default
+settings:
+
+- A request is rounded up to 512 B. Up to 1 MiB it is *small*: segments of 2 MiB. Larger ones below 10 MiB come from
+  segments of 20 MiB, from 10 MiB on from a segment of the request's own size, rounded up to 2 MiB.
+- Small and large requests, and streams, never share a segment. The smallest cached block that fits is taken; of several
+  of that size, the one at the lowest address.
+- What is left of a block is split off where it is at least 512 B (small) or more than 1 MiB (large); else it stays in
+  the block, and `allocated_bytes` counts it. Freed neighbours join at once.
+- Where cudaMalloc fails, every segment that is wholly cached goes back to the card, and it is tried once more (a
+  *retry*); then the request is out of memory, and the segments stay given back.
+
+Assumed of the driver: cudaMalloc hands out whole pages of 2 MiB, which all segments are multiples of, and succeeds
+whenever that much is free: physical memory does not fragment. Each segment's address lies above all earlier ones. A
+card may place them otherwise, and then choose another of two cached blocks of one size.
+
+Not modelled: `record_stream` (a freed block that another stream still uses), CUDA graphs and private pools, peers,
+several devices, `set_per_process_memory_fraction`. Settings that change a figure are refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, insort
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+_MIB = 2**20
+_BLOCK_BYTES = 512  # kMinBlockSize
+_SMALL_BYTES = _MIB  # kSmallSize
+_SMALL_SEGMENT_BYTES = 2 * _MIB  # kSmallBuffer
+_LARGE_SEGMENT_BYTES = 20 * _MIB  # large_segment_size
+_OWN_SEGMENT_BYTES = 10 * _MIB  # kMinLargeAlloc
+_PAGE_BYTES = 2 * _MIB  # kRoundLarge, and the driver's page
+_FIRST_ADDRESS = 0x7F00_0000_0000  # where the driver puts segments on Linux; no figure depends on it
+
+_SETTING = re.compile(r"\s*(\w+)\s*:\s*(\[[^\]]*\]|[^,\[\]]+)\s*(?:,|$)\s*")
+_HARMLESS = {  # what is so anyway
+    "backend": ("native",),
+    "expandable_segments": ("False",),
+    "large_segment_size_mb": ("20",),
+    "per_process_memory_fraction": ("1", "1.0"),
+    "throw_on_cudamalloc_oom": ("False",),
+}
+_NO_FIGURE = {  # host memory, locks, CUDA graphs
+    "pinned_use_background_threads",
+    "pinned_use_cuda_host_register",
+    "pinned_num_register_threads",
+    "pinned_reserve_segment_size_mb",
+    "pinned_max_round_threshold_mb",
+    "pinned_max_cached_size_mb",
+    "pinned_free_catch_all",
+    "release_lock_on_cudamalloc",
+    "graph_capture_record_stream_reuse",
+}
+_REASONS = {
+    "expandable_segments": "segments that grow page by page are not modelled, and reserve other bytes",
+    "backend": "only PyTorch's own allocator is modelled, not the driver's pool",
+}
+
+
+class SimulatedOutOfMemory(Exception):
+    """The card is full. `message`, also `str(error)`, is worded as torch 2.11 to 2.13 words it.
+
+    `requested_bytes` is what the caller wanted, `asked_bytes` what cudaMalloc was asked for and the message says;
+    `tag` is the caller's. All bytes are as they were after the retry.
+    """
+
+    def __init__(
+        self,
+        *,
+        requested_bytes: int,
+        asked_bytes: int,
+        free_bytes: int,
+        total_bytes: int,
+        process_bytes: int,
+        allocated_bytes: int,
+        reserved_bytes: int,
+        tag: Any = None,
+    ) -> None:
+        self.requested_bytes, self.asked_bytes, self.tag = requested_bytes, asked_bytes, tag
+        self.free_bytes, self.total_bytes, self.process_bytes = free_bytes, total_bytes, process_bytes
+        self.allocated_bytes, self.reserved_bytes = allocated_bytes, reserved_bytes
+        super().__init__(self.message)
+
+    @property
+    def reserved_unallocated_bytes(self) -> int:
+        """Cached in segments that are partly in use, so that they could not be given back."""
+        return self.reserved_bytes - self.allocated_bytes
+
+    @property
+    def message(self) -> str:
+        """CUDA's words. Other processes' lines, which need their ids, are left out."""
+        return (
+            f"CUDA out of memory. Tried to allocate {cuda_size(self.asked_bytes)}. GPU 0 has a total capacity of "
+            f"{cuda_size(self.total_bytes)} of which {cuda_size(self.free_bytes)} is free. Including non-PyTorch "
+            f"memory, this process has {cuda_size(self.process_bytes)} memory in use. Of the allocated memory "
+            f"{cuda_size(self.allocated_bytes)} is allocated by PyTorch, and "
+            f"{cuda_size(self.reserved_unallocated_bytes)} is reserved by PyTorch but unallocated. If reserved but "
+            "unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid "
+            "fragmentation.  See documentation for Memory Management  (https://docs.pytorch.org/docs/stable/notes/"
+            "cuda.html#optimizing-memory-usage-with-pytorch-cuda-alloc-conf)"
+        )
+
+
+class Block:
+    """A piece of a segment: in use from `malloc` to `free`, then cached, alone or as part of a larger one.
+
+    `size` is what `allocated_bytes` counts, `requested` what the caller wanted, in bytes; `tag` is the caller's own.
+    Once freed it belongs to the allocator, and its address and size may change.
+    """
+
+    __slots__ = ("address", "allocated", "next", "previous", "requested", "segment", "size", "tag")
+
+    def __init__(self, address: int, size: int, segment: Segment | None) -> None:
+        self.address, self.size, self.segment = address, size, segment
+        self.requested, self.allocated = 0, False
+        self.previous: Block | None = None
+        self.next: Block | None = None
+        self.tag: Any = None
+
+    @property
+    def stream(self) -> int:
+        """The stream it was allocated on; 0 for an empty block, which is on none."""
+        return self.segment.stream if self.segment else 0
+
+    def __repr__(self) -> str:
+        state = "allocated" if self.allocated else "cached"
+        return f"<Block {self.address:#x} {self.size} B {state}, {self.requested} B requested>"
+
+
+class Segment:
+    """What one cudaMalloc returned."""
+
+    __slots__ = ("address", "first", "free", "size", "small", "stream")
+
+    def __init__(self, address: int, size: int, stream: int, small: bool, free: _Free) -> None:
+        self.address, self.size, self.stream, self.small = address, size, stream, small
+        self.free = free  # the cached blocks of its stream and pool
+        self.first = Block(address, size, self)
+
+    def blocks(self) -> Iterator[Block]:
+        """From the lowest address to the highest."""
+        block: Block | None = self.first
+        while block is not None:
+            yield block
+            block = block.next
+
+
+@dataclass(frozen=True)
+class Stat:
+    """Now, and the most since the peaks were reset."""
+
+    current: int = 0
+    peak: int = 0
+
+
+@dataclass(frozen=True)
+class Stats:
+    """`torch.cuda.memory_stats`, the `all` pool: bytes, then counts. Active is allocated: no other stream waits."""
+
+    allocated_bytes: Stat
+    requested_bytes: Stat
+    reserved_bytes: Stat
+    active_bytes: Stat
+    inactive_split_bytes: Stat
+    allocations: Stat
+    segments: Stat
+    active: Stat
+    inactive_split: Stat
+    alloc_retries: int
+    ooms: int
+
+
+# Of one pool and stream, ascending; addresses differ, so that blocks are never compared.
+_Free = list[tuple[int, int, Block]]
+_FIGURES = (
+    "allocated_bytes",
+    "requested_bytes",
+    "reserved_bytes",
+    "inactive_split_bytes",
+    "allocations",
+    "segments",
+    "inactive_split",
+)
+
+
+class CachingAllocator:
+    """One device of `capacity_bytes`, of which its CUDA context and other processes take theirs from the start.
+
+    `settings` is the text of PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF; a ValueError names what would change a
+    figure. The attributes called as in `Stats` are the current figures, cheaper than `stats`. `observer`, if set, is
+    called with ("malloc", block), ("free", block) before the block is freed, and ("empty_cache", None).
+    """
+
+    def __init__(
+        self, capacity_bytes: int, context_bytes: int = 0, other_bytes: int = 0, *, settings: str = ""
+    ) -> None:
+        if min(capacity_bytes, context_bytes, other_bytes) < 0 or context_bytes + other_bytes > capacity_bytes:
+            raise ValueError(
+                "capacity_bytes must hold context_bytes and other_bytes, none negative, got "
+                f"{capacity_bytes}, {context_bytes} and {other_bytes}"
+            )
+        refuse_settings(settings)
+        self.capacity_bytes, self.context_bytes, self.other_bytes = capacity_bytes, context_bytes, other_bytes
+        self.observer: Callable[[str, Block | None], None] | None = None
+        self.allocated_bytes = self.requested_bytes = self.reserved_bytes = self.inactive_split_bytes = 0
+        self.allocations = self.segments = self.inactive_split = 0
+        self._peak_allocated_bytes = self._peak_requested_bytes = self._peak_reserved_bytes = 0
+        self._peak_inactive_split_bytes = self._peak_allocations = self._peak_segments = self._peak_inactive_split = 0
+        self._retries = self._ooms = 0
+        self._free: dict[tuple[bool, int], _Free] = {}
+        self._segments: dict[int, Segment] = {}  # by address; in the order of addresses
+        self._next_address = _FIRST_ADDRESS
+
+    @property
+    def free_bytes(self) -> int:
+        """What cudaMemGetInfo calls free."""
+        return self.capacity_bytes - self.context_bytes - self.other_bytes - self.reserved_bytes
+
+    def malloc(self, n_bytes: int, stream: int = 0, tag: Any = None) -> Block:
+        """A block of at least `n_bytes`. Zero bytes give an empty block at address 0 that no figure counts.
+
+        Raises SimulatedOutOfMemory, after all segments that are wholly cached were given back.
+        """
+        if n_bytes <= 0:
+            if n_bytes < 0:
+                raise ValueError(f"n_bytes must not be negative, got {n_bytes}")
+            empty = Block(0, 0, None)
+            empty.allocated = True
+            return empty
+        size = -(-n_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+        small = size <= _SMALL_BYTES
+        free = self._free.get((small, stream))
+        if free is None:
+            free = self._free[small, stream] = []
+        at = bisect_left(free, (size,))
+        found = free.pop(at)[2] if at < len(free) else self._new_segment(size, stream, small, free, n_bytes, tag)
+
+        segment, previous, rest = found.segment, found.previous, found.size - size
+        assert segment is not None
+        if previous is not None or found.next is not None:
+            self.inactive_split_bytes -= found.size
+            self.inactive_split -= 1
+        if rest < _BLOCK_BYTES if small else rest <= _SMALL_BYTES:
+            block = Block(found.address, found.size, segment)
+            after = found.next
+        else:
+            block = Block(found.address, size, segment)
+            after = found
+            found.address += size
+            found.size = rest
+            insort(free, (rest, found.address, found))
+            self.inactive_split_bytes += rest
+            self.inactive_split += 1
+            self._see_inactive()
+        block.previous, block.next = previous, after
+        if previous is None:
+            segment.first = block
+        else:
+            previous.next = block
+        if after is not None:
+            after.previous = block
+        block.allocated, block.requested, block.tag = True, n_bytes, tag
+
+        self.allocated_bytes += block.size
+        self.requested_bytes += n_bytes
+        self.allocations += 1
+        if self.allocated_bytes > self._peak_allocated_bytes:
+            self._peak_allocated_bytes = self.allocated_bytes
+        if self.requested_bytes > self._peak_requested_bytes:
+            self._peak_requested_bytes = self.requested_bytes
+        if self.allocations > self._peak_allocations:
+            self._peak_allocations = self.allocations
+        if self.observer is not None:
+            self.observer("malloc", block)
+        return block
+
+    def free(self, block: Block) -> None:
+        """Put `block` back into the cache. Raises ValueError where it is not in use (freed before)."""
+        if not block.allocated:
+            raise ValueError(f"a block must be freed once, got {block!r}")
+        if block.segment is None:
+            block.allocated = False
+            return
+        if self.observer is not None:
+            self.observer("free", block)
+        block.allocated = False
+        block.tag = None
+        free = block.segment.free
+        self.allocated_bytes -= block.size
+        self.requested_bytes -= block.requested
+        self.allocations -= 1
+        previous, after = block.previous, block.next
+        if previous is not None and not previous.allocated:
+            self._uncache(previous, free)
+            previous.size += block.size
+            previous.next = after
+            if after is not None:
+                after.previous = previous
+            block = previous
+        if after is not None and not after.allocated:
+            self._uncache(after, free)
+            block.size += after.size
+            block.next = after.next
+            if after.next is not None:
+                after.next.previous = block
+        insort(free, (block.size, block.address, block))
+        if block.previous is not None or block.next is not None:
+            self.inactive_split_bytes += block.size
+            self.inactive_split += 1
+            self._see_inactive()
+
+    def empty_cache(self) -> None:
+        """Give every segment that is wholly cached back to the card."""
+        if self.observer is not None:
+            self.observer("empty_cache", None)
+        self._release_segments()
+
+    def reset_peak(self) -> None:
+        """Let every peak start again from the current figure."""
+        for name in _FIGURES:
+            setattr(self, f"_peak_{name}", getattr(self, name))
+
+    @property
+    def stats(self) -> Stats:
+        """All figures, with their peaks."""
+        stats = {name: Stat(getattr(self, name), getattr(self, f"_peak_{name}")) for name in _FIGURES}
+        return Stats(
+            **stats,
+            active_bytes=stats["allocated_bytes"],
+            active=stats["allocations"],
+            alloc_retries=self._retries,
+            ooms=self._ooms,
+        )
+
+    def blocks(self) -> Iterator[Block]:
+        """Every block, in use or cached, by address."""
+        for segment in self._segments.values():
+            yield from segment.blocks()
+
+    def snapshot(self, frames: Callable[[Any], list[dict[str, Any]]] | None = None) -> dict[str, Any]:
+        """What is alive, as `torch.cuda.memory._snapshot()` has it: PyTorch's memory viewer opens it.
+
+        `frames` turns a block's tag into its stack, [{"filename", "line", "name"}, ...]; without it there are none.
+        """
+        return {
+            "segments": [_segment_entry(segment, frames) for segment in self._segments.values()],
+            "device_traces": [[]],
+            "allocator_settings": {"expandable_segments": False},
+            "external_annotations": [],
+        }
+
+    def _new_segment(self, size: int, stream: int, small: bool, free: _Free, n_bytes: int, tag: Any) -> Block:
+        asked_bytes = segment_bytes(size)
+        if asked_bytes > self.free_bytes:
+            self._release_segments()
+            self._retries += 1
+            if asked_bytes > self.free_bytes:
+                self._ooms += 1
+                raise SimulatedOutOfMemory(
+                    requested_bytes=n_bytes,
+                    asked_bytes=asked_bytes,
+                    free_bytes=self.free_bytes,
+                    total_bytes=self.capacity_bytes,
+                    process_bytes=self.context_bytes + self.reserved_bytes,
+                    allocated_bytes=self.allocated_bytes,
+                    reserved_bytes=self.reserved_bytes,
+                    tag=tag,
+                )
+        segment = Segment(self._next_address, asked_bytes, stream, small, free)
+        self._segments[segment.address] = segment
+        self._next_address += asked_bytes
+        self.reserved_bytes += asked_bytes
+        self.segments += 1
+        self._peak_reserved_bytes = max(self._peak_reserved_bytes, self.reserved_bytes)
+        self._peak_segments = max(self._peak_segments, self.segments)
+        return segment.first
+
+    def _release_segments(self) -> None:
+        for segment in list(self._segments.values()):
+            first = segment.first
+            if first.next is None and not first.allocated:
+                free = segment.free
+                del free[bisect_left(free, (first.size, first.address))]
+                del self._segments[segment.address]
+                self.reserved_bytes -= segment.size
+                self.segments -= 1
+
+    def _uncache(self, block: Block, free: _Free) -> None:
+        """Take a cached neighbour, so part of a split segment, out of the cache."""
+        del free[bisect_left(free, (block.size, block.address))]
+        self.inactive_split_bytes -= block.size
+        self.inactive_split -= 1
+
+    def _see_inactive(self) -> None:
+        if self.inactive_split_bytes > self._peak_inactive_split_bytes:
+            self._peak_inactive_split_bytes = self.inactive_split_bytes
+        if self.inactive_split > self._peak_inactive_split:
+            self._peak_inactive_split = self.inactive_split
+
+
+def _segment_entry(segment: Segment, frames: Callable[[Any], list[dict[str, Any]]] | None) -> dict[str, Any]:
+    blocks = list(segment.blocks())
+    used = [block for block in blocks if block.allocated]
+    used_bytes = sum(block.size for block in used)
+    return {
+        "device": 0,
+        "address": segment.address,
+        "total_size": segment.size,
+        "allocated_size": used_bytes,
+        "active_size": used_bytes,
+        "requested_size": sum(block.requested for block in used),
+        "stream": segment.stream,
+        "segment_type": "small" if segment.small else "large",
+        "segment_pool_id": (0, 0),
+        "is_expandable": False,
+        "frames": [],
+        "blocks": [
+            {
+                "address": block.address,
+                "size": block.size,
+                "requested_size": block.requested if block.allocated else 0,
+                "state": "active_allocated" if block.allocated else "inactive",
+                "frames": frames(block.tag) if frames and block.allocated else [],
+            }
+            for block in blocks
+        ],
+    }
+
+
+def segment_bytes(block_bytes: int) -> int:
+    """What cudaMalloc is asked for, for a block of that size (rounded to 512 B)."""
+    if block_bytes <= _SMALL_BYTES:
+        return _SMALL_SEGMENT_BYTES
+    if block_bytes < _OWN_SEGMENT_BYTES:
+        return _LARGE_SEGMENT_BYTES
+    return -(-block_bytes // _PAGE_BYTES) * _PAGE_BYTES
+
+
+def cuda_size(n_bytes: int) -> str:
+    """Bytes as the allocator's messages write them: 1024 of a unit are still that unit."""
+    if n_bytes <= 2**10:
+        return f"{n_bytes} bytes"
+    if n_bytes <= 2**20:
+        return f"{n_bytes / 2**10:.2f} KiB"
+    return f"{n_bytes / 2**20:.2f} MiB" if n_bytes <= 2**30 else f"{n_bytes / 2**30:.2f} GiB"
+
+
+def refuse_settings(text: str) -> None:
+    """Raise ValueError for a setting of PYTORCH_ALLOC_CONF that could change a figure."""
+    rest = text.strip()
+    while rest:
+        match = _SETTING.match(rest)
+        if match is None:
+            raise ValueError(f"an allocator setting must be written name:value, name:value, got {text!r}")
+        name, value = match[1], match[2].strip()
+        if value not in _HARMLESS.get(name, ()) and name not in _NO_FIGURE:
+            why = _REASONS.get(name, "it is not modelled")
+            raise ValueError(
+                f"simulated CUDA must run with the allocator's default settings, got {name}:{value} ({why}): take it "
+                "out of PYTORCH_ALLOC_CONF and PYTORCH_CUDA_ALLOC_CONF, or measure on a GPU"
+            )
+        rest = rest[match.end() :]

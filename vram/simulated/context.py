@@ -1,0 +1,173 @@
+"""A simulated CUDA device: fake tensors, whose storages are followed into a model of the caching allocator."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+import weakref
+from contextlib import ExitStack
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from vram.meters.hooks import composite
+from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory
+from vram.simulated.answers import answering
+from vram.simulated.attention import FusedAttention
+from vram.simulated.cards import Card, find_card
+from vram.simulated.guard import check, cuda_guard
+from vram.simulated.shadows import Shadows, tensors
+
+DEVICE = torch.device("cuda", 0)
+TOKEN = 7  # what argmax and multinomial choose: no end of a sentence, in any tokenizer we know of
+_TESTED = ("2.11", "2.13")
+_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_aten = torch.ops.aten
+_MATMULS = {_aten.mm.default, _aten.bmm.default, _aten.addmm.default, _aten.baddbmm.default, _aten.addbmm.default}
+_WORKSPACE_BYTES = 8_519_680
+_HOPPER_WORKSPACE_BYTES = 32 * 2**20  # compute capability 9.0, 10.0, 12.0
+
+
+class SimulatedCuda:
+    """One card. Inside `with`, tensors on `cuda:0` have no bytes, and PyTorch's figures of memory are the card's.
+
+    Enter it as often as you like: what is alive stays so. Models must be built inside. Values are known where they
+    decide (see `vram.simulated.shadows`). Where there is no room, `torch.OutOfMemoryError` says it in CUDA's words.
+
+    Not modelled: several streams or threads, CUDA graphs, quantised kernels, scratch memory of kernels beside cuBLAS's
+    workspace, cuDNN's attention, backward passes (refused), settings of the allocator (refused).
+    """
+
+    def __init__(self, card: Card | str, *, cublas_workspace: bool = True, token: int = TOKEN) -> None:
+        """`cublas_workspace`: counted at the first matrix product. `token`: what generation chooses."""
+        check()
+        _warn_untested()
+        self.card = find_card(card) if isinstance(card, str) else card
+        settings = next((os.environ[name] for name in _SETTINGS if os.environ.get(name)), "")
+        self.allocator = CachingAllocator(self.card.total_bytes, self.card.context_bytes, settings=settings)
+        self.device = DEVICE
+        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._shadows = Shadows(self._mode, token)
+        self._blocks: dict[int, tuple[int, Block]] = {}  # by storage address: bytes, block
+        self._ends: dict[int, weakref.ref[Any]] = {}
+        self._wants_workspace = cublas_workspace
+        self._depth = 0
+        self._modes = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._depth == 0:
+            with ExitStack() as stack:
+                stack.enter_context(cuda_guard())
+                # First: entered on a card, fake tensors would try to initialise it.
+                stack.enter_context(self._mode)
+                stack.enter_context(answering(self.card, self.allocator, self._mode))
+                stack.enter_context(_Follow(self))
+                stack.enter_context(_Indexed())
+                stack.enter_context(FusedAttention(self.card.compute_capability))
+                self._modes = stack.pop_all()
+        self._depth += 1
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._depth -= 1
+        if self._depth == 0:
+            self._modes.close()
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """One operation: its result is followed, and its storage taken from the allocator."""
+        if any(not isinstance(tensor, FakeTensor) for tensor in tensors((args, kwargs))):
+            args, kwargs = self._shadows.faked(args), self._shadows.faked(kwargs)
+        result = self._shadows.run(func, args, kwargs)
+        for tensor in tensors(result):
+            self._see(tensor)
+        if self._wants_workspace and func in _MATMULS and any(each.device == DEVICE for each in tensors(result)):
+            self._wants_workspace = False  # it stays for good, as no tensor's
+            hopper = self.card.compute_capability in ((9, 0), (10, 0), (12, 0))
+            self._take(_HOPPER_WORKSPACE_BYTES if hopper else _WORKSPACE_BYTES)
+        return result
+
+    def _see(self, tensor: Tensor) -> None:
+        if tensor.device != DEVICE:
+            return
+        try:
+            storage = tensor.untyped_storage()
+        except (NotImplementedError, RuntimeError):
+            return  # sparse: its parts are seen by themselves
+        address, n_bytes = storage._cdata, storage.nbytes()
+        known = self._blocks.get(address)
+        if known is not None and known[0] == n_bytes:
+            return
+        block = self._take(n_bytes)
+        if known is None:
+            self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
+        else:  # resized in place: the new block is there before the old one goes
+            self.allocator.free(known[1])
+        self._blocks[address] = n_bytes, block
+
+    def _take(self, n_bytes: int) -> Block:
+        try:
+            return self.allocator.malloc(n_bytes)
+        except SimulatedOutOfMemory as error:
+            message = str(error)
+        raise torch.OutOfMemoryError(message)
+
+    def _forget(self, address: int) -> None:
+        self._ends.pop(address, None)
+        known = self._blocks.pop(address, None)
+        if known is not None:
+            self.allocator.free(known[1])
+
+
+@functools.cache
+def simulated_cuda(card: str) -> SimulatedCuda:
+    """The one simulated device of that card in this process; made when it is first asked for."""
+    return SimulatedCuda(card)
+
+
+class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self, cuda: SimulatedCuda) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._cuda = cuda
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if composite(func):
+            with self:  # what it is made of is what allocates
+                return func.decompose(*args, **(kwargs or {}))
+        return self._cuda.run(func, args, kwargs or {})
+
+
+class _Indexed(TorchFunctionMode):
+    """ "cuda" is cuda:0: a torch without CUDA would take it for the meta device, in silence."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is torch.device:
+            return _with_index(func(*args, **kwargs))
+        if func is torch.Tensor.cuda:
+            return args[0].to(DEVICE)
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = DEVICE
+        args = tuple(DEVICE if isinstance(value, str) and value == "cuda" else value for value in args)
+        args, kwargs = tree_map_only(torch.device, _with_index, (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _with_index(device: torch.device) -> torch.device:
+    return DEVICE if device.type == "cuda" and device.index is None else device
+
+
+@functools.cache
+def _warn_untested() -> None:
+    version = ".".join(str(torch.__version__).split(".")[:2])
+    if version not in _TESTED:
+        warnings.warn(
+            f"simulated CUDA is tested with torch {' and '.join(_TESTED)}, not {torch.__version__}: unchecked are fake "
+            "tensors, the dispatch of composite operations and the allocator's rules",
+            stacklevel=4,
+        )

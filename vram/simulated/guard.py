@@ -1,0 +1,51 @@
+"""Lets a torch that was built without CUDA handle fake tensors on `cuda:0`: slicing, copies, `nonzero`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+_REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"  # c10::impl::device_guard_impl_registry
+_CUDA, _META = 1, 14  # c10::DeviceType
+
+
+@contextmanager
+def cuda_guard() -> Iterator[None]:
+    """Inside, the CUDA slot of c10's registry of device guards holds the one for meta tensors, which does nothing.
+
+    A torch that was built with CUDA has its own, and is left alone. Raises RuntimeError without it.
+    """
+    if _built_with_cuda():
+        yield
+        return
+    slots = _slots()
+    before, slots[_CUDA] = slots[_CUDA], slots[_META]
+    try:
+        yield
+    finally:
+        slots[_CUDA] = before
+
+
+def check() -> None:
+    """Raises RuntimeError, with the name of what is missing, where this torch can't be simulated on."""
+    if not _built_with_cuda() and not _slots()[_META]:
+        raise RuntimeError("torch has no device guard for meta tensors, which simulated CUDA borrows")
+
+
+def _built_with_cuda() -> bool:
+    return torch.version.cuda is not None or torch.version.hip is not None
+
+
+def _slots() -> ctypes.Array[ctypes.c_void_p]:
+    name = "c10.dll" if (Path(torch.__file__).parent / "lib" / "c10.dll").exists() else "libc10.so"
+    library = Path(torch.__file__).parent / "lib" / name
+    if not library.exists():
+        library = library.with_suffix(".dylib")
+    try:
+        return (ctypes.c_void_p * (_META + 1)).in_dll(ctypes.CDLL(str(library)), _REGISTRY)
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"torch {torch.__version__} has no {_REGISTRY} (device guards): {error}") from None

@@ -1,0 +1,177 @@
+"""Values where they decide: small integer and boolean tensors are computed for real, beside the fake ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map, tree_map_only
+
+_aten = torch.ops.aten
+_MOST_ELEMENTS = 2**20
+_MOST_FLOATS = 16  # a scale, a temperature; never activations
+_KINDS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_FACTORIES = {
+    f"aten::{name}" for name in ("arange", "empty", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros")
+}
+_SHADOW = "_vram_shadow"
+_CPU = torch.device("cpu")
+
+
+class UnknownValue(RuntimeError):
+    """A value was asked for that a simulation does not have: it depends on activations."""
+
+
+class Shadows:
+    """What fake tensors of a mode hold, as far as it is known.
+
+    Known are inputs that were real, and whatever is computed from known ones alone, as long as it is integer or boolean
+    (or a handful of floats) and has at most 2^20 elements. Where a choice among activations is an index (argmax,
+    multinomial, topk, sort) it is assumed: `token` for the first two, the first positions for the others.
+    """
+
+    def __init__(self, mode: FakeTensorMode, token: int) -> None:
+        self._mode, self.token = mode, token
+        self._spoiled: set[int] = set()  # storages of shadows that something unknown was written into
+
+    def faked(self, value: Any) -> Any:
+        """`value` with every real tensor made fake; what it held stays known."""
+        return tree_map_only(Tensor, self._fake, value)
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The operation on fake tensors; on values, where it asks for them. Raises UnknownValue."""
+        known = self._on_values(func, args, kwargs)
+        if func is _aten._local_scalar_dense.default:
+            return self._or_unknown(func, known)
+        try:
+            result = func(*args, **kwargs)
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            device = next((tensor.device for tensor in tensors((args, kwargs))), _CPU)
+            return self._made(self._or_unknown(func, known), device)
+        self._attach(func, result, known)
+        return result
+
+    def of(self, tensor: Tensor) -> Tensor | None:
+        """What `tensor` holds, on the CPU; None where that is not known."""
+        value: Tensor | None = getattr(tensor, _SHADOW, None)
+        return None if value is None or value.untyped_storage()._cdata in self._spoiled else value
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        fake = self._mode.from_tensor(tensor)
+        with _disable_current_modes():
+            value = tensor.detach().clone() if _worth(tensor.dtype, tensor.numel()) else None
+        if value is not None:
+            setattr(fake, _SHADOW, value)
+        return fake
+
+    def _on_values(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The same operation on what its arguments hold; None where that is not known."""
+        found = list(tensors((args, kwargs)))
+        values = [self.of(tensor) for tensor in found]
+        known = all(value is not None for value in values) if found else _plain_factory(func, args, kwargs)
+        if not known or torch.Tag.nondeterministic_seeded in func.tags:
+            self._spoil(func, args)
+            return None
+        real_args, real_kwargs = tree_map(self._real, (args, kwargs))
+        if "device" in real_kwargs:
+            real_kwargs["device"] = _CPU
+        real_kwargs.pop("pin_memory", None)
+        with _disable_current_modes():
+            try:
+                return func(*real_args, **real_kwargs)
+            except (NotImplementedError, RuntimeError):
+                self._spoil(func, args)
+                return None
+
+    def _real(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return self.of(value)
+        return _CPU if isinstance(value, torch.device) else value
+
+    def _spoil(self, func: Any, args: Any) -> None:
+        """What is written into with something unknown is not known any more, nor is any view of it."""
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
+                shadow = getattr(value, _SHADOW, None)
+                if shadow is not None:
+                    self._spoiled.add(shadow.untyped_storage()._cdata)
+
+    def _or_unknown(self, func: Any, known: Any) -> Any:
+        if known is not None:
+            return known
+        from vram.tracing import line_here
+
+        raise UnknownValue(
+            f"{func} at {line_here()} needs a value that depends on activations, which a simulation does not have: "
+            "keep it on the device, or give the step what it would be"
+        )
+
+    def _made(self, value: Any, device: torch.device) -> Any:
+        """Fake tensors of the shape of known ones."""
+        if isinstance(value, Tensor):
+            fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+            if _worth(value.dtype, value.numel()):
+                setattr(fake, _SHADOW, value)
+            return fake
+        return type(value)(self._made(each, device) for each in value) if isinstance(value, list | tuple) else value
+
+    def _attach(self, func: Any, result: Any, known: Any) -> None:
+        if isinstance(result, list | tuple):
+            for index, each in enumerate(result):
+                self._attach(func, each, known[index] if isinstance(known, list | tuple) else None)
+        elif isinstance(result, Tensor):
+            value = self._assumed(func, result) if known is None else known
+            if isinstance(value, Tensor) and value.shape == result.shape and _worth(value.dtype, value.numel()):
+                setattr(result, _SHADOW, value)
+
+    def _assumed(self, func: Any, result: Tensor) -> Tensor | None:
+        if result.dtype != torch.int64 or not _worth(result.dtype, result.numel()):
+            return None
+        name = func._schema.name
+        with _disable_current_modes():
+            if name in ("aten::argmax", "aten::multinomial"):
+                return torch.full(result.shape, self.token)
+            if name in ("aten::topk", "aten::sort") and result.dim():
+                return torch.arange(result.shape[-1]).expand(result.shape).clone()
+            if name in ("aten::max", "aten::min"):
+                return torch.zeros(result.shape, dtype=torch.int64)
+        return None
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors(part)
+    elif isinstance(value, dict):
+        yield from tensors(list(value.values()))
+
+
+def _worth(dtype: torch.dtype, elements: int) -> bool:
+    return elements <= (_MOST_ELEMENTS if dtype in _KINDS else _MOST_FLOATS)
+
+
+def _plain_factory(func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether it makes a small tensor from nothing."""
+    if func._schema.name not in _FACTORIES:
+        return False
+    numbers = [value for value in args if isinstance(value, int | float)]
+    if func._schema.name in ("aten::arange", "aten::eye", "aten::linspace"):
+        return all(abs(number) <= _MOST_ELEMENTS for number in numbers)
+    size = args[0] if args and isinstance(args[0], list | tuple) else ()
+    dtype = kwargs.get("dtype") or (torch.int64 if func._schema.name == "aten::full" and type(args[1]) is int else None)
+    return _worth(dtype or torch.float32, math.prod(size))

@@ -1,0 +1,218 @@
+"""What an allocator was asked, written down so that another can be asked the same: on another card, or a hundred times.
+
+    recorder = Recorder(allocator)              # before anything is allocated
+    model = build()
+    setup = recorder.cut("setup")
+    for length, sample in one_sample_of_each_length:
+        output = step(sample)
+        traces[length] = recorder.cut()         # `output` is still alive
+        del output
+        recorder.cut()                          # what that freed is no part of a sample
+
+    replay = Replay(CachingAllocator(card.total_bytes, card.context_bytes))
+    replay.play(setup)
+    previous = None
+    for length in lengths:
+        played = replay.play(traces[length])
+        replay.drop(previous)                   # as in `output = step(sample)`: the old one goes after the new one came
+        previous = played
+
+Blocks are known by the trace that allocated them and their number in it, never by address. A trace may free blocks of
+earlier ones: those of a trace cut with a name are found by that name, also where the trace so called is of another
+recording; others by how many traces ago they were left, and then the trace played so long ago must have left a block of
+that number and size. Where lengths differ, cut before and after the free, and `drop`.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory
+
+
+@dataclass(frozen=True)
+class _Outside:
+    """A block of another trace: that of the name, else the one played `back` traces ago."""
+
+    trace: str
+    back: int
+    number: int
+    size: int  # as requested, in bytes
+
+
+@dataclass(eq=False)
+class Trace:
+    """One piece of a recording. Compact: 8 B an operation, and what is rare in dictionaries."""
+
+    name: str = ""
+    # Above 0: a malloc of so many bytes. Below: the free of this trace's malloc number -op - 1. 0: see `others`.
+    ops: array[int] = field(default_factory=lambda: array("q"))
+    others: dict[int, _Outside | str] = field(default_factory=dict)  # by position in `ops`
+    streams: dict[int, int] = field(default_factory=dict)  # by number of the malloc; 0 where absent
+    tags: list[Any] = field(default_factory=list)  # by number of the malloc
+
+    def __len__(self) -> int:
+        return len(self.ops)
+
+
+@dataclass(frozen=True)
+class Played:
+    """What one play did to the allocator; bytes, as `torch.cuda` would say them. Peaks are of this play alone.
+
+    `peak_position` is the operation at which the allocated peak was first reached. `oom`, if the card was full at
+    operation `position`: nothing after it was played, and what the trace had allocated is in `left`.
+    """
+
+    trace: Trace
+    allocated_peak_bytes: int
+    requested_peak_bytes: int
+    reserved_peak_bytes: int
+    allocated_bytes: int
+    requested_bytes: int
+    reserved_bytes: int
+    position: int
+    peak_position: int
+    left: dict[int, Block]  # by number of the malloc; drops out when freed
+    oom: SimulatedOutOfMemory | None = None
+
+
+class Recorder:
+    """Writes down what `allocator` is asked, from now on; nothing may be allocated yet. One at a time."""
+
+    def __init__(self, allocator: CachingAllocator) -> None:
+        if allocator.observer is not None or allocator.allocations:
+            raise ValueError(
+                "a recorder must be the first observer of an allocator with nothing allocated, got one with "
+                f"{'an observer' if allocator.observer is not None else f'{allocator.allocations} blocks'}"
+            )
+        self._allocator = allocator
+        self._places: dict[Block, tuple[int, int]] = {}  # which trace, which malloc of it
+        self._names: list[str] = []
+        self._trace = Trace()
+        allocator.observer = self._note
+
+    @property
+    def position(self) -> int:
+        """How many operations the trace has so far: a place to come back to, as where a token ends."""
+        return len(self._trace)
+
+    def cut(self, name: str = "") -> Trace:
+        """What was asked since the last cut. `name`, given once in a recording, is for what later ones refer to."""
+        if name and name in self._names:
+            raise ValueError(f"a trace's name must be new in its recording, got {name!r} again")
+        trace, self._trace = self._trace, Trace()
+        trace.name = name
+        self._names.append(name)
+        for position, other in trace.others.items():
+            if isinstance(other, _Outside) and self._names[len(self._names) - 1 - other.back]:
+                named = self._names[len(self._names) - 1 - other.back]
+                trace.others[position] = _Outside(named, 0, other.number, other.size)
+        return trace
+
+    def stop(self) -> None:
+        """Write down no more."""
+        self._allocator.observer = None
+
+    def _note(self, action: str, block: Block | None) -> None:
+        trace, current = self._trace, len(self._names)
+        if block is None:
+            trace.others[len(trace)] = action
+            trace.ops.append(0)
+        elif action == "malloc":
+            number = len(trace.tags)
+            self._places[block] = current, number
+            if block.stream:
+                trace.streams[number] = block.stream
+            trace.tags.append(block.tag)
+            trace.ops.append(block.requested)
+        else:
+            index, number = self._places.pop(block)
+            if index == current:
+                trace.ops.append(-number - 1)
+            else:
+                trace.others[len(trace)] = _Outside("", current - index, number, block.requested)
+                trace.ops.append(0)
+
+
+class Replay:
+    """Plays traces on `allocator`, one after the other; its peaks are reset by each play."""
+
+    def __init__(self, allocator: CachingAllocator) -> None:
+        self._allocator = allocator
+        self._played: list[dict[int, Block]] = []  # what each left
+        self._named: dict[str, dict[int, Block]] = {}
+
+    def play(self, trace: Trace, until: int | None = None) -> Played:
+        """Ask all that `trace` asked, or its first `until` operations. The card being full ends it, and is in `oom`.
+
+        Raises ValueError where the trace frees what the traces before it, as played, did not leave.
+        """
+        allocator = self._allocator
+        allocator.reset_peak()
+        alive: dict[int, Block] = {}
+        number = position = peak_position = 0
+        peak_bytes = allocator.allocated_bytes
+        oom = None
+        malloc, free, tags, streams = allocator.malloc, allocator.free, trace.tags, trace.streams
+        for position, op in enumerate(trace.ops if until is None else trace.ops[:until]):
+            if op > 0:
+                try:
+                    alive[number] = malloc(op, streams.get(number, 0), tags[number])
+                except SimulatedOutOfMemory as error:
+                    oom = error
+                    break
+                number += 1
+                if allocator.allocated_bytes > peak_bytes:
+                    peak_bytes, peak_position = allocator.allocated_bytes, position
+            elif op < 0:
+                free(alive.pop(-op - 1))
+            else:
+                self._other(trace, position)
+        else:
+            position = len(trace) if until is None else min(until, len(trace))
+        self._played.append(alive)
+        if trace.name:
+            self._named[trace.name] = alive
+        stats = allocator.stats
+        return Played(
+            trace=trace,
+            allocated_peak_bytes=stats.allocated_bytes.peak,
+            requested_peak_bytes=stats.requested_bytes.peak,
+            reserved_peak_bytes=stats.reserved_bytes.peak,
+            allocated_bytes=stats.allocated_bytes.current,
+            requested_bytes=stats.requested_bytes.current,
+            reserved_bytes=stats.reserved_bytes.current,
+            position=position,
+            peak_position=peak_position,
+            left=alive,
+            oom=oom,
+        )
+
+    def drop(self, played: Played | None, which: Callable[[Block], bool] | None = None) -> None:
+        """Free what that play left and is still there: all of it, or the blocks that `which` picks."""
+        left = played.left if played is not None else {}
+        for number, block in list(left.items()):
+            if which is None or which(block):
+                self._allocator.free(left.pop(number))
+
+    def _other(self, trace: Trace, position: int) -> None:
+        other = trace.others[position]
+        if isinstance(other, str):
+            self._allocator.empty_cache()
+            return
+        if other.trace:
+            left = self._named.get(other.trace, {})
+        else:
+            left = self._played[-other.back] if other.back <= len(self._played) else {}
+        block = left.get(other.number)
+        if block is None or block.requested != other.size:
+            origin = f"trace {other.trace!r}" if other.trace else f"the trace played {other.back} before"
+            there = "none" if block is None else f"{block.requested} B"
+            raise ValueError(
+                f"operation {position} frees block {other.number} of {origin}, which must have left {other.size} B, "
+                f"got {there}: cut the recording around that free, and drop"
+            )
+        self._allocator.free(left.pop(other.number))
