@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, cast
@@ -37,6 +38,15 @@ class _FirstIndex:
         return self._index
 
 
+class _Generating(threading.local):
+    """The first index of the `generate` that this thread is in; None outside of one."""
+
+    first_index: _FirstIndex | None = None
+
+    def __reduce__(self) -> tuple[type[_Generating], tuple[()]]:
+        return type(self), ()  # a copied model is in none, and threading.local itself cannot be copied
+
+
 class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
     """LLaMA decoder that can prune image tokens. With every mode off it returns `super().forward(...)`.
 
@@ -51,6 +61,7 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
     original. The first token is the same; a later one may differ where new text would have chosen otherwise.
 
     `kept` tells what the last forward, or the prefill of its cache, chose; None after one that had nothing to choose.
+    Threads may share a model; `kept` is then that of whichever forward ended last.
 
     Raises ValueError for flags that break a rule, lengths that disagree with the mask, several images or one in pieces,
     an image not followed by text (HiMAP) or not in the first forward on its cache, padding on the right, caches other
@@ -60,7 +71,7 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
         self.kept: Kept | None = None
-        self._first_index: _FirstIndex | None = None
+        self._generating = _Generating()
 
     def reset_hmapv(self) -> None:
         """Drop what the last HiMAP run left behind. The flags stay as the config has them."""
@@ -69,16 +80,16 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
     def reset_custom_selection(self) -> None:
         """Drop what the last custom selection left behind, the drawn first index included."""
         self.kept = None
-        self._first_index = None
+        self._generating.first_index = None
 
     @contextmanager
     def one_first_index(self) -> Iterator[None]:
         """Inside, farthest-point selection starts from one first index, drawn once; outside, one per forward."""
-        outer, self._first_index = self._first_index, _FirstIndex()
+        outer, self._generating.first_index = self._generating.first_index, _FirstIndex()
         try:
             yield
         finally:
-            self._first_index = outer
+            self._generating.first_index = outer
 
     def forward(
         self,
@@ -135,9 +146,12 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
         """`LlamaModel.forward`'s loop, in which the sequence may become shorter from layer to layer."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("exactly one of input_ids and inputs_embeds must be given")
+        if kwargs.get("cu_seq_lens_q") is not None:  # of continuous batching, where a row is many prompts
+            raise ValueError("a row must be one prompt while image tokens are selected, got packed sequences")
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+            check_cache(past_key_values)  # a config may ask for sliding layers
         seen = plan.seen(past_key_values) if isinstance(plan, Frozen) else 0
         if position_ids is None:
             starts = plan.starts if isinstance(plan, Frozen) else tuple(row.start for row in plan)
@@ -241,7 +255,8 @@ class _Prefill(_Run):
             self.kept = Kept(txt=self._prune(layer_index, settings.txt_rank))
         elif layer_index == settings.img_layer and settings.img_rank is not None and self.kept.txt is not None:
             chosen = self._prune(layer_index, settings.img_rank)
-            whole = tuple(txt[left] for txt, left in zip(self.kept.txt, chosen, strict=True))
+            # The stages may have been scored on different devices.
+            whole = tuple(txt[left.to(txt.device)] for txt, left in zip(self.kept.txt, chosen, strict=True))
             self.kept = Kept(txt=self.kept.txt, img=whole)
 
     @contextmanager
@@ -256,9 +271,13 @@ class _Prefill(_Run):
             return
         by_text = following == stages[0]
         attention = self.model.layers[layer_index].self_attn
-        seen: dict[Any, Tensor] = {}
+        mine = threading.local()  # a hook on shared weights sees the forwards of other threads, too
+        mine.seen = {}
 
         def look(projection: nn.Module, _: Any, output: Tensor) -> None:
+            seen: dict[Any, Tensor] | None = getattr(mine, "seen", None)
+            if seen is None:
+                return
             # In the midst of the layer, so that its own projections serve and nothing must be kept until it ends.
             seen[projection] = output
             if len(seen) == 2:
@@ -301,15 +320,18 @@ class _Prefill(_Run):
                 scores.append(torch.zeros(len(image), device=query.device))
                 continue
             cos, sin = (part[index if part.shape[0] > 1 else 0, row.start :].to(query.device) for part in self.rope)
-            here = slice(rows.start, rows.stop)
-            query_HRD = query[index, row.start :][here].transpose(0, 1)
-            key_GND = key[index, row.start :].transpose(0, 1)
+
+            def rotate(vectors: Tensor, at: range, cos: Tensor = cos, sin: Tensor = sin) -> Tensor:
+                here = slice(at.start, at.stop)
+                return cast(Tensor, vectors * cos[here] + rotate_half(vectors) * sin[here])
+
             one = column_scores(
-                query_HRD * cos[here] + rotate_half(query_HRD) * sin[here],
-                key_GND * cos + rotate_half(key_GND) * sin,
+                query[index, row.start :][rows.start : rows.stop].transpose(0, 1),
+                key[index, row.start :].transpose(0, 1),
                 rows=rows,
                 columns=image,
                 scaling=attention.scaling,
+                rotate=rotate,
                 # Less than the layer's own MLP will take: scoring is not what a short prompt's peak is made of.
                 tile_bytes=min(TILE_BYTES, width * self.model.config.intermediate_size * query.itemsize),
             )
@@ -348,7 +370,7 @@ class _Prefill(_Run):
         first = settings.first_index
         if first is None and settings.method == "fps":
             shortest = min(len(row.image) for row in self._rows if row.image)
-            first = (self.model._first_index or _FirstIndex()).draw(shortest)
+            first = (self.model._generating.first_index or _FirstIndex()).draw(shortest)
         hidden = self.hidden.clone()  # the caller may own the embeddings
         selected = []
         for index, row in enumerate(self._rows):
@@ -428,13 +450,38 @@ class OneFirstIndexPerGenerate:
         if active_settings(decoder.config) is None:
             return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
         config = generation_config or self.generation_config  # type: ignore[attr-defined]
-        for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
+        for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_early_exit", "assistant_model"):
             value = kwargs.get(name, getattr(config, name, None))
             if value is not None:
                 got = value if isinstance(value, int) else type(value).__name__
                 raise ValueError(f"{name} must be None while image tokens are selected by the whole prompt, got {got}")
         with decoder.one_first_index():
             return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Any,
+        *args: Any,
+        past_key_values: Any = None,
+        next_sequence_length: int | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As `GenerationMixin`'s, but tokens dropped before the first layer count as read.
+
+        There the cache's own length, by which `generate` finds what is new in a conversation, leaves them out.
+        """
+        frozen = frozen_choice(past_key_values)
+        if frozen is not None and is_first_iteration and next_sequence_length is not None:
+            next_sequence_length -= frozen.groups[0].removed
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,
+            *args,
+            past_key_values=past_key_values,
+            next_sequence_length=next_sequence_length,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
 
 
 class HimapLlamaForCausalLM(OneFirstIndexPerGenerate, LlamaForCausalLM):  # type: ignore[misc]

@@ -125,7 +125,9 @@ def check_cache(cache: Any) -> None:
     """Raise ValueError unless the layers of `cache` grow one by one, as a DynamicCache's do."""
     layers = getattr(cache, "layers", None)
     if layers is None or any(not isinstance(layer, DynamicLayer) or layer.is_sliding for layer in layers):
-        raise ValueError(f"selecting image tokens needs a DynamicCache or none, got {type(cache).__name__}")
+        sliding = any(getattr(layer, "is_sliding", False) for layer in layers or ())
+        got = f"{type(cache).__name__}{' with sliding layers' if sliding else ''}"
+        raise ValueError(f"selecting image tokens needs a DynamicCache or none, got {got}")
 
 
 def form(value: object) -> str:

@@ -5,6 +5,9 @@ Shape letters: H query heads, G key heads, R rows (queries), N keys, D head size
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -12,25 +15,46 @@ TILE_BYTES = 32 * 2**20
 
 
 def column_scores(
-    query_HRD: Tensor, key_GND: Tensor, rows: range, columns: range, scaling: float, tile_bytes: int = TILE_BYTES
+    query_HRD: Tensor,
+    key_GND: Tensor,
+    rows: range,
+    columns: range,
+    scaling: float,
+    tile_bytes: int = TILE_BYTES,
+    rotate: Callable[[Tensor, range], Tensor] | None = None,
 ) -> Tensor:
     """Float32 scores_C: causal attention of `rows` to `columns`, mean over heads, summed over rows.
 
     Row r of `query_HRD` stands at sequence index `rows[r]` and sees keys 0..rows[r]. Heads and rows are worked through
     in tiles, so that at most `tile_bytes` are used beside the inputs at any length (one row of one key head at least).
+    `rotate` gives queries or keys (..., tokens, D) at a range of sequence indices their rotary positions, tile by tile
+    as well: at once, that alone would take several copies of all keys. Autocast is off inside.
     Source: HiMAP (arXiv 2503.13108), modality-aware scores; the original reads them off the materialised map.
     """
     heads, n_rows, size = query_HRD.shape
     key_heads, length = key_GND.shape[0], max(rows.stop, columns.stop)  # no row sees a later key
     group = heads // key_heads
-    row_tile, head_tile = _tiles(n_rows, key_heads, group, length, size, tile_bytes)
+    row_tile, head_tile = _tiles(n_rows, key_heads, group, length, size, tile_bytes, rotated=rotate is not None)
     scores_C = torch.zeros(len(columns), dtype=torch.float32, device=query_HRD.device)
-    for head in range(0, key_heads, head_tile):
-        key = key_GND[head : head + head_tile, :length]
-        for row in range(0, n_rows, row_tile):
-            query = query_HRD[head * group : (head + head_tile) * group, row : row + row_tile]
-            scores_C += _tile_sums(query, key, rows.start + row, columns, scaling)
+    with no_autocast(query_HRD.device):
+        for head in range(0, key_heads, head_tile):
+            key = key_GND[head : head + head_tile, :length]
+            if rotate is not None:
+                key = rotate(key, range(length)).float()
+            for row in range(0, n_rows, row_tile):
+                query = query_HRD[head * group : (head + head_tile) * group, row : row + row_tile]
+                if rotate is not None:
+                    query = rotate(query, rows[row : row + row_tile])
+                scores_C += _tile_sums(query, key, rows.start + row, columns, scaling)
+            del key  # or it would stay while the next one is made
     return scores_C / heads
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, float32 products are float32 whatever surrounds them."""
+    if torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _tile_sums(query_HRD: Tensor, key_GND: Tensor, first_row: int, columns: range, scaling: float) -> Tensor:
@@ -46,13 +70,17 @@ def _tile_sums(query_HRD: Tensor, key_GND: Tensor, first_row: int, columns: rang
     return attention[..., columns.start : columns.stop].sum(dim=(0, 1))
 
 
-def _tiles(n_rows: int, key_heads: int, group: int, length: int, size: int, tile_bytes: int) -> tuple[int, int]:
+def _tiles(
+    n_rows: int, key_heads: int, group: int, length: int, size: int, tile_bytes: int, *, rotated: bool
+) -> tuple[int, int]:
     """Rows and key heads worked on at once, so that a tile's tensors fit in `tile_bytes`."""
     fixed_bytes = 16 * (length + n_rows)  # the index tensors; scores
     key_bytes = 4 * length * size  # a float32 copy of one key head, where the model runs in half precision
     # Of one row of one key head: logits and attention; the query in float32, scaled, and reshaped; the mask.
-    row_bytes = 4 * group * (2 * length + 3 * size) + length
+    row_bytes = 4 * group * (2 * length + (4 if rotated else 3) * size) + length  # the query rotated, too
     room_bytes = tile_bytes - fixed_bytes
     row_tile = max(1, min(n_rows, (room_bytes - key_bytes) // row_bytes))
     head_tile = max(1, min(key_heads, room_bytes // (key_bytes + row_tile * row_bytes)))
+    if rotated:  # keys, before there are any rows: two products beside one of the factors or the sum
+        head_tile = max(1, min(head_tile, room_bytes // (3 * key_bytes)))
     return row_tile, head_tile

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from himap.scoring import no_autocast
+
 
 def top_tokens(scores_I: Tensor, keep: int) -> Tensor:
     """Ascending int64 indices_K of the `keep` highest scores; all of them when `keep` >= I. Keep 0 gives none."""
@@ -58,12 +60,15 @@ def aggregate(queries_QE: Tensor, tokens_IE: Tensor, temperature: float) -> Tens
     """Float32 aggregates_QE: softmax over tokens of cos(query, token) / `temperature`, applied to the tokens."""
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature must be a finite number greater than 0, got {temperature}")
-    return (cosines(queries_QE, tokens_IE) / temperature).softmax(dim=-1) @ tokens_IE.float()
+    temperature = max(temperature, torch.finfo(torch.float32).tiny)  # below, 1 / temperature is infinite
+    with no_autocast(tokens_IE.device):
+        return (cosines(queries_QE, tokens_IE) / temperature).softmax(dim=-1) @ tokens_IE.float()
 
 
 def cosines(queries_QE: Tensor, tokens_IE: Tensor) -> Tensor:
     """Float32 similarity_QI: cosine of each query and each token; 0 for a zero vector."""
-    return normalize(queries_QE.float(), dim=-1) @ normalize(tokens_IE.float(), dim=-1).T
+    with no_autocast(tokens_IE.device):
+        return normalize(queries_QE.float(), dim=-1) @ normalize(tokens_IE.float(), dim=-1).T
 
 
 def _row_cosines(unit_IE: Tensor, direction_E: Tensor) -> Tensor:

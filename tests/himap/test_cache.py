@@ -236,9 +236,10 @@ def test_generate_on_a_cache(llama: HimapLlamaForCausalLM, beams: int) -> None:
     assert cached.tolist() == anew.tolist()
 
 
-def test_generate_goes_on(llama: HimapLlamaForCausalLM) -> None:
+@removing
+def test_generate_goes_on(llama: HimapLlamaForCausalLM, switch_on: Any, flags: dict[str, Any]) -> None:
     """A second `generate`, given the whole conversation and the cache, says what one long answer would have."""
-    himap_on(llama.config, PROMPT)
+    switch_on(llama.config, PROMPT, **flags)
     ids = torch.randint(3, 128, (1, PROMPT.length), generator=torch.Generator().manual_seed(2))
     options = {"do_sample": False, "return_dict_in_generate": True}
     long = llama.generate(ids, max_new_tokens=8, **options).sequences
@@ -260,6 +261,15 @@ class TestRefusals:
             on_cache(llama, StaticCache(config=llama.config, max_cache_len=64), PROMPT.embeds)
         with pytest.raises(ValueError, match="needs a DynamicCache or none, got StaticCache"):
             llama.generate(torch.full((1, 38), 9), max_new_tokens=2, do_sample=False, cache_implementation="static")
+
+    @pytest.mark.parametrize("given", [True, False])
+    def test_sliding_layers(self, llama: HimapLlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
+        """A cache that forgets, given or made because the config asks for one."""
+        himap_on(llama.config, PROMPT)
+        monkeypatch.setattr(llama.config, "sliding_window", 8, raising=False)
+        cache = DynamicCache(config=llama.config) if given else None
+        with pytest.raises(ValueError, match="needs a DynamicCache or none, got DynamicCache with sliding layers"):
+            llama(inputs_embeds=PROMPT.embeds, past_key_values=cache, use_cache=True)
 
     @pytest.mark.parametrize("switch_on", [himap_on, custom_on])
     def test_modes_off_on_their_cache(self, llama: HimapLlamaForCausalLM, switch_on: Any) -> None:
@@ -326,7 +336,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="first forward on a cache, got one with 38 tokens"):
             on_cache(llama, cache, PROMPT.embeds, image_mask=PROMPT.image_mask)
 
-    @pytest.mark.parametrize("option", ["prefill_chunk_size", "prompt_lookup_num_tokens"])
+    @pytest.mark.parametrize("option", ["prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_early_exit"])
     def test_generate_that_splits_or_guesses(self, llama: HimapLlamaForCausalLM, option: str) -> None:
         """Chunked prefill, and speculation, whose guesses would be scored as text; with the modes off both are fine."""
         ids = torch.full((1, 38), 9)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import himap.decoder
 from himap import HimapLlamaForCausalLM
 from tests.himap.models import LAYERS, TEXT, Prompt, custom_on, himap_on, watched_layers
+from tests.himap.test_scoring import PeakBytes
 
 PROMPT = Prompt.golden("A")  # 5 system, 24 image, 9 text tokens
 
@@ -129,6 +132,12 @@ class TestRefusals:
         with pytest.raises(ValueError, match="exactly one of"):
             llama(input_ids=torch.ones(1, 38, dtype=torch.int64), inputs_embeds=PROMPT.embeds, use_cache=False)
 
+    def test_packed_sequences(self, llama: HimapLlamaForCausalLM) -> None:
+        """Continuous batching hands several prompts as one row: its image would be anyone's."""
+        himap_on(llama.config, PROMPT)
+        with pytest.raises(ValueError, match=r"must be one prompt .*, got packed sequences"):
+            llama(inputs_embeds=PROMPT.embeds, cu_seq_lens_q=torch.tensor([0, 19, 38]), use_cache=False)
+
     def test_a_refusal_leaves_nothing(self, llama: HimapLlamaForCausalLM) -> None:
         """After a refused forward the next one is as if it had never been."""
         himap_on(llama.config, PROMPT)
@@ -231,6 +240,30 @@ class TestHimap:
         assert scored == [False, False]
         assert embeds.grad is not None
         assert embeds.grad[0, 0].abs().sum() > 0
+
+    def test_scoring_stays_within_the_tile(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """All that a layer's scoring takes fits in a tile, the rotated keys included, however many heads there are."""
+        heads = {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 32}
+        model = HimapLlamaForCausalLM(LlamaConfig(**TEXT | heads)).eval()
+        tile_bytes = 3 * 2**19
+        himap_on(model.config, sys_length=5, img_length=500, attn_img_layer=3)
+        monkeypatch.setattr(himap.decoder, "TILE_BYTES", tile_bytes)
+        model.config.intermediate_size = 2**20  # so that it is the tile that counts
+        peaks: list[int] = []
+        scored = himap.decoder._Prefill._scored
+
+        def measured(*args: Any, **kwargs: Any) -> list[Tensor]:
+            with PeakBytes() as meter:
+                scores = scored(*args, **kwargs)
+            peaks.append(meter.peak_bytes)
+            return scores
+
+        monkeypatch.setattr(himap.decoder._Prefill, "_scored", measured)
+
+        model(torch.randint(3, 60, (1, 1000)), use_cache=False)
+
+        assert len(peaks) == 2
+        assert max(peaks) <= tile_bytes  # rotated at once, the keys alone would take 3 of 4 MB
 
     @pytest.mark.parametrize("ranks", [(0, 0), (7, 0)])
     def test_rank_zero(self, llama: HimapLlamaForCausalLM, ranks: tuple[int, int]) -> None:
@@ -404,6 +437,34 @@ class TestCustomSelection:
 
         assert not torch.equal(torch.get_rng_state(), state)
 
+    def test_overlapping_generates_keep_no_index(self, llama: HimapLlamaForCausalLM) -> None:
+        """Two threads may generate at once: whichever ends first, afterwards each forward draws anew."""
+        custom_on(llama.config, PROMPT, selection_method="fps")
+        with ThreadPoolExecutor(1) as another_thread:
+            inside = llama.model.one_first_index()
+            with llama.model.one_first_index():
+                another_thread.submit(inside.__enter__).result()
+                logits_of(llama)
+            another_thread.submit(inside.__exit__, None, None, None).result()
+
+        for _ in range(2):
+            state = torch.get_rng_state()
+            logits_of(llama)
+            assert not torch.equal(torch.get_rng_state(), state)
+
+    def test_a_copied_model(self, llama: HimapLlamaForCausalLM) -> None:
+        """A model may be copied, even while it generates; the copy is in no `generate` and draws for itself."""
+        custom_on(llama.config, PROMPT, selection_method="fps")
+        with llama.model.one_first_index():
+            logits_of(llama)
+            twin = copy.deepcopy(llama)
+            state = torch.get_rng_state()
+            logits_of(twin)
+            assert not torch.equal(torch.get_rng_state(), state)
+            torch.set_rng_state(state)
+            logits_of(llama)
+            assert torch.equal(torch.get_rng_state(), state)
+
     @pytest.mark.parametrize(
         "flags", [{"selection_method": "fps", "first_index": 5}, {"selection_method": "tome"}], ids=str
     )
@@ -439,6 +500,21 @@ class TestCustomSelection:
         assert cached.tolist() == anew.tolist()
         llama.config.use_custom_selection = False
         assert llama.generate(ids, max_new_tokens=12, do_sample=False).tolist() != cached.tolist()
+
+
+def test_threads_share_a_model(llama: HimapLlamaForCausalLM) -> None:
+    """A forward in the midst of which another thread runs one of its own chooses by its own prompt."""
+    himap_on(llama.config, PROMPT)
+    expected = logits_of(llama)
+
+    def another_forward(*_: Any) -> None:
+        hook.remove()
+        with ThreadPoolExecutor(1) as another_thread:
+            another_thread.submit(logits_of, llama, PROMPT.embeds.flip(1)).result()
+
+    hook = llama.model.layers[1].self_attn.k_proj.register_forward_hook(another_forward)
+
+    assert torch.equal(logits_of(llama), expected)
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,38 @@ def test_memory_stays_within_the_tile(
     assert tile_bytes / 8 < measured.peak_bytes <= tile_bytes
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("heads", "key_heads"), [(8, 8), (8, 2)])
+@pytest.mark.parametrize("rows", [range(1480, 1500), range(35, 611), range(900, 1500)], ids=["text", "image", "late"])
+@pytest.mark.parametrize("tile_bytes", [2 * 2**20, 8 * 2**20])
+def test_positions_are_given_within_the_tile(
+    dtype: torch.dtype, heads: int, key_heads: int, rows: range, tile_bytes: int
+) -> None:
+    """Queries and keys that get their positions tile by tile score as if they came with them, in no more memory."""
+    query = torch.randn(heads, len(rows), 64, dtype=dtype)
+    key = torch.randn(key_heads, 1500, 64, dtype=dtype)
+    cos, sin = torch.rand(2, 1500, 64).to(dtype)
+
+    def rotate(vectors: Tensor, at: range) -> Tensor:
+        return vectors * cos[at.start : at.stop] + vectors.roll(32, dims=-1) * sin[at.start : at.stop]
+
+    with PeakBytes() as measured:
+        scores = column_scores(query, key, rows, range(35, 611), 0.125, tile_bytes, rotate)
+
+    assert measured.peak_bytes <= tile_bytes
+    expected = column_scores(rotate(query, rows), rotate(key, range(1500)), rows, range(35, 611), 0.125)
+    torch.testing.assert_close(scores, expected)
+
+
+def test_autocast_changes_nothing() -> None:
+    """Scores are float32 where autocast would make every product half precision."""
+    query, key = random_case(2, 2, 40, range(30, 40), 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = column_scores(query, key, range(30, 40), range(3, 20), 0.3)
+
+    assert torch.equal(scores, column_scores(query, key, range(30, 40), range(3, 20), 0.3))
+
+
 def test_the_meter_sees_the_whole_map() -> None:
     """The measure above is no empty one: the materialised map of the same case costs 8 * N * N * 4 bytes."""
     with PeakBytes() as measured:

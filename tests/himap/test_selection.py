@@ -182,6 +182,24 @@ def test_half_precision(method: str, dtype: torch.dtype) -> None:
     assert_allclose(merged, aggregate(tokens[:5].float(), tokens.float(), 0.1))
 
 
+def test_autocast_changes_nothing() -> None:
+    """Similarities and aggregates are float32 where autocast would make every product half precision."""
+    tokens = torch.randn(20, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        merged, similar = aggregate(tokens[:5], tokens, 0.1), cosines(tokens, tokens)
+
+    assert torch.equal(merged, aggregate(tokens[:5], tokens, 0.1))
+    assert torch.equal(similar, cosines(tokens, tokens))
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 1e-320])
+def test_the_coldest_temperatures(temperature: float) -> None:
+    """Near 0 each token becomes the one most like it, itself, also where float32 has no such temperature."""
+    tokens = torch.eye(6, 8)
+
+    assert torch.equal(aggregate(tokens[2:4], tokens, temperature), tokens[2:4])
+
+
 @pytest.mark.parametrize("temperature", [0.0, -0.1, float("nan"), float("inf")])
 def test_bad_temperatures(temperature: float) -> None:
     """A temperature that is not a finite number above 0 is refused."""
