@@ -298,7 +298,8 @@ def _first(found: Sequence[Allocation], samples: int) -> str:
     guilty = sorted({allocation.run % samples for allocation in found if allocation.dtype})
     marks = [allocation.mark for allocation in found]
     words = []
-    if guilty and len(guilty) < samples and len(found) > 1:
+    # What is replaced in every run is of the last one alone, whichever sample that was.
+    if guilty and len(guilty) < samples and len({allocation.run for allocation in found}) > 1:
         named = ", ".join(str(sample) for sample in guilty[:5]) + (", ..." if len(guilty) > 5 else "")
         words.append(f"only from sample{'s' * (len(guilty) > 1)} {named}")
     if any(marks):

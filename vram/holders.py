@@ -14,6 +14,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import compress
 from pathlib import Path
 from threading import local
 from typing import Any
@@ -25,6 +26,7 @@ from vram.tracing import short_name
 _DEEPEST = 30
 _WIDEST = 20_000  # objects in one level: past this a chain says nothing any more
 _LONGEST_WORDS = 300
+_MOST_CANDIDATES = 50  # that a search begins with: each object of the process is compared with all of them
 _NOT_USERS = ("vram", "_pytest", "pluggy", "pytest")  # modules whose running frames name nothing to a user
 _LRU = type(functools.lru_cache(lambda: None))
 # Attributes that native objects keep outside any namespace.
@@ -51,25 +53,26 @@ def holder(storage: Any, *, named: Mapping[int, str] | None = None) -> str:
     frozen: see `unfrozen`.
     """
     named = named or {}
-    address = storage._cdata
-    # One at a time, and each list let go of before the next search: a list of ours would be found as a holder.
-    tensors = [tensor for tensor in _tensors() if _address(tensor) == address]
-    path = path_to_name(tensors, named) if tensors else []
+    # One search at a time, and its list of tensors let go of before the next: ours would be found as a holder.
+    path = _path_to_tensor(storage, named)
     if len(path) == 1 and id(path[0]) in named:
         return named[id(path[0])]
     if len(path) == 1 and (local_of := _running_locals().get(id(path[0]))) is not None:
         return f"local `{local_of[0]}` of {local_of[1]}"
     if len(path) > 1:
-        own_bytes = path[0].numel() * path[0].element_size()
-        view = f" (a view of {own_bytes:,} B keeps the whole storage)" if 0 < own_bytes < storage.nbytes() else ""
-        return in_words(path, named) + view
-    how, keeper = _keeping_graph(address)
-    if keeper is None:
-        how, keeper = "NumPy array", _array_of(tensors)
-    if keeper is not None:
-        path = path_to_name([keeper], named)
+        return in_words(path, named) + _view(path[0], storage)
+    del path
+    how, path = _path_to_graph(storage._cdata, named)
+    if not path:
+        how, path = "NumPy array", _path_to_array(storage._cdata, named)
+    if path:
         return f"{how} held by {in_words(path, named) if len(path) > 1 else 'native code'}"
     return "nothing that Python's collector can see: native code keeps it"
+
+
+def _view(found: Any, storage: Any) -> str:
+    own_bytes = found.numel() * found.element_size() if issubclass(type(found), torch.Tensor) else 0
+    return f" (a view of {own_bytes:,} B keeps the whole storage)" if 0 < own_bytes < storage.nbytes() else ""
 
 
 @contextmanager
@@ -91,10 +94,21 @@ def path_to_name(targets: Sequence[object], named: Mapping[int, str]) -> list[An
     Without such an end, the longest chain found. The first of the list is the target.
     """
     locals_ = _running_locals()
+    path = _search(targets, named, locals_, ())
+    if not _is_name(path[-1], named, locals_) and (tasks := _tasks()):
+        del path  # ours would be found as a holder
+        path = _search(targets, named, locals_, tasks)
+    return path
+
+
+def _search(
+    targets: Sequence[object], named: Mapping[int, str], locals_: Mapping[int, Any], tasks: Sequence[Any]
+) -> list[Any]:
+    """See `path_to_name`. `tasks` are asked too whether they refer to something."""
     child_of: dict[int, Any] = {}
     level: list[Any] = list(targets)
     seen = {id(target) for target in targets}
-    own = {id(targets), id(child_of), id(seen), id(named)}
+    own = {id(targets), id(child_of), id(seen), id(named), id(tasks)}
     last = level[0]
     for _ in range(_DEEPEST):
         roots = [found for found in level if _is_name(found, named, locals_)]
@@ -105,7 +119,7 @@ def path_to_name(targets: Sequence[object], named: Mapping[int, str]) -> list[An
         ids = {id(found) for found in level}
         following: list[Any] = []
         own.add(id(following))
-        for referrer in gc.get_referrers(*level):
+        for referrer in (*gc.get_referrers(*level), *tasks):
             # By type: isinstance would run the __class__ property of a lazy proxy.
             if id(referrer) in seen or id(referrer) in own or id(referrer) in running:
                 continue
@@ -120,6 +134,13 @@ def path_to_name(targets: Sequence[object], named: Mapping[int, str]) -> list[An
         level = following
         last = level[0]
     return _chain(last, child_of)
+
+
+def _tasks() -> list[Any]:
+    """All tasks of asyncio: asked who refers to a task's result, the collector of CPython 3.11 does not name it."""
+    asyncio = sys.modules.get("asyncio")
+    task = None if asyncio is None else asyncio.Task
+    return [found for found in gc.get_objects() if type(found) is task]
 
 
 def in_words(path: Sequence[Any], named: Mapping[int, str]) -> str:
@@ -216,17 +237,27 @@ def _running() -> set[int]:
 
 
 def _tensors() -> list[torch.Tensor]:
-    return [found for found in gc.get_objects() if issubclass(type(found), torch.Tensor)]
+    return _tensors_among(gc.get_objects())
+
+
+def _tensors_among(objects: Sequence[Any]) -> list[torch.Tensor]:
+    # By type: isinstance would run the __class__ property of any lazy proxy, and take much longer.
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
+    return list(compress(objects, map(kinds.__contains__, map(type, objects))))
+
+
+def _path_to_tensor(storage: Any, named: Mapping[int, str]) -> list[Any]:
+    """The path of `path_to_name` from a tensor on `storage`, or from the storage itself where no tensor is left."""
+    return path_to_name([found for found in _tensors() if _address(found) == storage._cdata] or [storage], named)
 
 
 def _held_tensors() -> list[torch.Tensor]:
     """Tensors that a Python object or a running function holds; others live only inside graphs, and name nothing."""
-    held = set(_running_locals())
-    tensors = []
-    for found in gc.get_objects():
-        if issubclass(type(found), torch.Tensor):
-            tensors.append(found)
-        held.update(id(referent) for referent in gc.get_referents(found) if issubclass(type(referent), torch.Tensor))
+    objects = gc.get_objects()
+    tensors = _tensors_among(objects)
+    ids = set(map(id, tensors))
+    # One call for all of them: a million objects, one by one, take seconds.
+    held = ids.intersection(map(id, gc.get_referents(*objects))) | ids.intersection(_running_locals())
     return [tensor for tensor in tensors if id(tensor) in held]
 
 
@@ -237,46 +268,90 @@ def _address(tensor: torch.Tensor) -> int | None:
         return None
 
 
-def _array_of(tensors: Sequence[torch.Tensor]) -> Any | None:
-    """A NumPy array that shares one of `tensors`. Arrays are none of the collector's objects, so ask their holders."""
-    ids = {id(tensor) for tensor in tensors}
-    for found in gc.get_objects():
-        for held in gc.get_referents(found):
-            if type(held).__module__ == "numpy" and type(held).__name__ == "ndarray":
-                base = held
-                while type(base) is type(held):
-                    base = base.base
-                if id(base) in ids:
-                    return held
-    return None
+def _path_to_array(address: int, named: Mapping[int, str]) -> list[Any]:
+    """The path from a NumPy array that shares a tensor of the storage at `address`. Empty where there is none.
+
+    Arrays are none of the collector's objects: their holders are asked.
+    """
+    ids = {id(tensor) for tensor in _tensors() if _address(tensor) == address}
+    numpy = sys.modules.get("numpy")
+    if numpy is None or not ids:
+        return []
+    arrays = {id(held): held for held in gc.get_referents(*gc.get_objects()) if type(held) is numpy.ndarray}
+    sharing = [array for array in arrays.values() if id(_root_of(array)) in ids]
+    del arrays, sharing[_MOST_CANDIDATES:]
+    return path_to_name(sharing, named) if sharing else []
 
 
-def _keeping_graph(address: int) -> tuple[str, torch.Tensor | None]:
-    """A tensor whose gradient, or whose autograd graph, keeps the storage at `address`, with which of them."""
-    visited: set[Any] = set()
-    for tensor in _held_tensors():
-        if tensor.is_leaf:
-            if tensor.grad is not None and _address(tensor.grad) == address != _address(tensor):
-                return "gradient of a tensor", tensor
-            continue
-        nodes = [tensor.grad_fn]
-        while nodes:
-            node = nodes.pop()
-            if node is None or node in visited or len(visited) > _WIDEST:
+def _root_of(array: Any) -> Any:
+    """What an array is a view of at last, where that is no array."""
+    base = array
+    while type(base) is type(array):
+        base = base.base
+    return base
+
+
+def _path_to_graph(address: int, named: Mapping[int, str]) -> tuple[str, list[Any]]:
+    """What keeps the storage at `address`, and the path from its tensor: one with such a gradient, or such a graph.
+
+    Of several the one that is nearest to a name. The path is empty where there is none.
+    """
+    tensors = _held_tensors()
+    owners = [tensor for tensor in tensors if tensor.is_leaf and _address_of_gradient(tensor) == address]
+    how = "gradient of a tensor"
+    if not owners:
+        guilty = _nodes_keeping(address, [tensor.grad_fn for tensor in tensors])
+        owners = [tensor for tensor in tensors if tensor.grad_fn in guilty]
+        how = ""
+    del tensors, owners[_MOST_CANDIDATES:]
+    path = path_to_name(owners, named) if owners else []
+    if path and not how:
+        how = f"autograd graph ({guilty[path[0].grad_fn]}) of a tensor"
+    return how, path
+
+
+def _address_of_gradient(tensor: torch.Tensor) -> int | None:
+    return None if tensor.grad is None else _address(tensor.grad)
+
+
+def _nodes_keeping(address: int, nodes: Sequence[Any]) -> dict[Any, str]:
+    """Nodes of autograd graphs, from `nodes` on, through which one comes to what saved the storage at `address`.
+
+    With the name of the node that did.
+    """
+    behind: dict[Any, list[Any]] = {node: [] for node in nodes if node is not None}  # the nodes that lead to a node
+    waiting = list(behind)
+    found: dict[Any, str] = {}
+    names: dict[type, list[str]] = {}  # of what a kind of node saves: asking takes longer than all the rest
+    while waiting and len(behind) < _WIDEST:
+        node = waiting.pop()
+        if type(node) not in names:
+            names[type(node)] = _saved_names(type(node))
+        if any(_address(saved) == address for saved in _saved_by(node, names[type(node)])):
+            found[node] = node.name()
+        for following, _ in node.next_functions:
+            if following is None:
                 continue
-            visited.add(node)
-            if any(_address(saved) == address for saved in _saved_by(node)):
-                return f"autograd graph ({node.name()}) of a tensor", tensor
-            nodes += [following for following, _ in node.next_functions]
-    return "", None
+            if following not in behind:
+                behind[following] = []
+                waiting.append(following)
+            behind[following].append(node)
+    waiting = list(found)
+    while waiting:
+        node = waiting.pop()
+        for before in behind[node]:
+            if before not in found:
+                found[before] = found[node]
+                waiting.append(before)
+    return found
 
 
 def _saved_names(kind: type) -> list[str]:
     return [name for name in dir(kind) if name.startswith("_saved_") or name == "saved_tensors"]
 
 
-def _saved_by(node: Any) -> Iterator[torch.Tensor]:
-    for name in _saved_names(type(node)):
+def _saved_by(node: Any, names: Sequence[str]) -> Iterator[torch.Tensor]:
+    for name in names:
         try:
             value = getattr(node, name)
         except RuntimeError:
@@ -350,7 +425,7 @@ class _Words:
             frame = getattr(parent, f"{_CODE_OF[type(parent)]}_frame")
             return "local", _local_name(frame, child), i + 1
         if type(parent) is _LRU:
-            return "result", "", i + 1
+            return _place_in_cache(parent, child), "", i + 1
         if type(parent).__name__.startswith("hamt"):  # how a contextvars.Context keeps its values
             j = i + 1
             while j + 1 < len(self.path) and type(self.path[j]).__name__.startswith("hamt"):
@@ -367,7 +442,7 @@ class _Words:
         if type(after) is types.ModuleType:
             return "global", key, i + 2
         if type(after) is _LRU:
-            return "result", "", i + 2
+            return _place_in_cache(after, child), "", i + 2
         if issubclass(type(after), type) and type(parent) is dict and parent.keys() == after.__dict__.keys():
             return "class attribute", key, i + 2
         if type(after) is types.FunctionType:
@@ -376,6 +451,8 @@ class _Words:
             return "attribute", key, i + 2
         if type(parent) is dict and type(after) is dict and issubclass(type(beyond), local):
             return "attribute", key, i + 3
+        if any(parent is hooks for hooks in _gradient_hooks(after)):
+            return "gradient hook", "", i + 2
         # A dictionary of torch.nn.Module: in the module itself, or in the module's own namespace.
         for owner, at in ((after, i + 2), (beyond, i + 3)):
             if issubclass(type(owner), torch.nn.Module):
@@ -398,6 +475,19 @@ def _called(noun: str, name: str, place: str) -> str:
         head, bracket, size = noun.partition(" (")
         noun = f"{head} {name}{bracket}{size}"
     return f"{noun}, {place}"
+
+
+def _place_in_cache(cache: Any, child: Any) -> str:
+    """Whether an lru_cache keeps `child` for what it was called with or for what came of it."""
+    entries = [found for found in gc.get_referents(cache) if type(found) is dict]
+    return "argument" if any(key is child for found in entries for key in found) else "result"
+
+
+def _gradient_hooks(found: Any) -> tuple[Any, ...]:
+    """The dictionaries of a tensor's hooks."""
+    if not issubclass(type(found), torch.Tensor):
+        return ()
+    return tuple(getattr(found, name, None) for name in ("_backward_hooks", "_post_accumulate_grad_hooks"))
 
 
 def _quoted(names: Sequence[str], hits: Collection[bool]) -> str:

@@ -125,6 +125,29 @@ def future(tensor: torch.Tensor) -> object:
     return done
 
 
+def task(tensor: torch.Tensor) -> object:
+    async def answer() -> torch.Tensor:
+        return tensor.view(4)
+
+    async def serve() -> object:
+        running = asyncio.create_task(answer())
+        await running
+        return running
+
+    return asyncio.run(serve())
+
+
+@functools.cache
+def doubled(tensor: torch.Tensor) -> object:
+    return None
+
+
+def hooked(tensor: torch.Tensor) -> object:
+    weight = torch.ones(4, requires_grad=True)
+    weight.register_hook(lambda gradient: gradient * tensor)  # type: ignore[no-untyped-call]
+    return weight
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -151,6 +174,9 @@ def future(tensor: torch.Tensor) -> object:
             r"^local `(held|tensor)` of (outer|called_by) \(test_holders.py:\d+\), in the traceback of except",
         ),
         (lambda t: put(future(t)), r"attribute `_result` of Future"),
+        (lambda t: put(task(t)), r"^attribute `_result` of Task in list `GLOBAL`"),
+        (lambda t: put(hooked(t)), r"^closure variable `tensor` of function <lambda>, gradient hook of Tensor in list"),
+        (lambda t: doubled(t), r"^tuple \(1 item\), argument of lru_cache of doubled, global"),
         (
             _set(torch.nn.Linear, "left_behind"),
             r"^class attribute `left_behind` of class torch.nn.modules.linear.Linear$",
@@ -167,6 +193,7 @@ def test_each_kind_of_holder_is_called_what_a_user_calls_it(make: Callable[[torc
         for owner in owners:
             with contextlib.suppress(AttributeError):
                 del owner.left_behind
+        doubled.cache_clear()
     assert re.search(words.format(here=HERE), found), found
 
 
@@ -190,6 +217,12 @@ def test_a_local_of_a_running_function_is_found_though_no_object_refers_to_it() 
     done.set()
     thread.join()
     assert re.match(r"attribute `value` of Plain `state`, local of work \(test_holders.py:\d+\)", found), found
+
+
+def test_a_storage_without_a_tensor_is_found() -> None:
+    """Somebody keeps the storage and lets go of its tensor."""
+    put(torch.zeros(4).untyped_storage())
+    assert holder(GLOBAL[0]) == f"list `GLOBAL` (1 item), global of module {__name__}"
 
 
 def test_a_name_given_ends_the_chain() -> None:
@@ -227,6 +260,22 @@ def test_gradients_and_graphs_keep_what_no_object_holds() -> None:
     put((hidden**2).sum())
     del hidden
     assert re.match(r"autograd graph \(PowBackward0\) of a tensor held by list `GLOBAL`", holder(saved))
+
+
+def test_a_graph_is_named_by_what_keeps_it_and_not_by_the_search_itself() -> None:
+    """Of a chain of graphs only the last result is held; what lies between is not called its own holder."""
+    hidden = torch.ones(4, requires_grad=True)
+    total = torch.zeros(())
+    for _ in range(3):
+        activation = hidden.relu()
+        saved = activation.untyped_storage()
+        total = total + activation.square().sum()
+    put({"total": total})
+    del hidden, total, activation
+    words = (
+        r"autograd graph \((Pow|Relu)Backward0\) of a tensor held by key `total` of dict \(1 item\) in list `GLOBAL`"
+    )
+    assert re.match(words, holder(saved)), holder(saved)
 
 
 def test_a_search_keeps_nothing_and_changes_nothing() -> None:

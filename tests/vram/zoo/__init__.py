@@ -1,0 +1,1 @@
+"""Planted faults and decoys in real torch and transformers code: what the plugin says of each."""

@@ -1,0 +1,27 @@
+"""Results of a pool of threads that lives as long as the module are kept."""
+# expect: grows
+# holder: list `KEPT` (* items), global of module test_shared_pool
+# fault: a thread of a pool that started in the replay is not traced: the line of the first use is named
+
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+POOL = ThreadPoolExecutor(max_workers=1)
+KEPT = []
+
+
+def encode(length):
+    return torch.zeros(length, 8)  # here
+
+
+def answer(length):
+    KEPT.append(POOL.submit(encode, length).result())
+    return float(KEPT[-1].sum())
+
+
+def test_answers(vram):
+    try:
+        vram.assert_stable(vram.replay(answer, range(1, 21)))
+    finally:
+        POOL.shutdown()

@@ -1,0 +1,47 @@
+"""Running a case of the zoo: a pytest of its own, in this process, with the real plugin."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.vram.zoo.cases import ZOO, Case, cases
+from tests.vram.zoo.judging import Seen
+
+_INI = "[pytest]\nfilterwarnings = error\n"
+# What the cases do not use, and what would only take time.
+_QUIET = ("-p", "no:cacheprovider", "-p", "no:anyio", "-p", "no:hypothesispytest", "-p", "no:xdist")
+
+
+def params(kind: str) -> list[Any]:
+    """The cases of a folder, for `parametrize`. What is known to go wrong must go wrong, until somebody mends it."""
+    return [
+        pytest.param(
+            case, id=case.name, marks=[pytest.mark.xfail(reason=case.fault, strict=True)] if case.fault else []
+        )
+        for case in cases(kind)
+    ]
+
+
+def run(case: Case, pytester: pytest.Pytester) -> Seen:
+    """Run the case as a project of its own: its file, the tiny model, and warnings as errors."""
+    pytester.makeini(_INI)
+    for name, path in ((f"test_{case.name}", case.path), ("tiny", ZOO / "tiny.py")):
+        (pytester.path / f"{name}.py").write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    result = pytester.runpytest_inprocess("--vram-device", "cpu", "--vram-report", "r.json", *_QUIET)
+    reports = result.reprec.getreports("pytest_runtest_logreport")  # type: ignore[attr-defined]
+    report = next(report for report in reports if report.when == "call")
+    failure = vars(report).get("vram", {}).get("failure", {})
+    written = pytester.path / "r.json"
+    modes = json.loads(written.read_text(encoding="utf-8"))["modes"] if written.exists() else []
+    explanation = modes[0].get("explanation", {}) if modes else {}
+    snapshot = pytester.path / (explanation.get("snapshot") or "none")
+    return Seen(
+        outcome=report.outcome,
+        error=failure.get("kind", ""),
+        message=failure.get("message", report.longreprtext),
+        modes=modes,
+        snapshot_bytes=snapshot.stat().st_size if snapshot.exists() else 0,
+    )
