@@ -21,6 +21,7 @@ from vram.markers import HELP, LEAK_FREE, LIMIT, judge, wanted
 from vram.simulated.cards import find_card
 
 if TYPE_CHECKING:
+    from vram.history.plugin_part import Saver
     from vram.markers import Wanted
     from vram.session import VramSession
 
@@ -41,6 +42,21 @@ _FLAGS = (
     ("accept", "rewrite the budgets that are checked to what is measured"),
     ("disable", "measure nothing; tests that use the fixture vram are skipped"),
 )
+_GATES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
+    (
+        "compare",
+        "RUN",
+        "fail tests that need more than in this saved run (default recorded: of each the newest accepted run, "
+        "else the first)",
+        {"nargs": "?", "const": "recorded"},
+    ),
+    (
+        "compare-fail",
+        "CRITERION",
+        "what --vram-compare fails, as in peak:2%%, growth:0, himap/peak:1MiB (default: every byte; may be repeated)",
+        {"action": "append"},
+    ),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,6 +68,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for name, text in _FLAGS:
         group.addoption(f"--vram-{name}", action="store_true", default=None, help=text)
         parser.addini(f"vram_{name}", text, type="bool", default=False)
+    for name, metavar, text, how in _GATES:
+        group.addoption(f"--vram-{name}", metavar=metavar, default=None, help=text, **how)
+    parser.addini("vram_compare", _GATES[0][2], default=None)
+    parser.addini("vram_compare_fail", _GATES[1][2], type="args", default=[])
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,7 +88,9 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--vram-undecided must be fail or skip, got {undecided!r}")
     for text in HELP:
         config.addinivalue_line("markers", text)
-    config.pluginmanager.register(_Session(config), "vram-session")
+    measured = _Session(config)
+    config.pluginmanager.register(measured, "vram-session")
+    config.pluginmanager.register(_History(config, measured), "vram-history")
 
 
 def _option(config: pytest.Config, name: str) -> Any:
@@ -105,6 +127,7 @@ class _Session:
         self._uses = False  # whether some test measures
         self._not_written = ""
         self._environments: list[dict[str, object]] = []
+        self._found: dict[bool, dict[str, object]] = {}
         self._modes: list[dict[str, Any]] = []
         # By test id, the last try of each.
         self._tests: dict[str, dict[str, Any]] = {}
@@ -126,6 +149,23 @@ class _Session:
             )
             self._vram = VramSession(options)
         return self._vram
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Of every recording so far."""
+        return [] if self._vram is None else self._vram.summaries
+
+    def environment(self, *, of_body: bool = False) -> dict[str, object]:
+        """Where recordings are made, or the bodies of marked tests, which fewer meters read."""
+        if self._vram is not None and self._vram.environment and not of_body:
+            return self._vram.environment
+        if of_body not in self._found:
+            from vram.environment import environment
+            from vram.meters import default_meter, default_meters
+
+            meters = [default_meter(self._device())] if of_body else default_meters(self._device())
+            with ExitStack() as stack:
+                self._found[of_body] = environment([stack.enter_context(meter) for meter in meters])
+        return self._found[of_body]
 
     def _off(self) -> str | None:
         """Why nothing is measured; None where it is."""
@@ -295,7 +335,7 @@ class _Session:
             report.longrepr = (path, (line or 0) + 1, f"Skipped: {kind}: {error}")
         # Attributes of a report travel from a worker of pytest-xdist to its controller.
         told: dict[str, Any] = {} if figures is None else {"figures": figures}
-        if isinstance(error, AssertionError) and type(error).__module__ == "vram.errors":
+        if isinstance(error, AssertionError) and type(error).__module__.startswith("vram."):
             told["failure"] = {"kind": type(error).__name__, "message": str(error)}
         if told:
             vars(report)["vram"] = told
@@ -400,10 +440,101 @@ class _Session:
             terminalreporter.write_line(f"report: {Path(report)}")
 
     def _tables(self) -> list[str]:
-        from vram.report import absences, ratios, table, table_of_tests
+        from vram.report import absences, ratios, table, table_of_tests, told
 
-        modes = [*table(self._modes), *absences(self._modes), *ratios(self._modes)] if self._modes else []
+        lines = (table, told, absences, ratios)
+        modes = [line for part in lines for line in part(self._modes)] if self._modes else []
         return modes + (table_of_tests(list(self._tests.values())) if self._tests else [])
+
+
+class _History:
+    """Memory figures into the runs that pytest-benchmark saves, and tests held to those: see `vram.history`."""
+
+    def __init__(self, config: pytest.Config, measured: _Session) -> None:
+        from vram.history.plugin_part import Gate, Gatherer
+
+        self._config = config
+        self._measured = measured
+        self._gatherer = Gatherer()
+        self._entries: list[dict[str, Any]] = []
+        self._seconds: dict[str, float] = {}
+        self._saver: Saver | None = None
+        self._gate: Gate | None = None
+        base = _option(config, "compare")
+        criteria = config.getoption("--vram-compare-fail") or config.getini("vram_compare_fail")
+        if not base and not criteria:
+            return
+        base = base or "recorded"
+        if "::" in base or base.endswith(".py") or Path(base).is_dir():
+            raise pytest.UsageError(f"--vram-compare must name a run, or stand behind the tests, got {base!r}")
+        try:
+            self._gate = Gate(config.getoption("--benchmark-storage", None), base, criteria)
+            self._gate.read()
+        except ValueError as error:
+            raise pytest.UsageError(f"--vram-compare: {error}") from None
+
+    def _gathered(self, item: pytest.Item) -> list[Any]:
+        figures = item.stash.get(_FIGURES, None)
+        marked = None if figures is None else (figures, self._measured.environment(of_body=True))
+        accepted = bool(_option(self._config, "accept"))
+        self._gatherer.gather(item.nodeid, self._measured.summaries())
+        if marked is None and not self._gatherer.has(item.nodeid):
+            return []
+        return self._gatherer.entries(item.nodeid, self._measured.environment(), marked, accepted=accepted)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """A test begins, perhaps anew."""
+        self._gatherer.begin(item.nodeid)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """A test that passed is held to its base."""
+        __tracebackhide__ = True
+        result = yield
+        if self._gate is not None and not _option(self._config, "accept"):
+            error = self._gate.check(self._gathered(item))
+            if error is not None:
+                _raise_in(item, error)
+        return result
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
+        """What a test measured goes along with its report, from a worker of pytest-xdist too."""
+        report = yield
+        entries = self._gathered(item)
+        if entries:
+            from vram.history.entries import to_json
+
+            vars(report)["vram_history"] = [to_json(entry) for entry in entries]
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Gather what the tests of this process, or of the workers, measured."""
+        self._entries += getattr(report, "vram_history", ())
+        if report.when == "call":
+            self._seconds[report.nodeid] = report.duration
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self) -> Generator[None, Any, Any]:
+        """Before pytest-benchmark saves the run, put the figures into it."""
+        benchmarks = self._config.pluginmanager.getplugin("pytest-benchmark")
+        if benchmarks is None or not self._entries or hasattr(self._config, "workerinput"):
+            return (yield)
+        from vram.history.entries import from_json
+        from vram.history.plugin_part import Saver
+
+        self._saver = Saver(benchmarks)
+        if self._saver.wanted:
+            self._saver.put([from_json(told) for told in self._entries], self._seconds)
+        return (yield)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """What could not be saved or read."""
+        problem = self._saver.problem if self._saver is not None else ""
+        for line in (problem, *(self._gate.skipped if self._gate is not None else ())):
+            if line:
+                terminalreporter.write_line(f"vram: {line}", red=True)
 
 
 def _measures(item: pytest.Item) -> bool:

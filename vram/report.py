@@ -48,7 +48,7 @@ def table(modes: Sequence[Mapping[str, Any]]) -> list[str]:
         for column, name in enumerate(_HEAD)
         if name not in optional or {row[column] for row in rows[1:]} != {"-"}
     ]
-    return _aligned([tuple(row[column] for column in shown) for row in rows])
+    return aligned([tuple(row[column] for column in shown) for row in rows])
 
 
 def table_of_tests(tests: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -64,12 +64,22 @@ def table_of_tests(tests: Sequence[Mapping[str, Any]]) -> list[str]:
         for test in ranked(tests)[:_MOST_TESTS]
     ]
     more = len(tests) - len(rows)
-    return [*_aligned([head, *rows]), *([f"and {more} more tests"] if more else [])]
+    return [*aligned([head, *rows]), *([f"and {more} more tests"] if more else [])]
 
 
 def ranked(tests: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Marked tests: those that failed, then those that need most."""
     return sorted(tests, key=lambda test: (outcome(test) == "passed", -test["peak_bytes"]))
+
+
+def told(modes: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line for each noisy channel that grows, which fails no test."""
+    return [
+        f"{mode['mode']}: {name} grows by {channel['bytes_per_sample']:,.0f} B a sample (noisy: told, does not decide)"
+        for mode in modes
+        for name, channel in mode["channels"].items()
+        if channel["verdict"] == "grows" and not channel["exact"] and mode["verdict"] != "grows"
+    ]
 
 
 def ratios(modes: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -95,7 +105,8 @@ def apart(n_bytes: int | None, limit_bytes: int | None) -> tuple[str, str]:
     return texts
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Rows of cells as lines, columns under one another."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 

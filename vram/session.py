@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +80,15 @@ class VramSession:
         warmup_laps: int = 1,
         meters: Sequence[Meter] | None = None,
         name: str | None = None,
+        facts: Mapping[str, str] | None = None,
     ) -> Recording:
-        """`vram.replay` on the session's device and laps; an argument comes before an option."""
+        """`vram.replay` on the session's device and laps; an argument comes before an option.
+
+        In the history a recording with a `name` is known by it, whichever test makes it; one without by its test and
+        step. `facts` are what else must be equal for runs to be compared: `{"model": "llava-7b", "dtype": "float16"}`.
+        """
         __tracebackhide__ = hidden_on_oom
+        known = {"named": name is not None, "facts": dict(facts or {})}
         try:
             recording = replay(
                 step,
@@ -93,10 +99,11 @@ class VramSession:
                 name=name,
             )
         except OutOfMemory as error:
-            self.summaries.append(_failed(name or name_of(step), error))
+            self.summaries.append({**_failed(name or name_of(step), error), **known})
             self.environment = self.environment or environment([default_meter(self.device)])
             raise
         self._remember(recording)
+        self._by_recording[id(recording)].update(known)
         return recording
 
     def measure(self) -> AbstractContextManager[Measurement]:
@@ -237,6 +244,7 @@ def _channel(recording: Recording, name: str, verdict: Verdict) -> dict[str, Any
     return {
         "verdict": verdict.status,
         "exact": name in recording.exact,
+        "tolerance_bytes": recording.tolerance_bytes.get(name, 0),
         "bytes_per_sample": verdict.bytes_per_sample,
         "interval_bytes": [verdict.low_bytes, verdict.high_bytes],
         "onset_run": verdict.onset_run,

@@ -49,11 +49,27 @@ def step(answerer: Answerer) -> Callable[[Question], object]:
 
 
 @pytest.fixture(scope="session")
+def facts(
+    pytestconfig: pytest.Config, model: HimapLlavaForConditionalGeneration, questions: list[Question]
+) -> dict[str, str]:
+    """What must be equal, beside the machine, for two runs to be compared."""
+    asked: Path | None = pytestconfig.getoption("--question-file")
+    return {
+        "model": Path(pytestconfig.getoption("--model-path")).name,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": str(model.config.text_config._attn_implementation),
+        "transformers": _minor(importlib.metadata.version("transformers")),
+        "samples": f"{len(questions)} of {'embedded' if asked is None else asked.name}",
+    }
+
+
+@pytest.fixture(scope="session")
 def recordings(
     vram: VramSession,
     model: HimapLlavaForConditionalGeneration,
     step: Callable[[Question], object],
     questions: list[Question],
+    facts: dict[str, str],
 ) -> Callable[[str], Recording]:
     """The recording of a mode, made when first asked for. A replay that failed fails every test that needs it."""
     made: dict[str, Recording | AssertionError] = {}
@@ -69,7 +85,7 @@ def recordings(
 
         if mode not in made:
             try:
-                made[mode] = vram.replay(step_in_mode, questions, name=mode)
+                made[mode] = vram.replay(step_in_mode, questions, name=mode, facts=facts)
             except AssertionError as error:
                 made[mode] = error
         result = made[mode]
@@ -95,20 +111,15 @@ def switched(model: HimapLlavaForConditionalGeneration) -> Iterator[Callable[...
 
 
 @pytest.fixture(scope="session")
-def budget_of(
-    pytestconfig: pytest.Config, vram: VramSession, model: HimapLlavaForConditionalGeneration, questions: list[Question]
-) -> Callable[[str], Budget]:
+def budget_of(pytestconfig: pytest.Config, vram: VramSession, facts: dict[str, str]) -> Callable[[str], Budget]:
     """The peak budget of a mode, for exactly this model, device, versions and list of samples."""
     name = Path(pytestconfig.getoption("--model-path")).name
-    asked: Path | None = pytestconfig.getoption("--question-file")
     device = torch.device(vram.device)
     key = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": str(model.config.text_config._attn_implementation),
+        **{fact: facts[fact] for fact in ("dtype", "attention")},
         "torch": _minor(torch.__version__),
-        "transformers": _minor(importlib.metadata.version("transformers")),
-        "samples": f"{len(questions)} of {'embedded' if asked is None else asked.name}",
+        **{fact: facts[fact] for fact in ("transformers", "samples")},
     }
     return lambda mode: vram.budget(BUDGETS / f"{name}.toml", **key, mode=mode)
 

@@ -1,0 +1,181 @@
+"""Saving and comparing from within pytest, by running a real one inside."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vram
+from vram import cli
+from vram.history import store
+from vram.history.runs import Run
+
+pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+
+SUITE = """
+    import os
+    import pytest
+    import torch
+    SIZE = int(os.environ.get("SIZE", "1000"))
+    @pytest.fixture(scope="session")
+    def recording(vram):
+        with torch.inference_mode():
+            return vram.replay(lambda n: torch.zeros(SIZE), [1, 2], name="shared", laps=3)
+    def test_growth(vram, recording): vram.assert_stable(recording)
+    def test_peak(vram, recording): vram.assert_peak(recording, 2**40)
+    @pytest.mark.vram_limit("1 GiB")
+    def test_marked(): torch.zeros(256)
+    def test_other(): pass
+"""
+TIMED = """
+    import torch
+    def test_timed(vram, benchmark):
+        benchmark.pedantic(lambda: None)
+        vram.replay(lambda n: torch.zeros(9), [1, 2], name="timed", laps=3)
+"""
+RUN = ("--vram-device", "cpu", "--benchmark-quiet")
+
+
+@pytest.fixture(autouse=True)
+def _own_ini(pytester: pytest.Pytester) -> None:
+    # Asking what the processor is takes longer than all the rest.
+    pytester.makeconftest("def pytest_benchmark_generate_machine_info(): return {}")
+    pytester.makeini("[pytest]\nfilterwarnings =\n    error\n    ignore::pytest.PytestAssertRewriteWarning\n")
+
+
+def runs(pytester: pytest.Pytester) -> list[Run]:
+    history = store.read(f"file://{pytester.path}/.benchmarks")
+    assert history.skipped == []
+    return list(history.runs)
+
+
+@pytest.fixture
+def alive() -> int:
+    """Bytes that earlier tests of this process keep: an in-process run's absolute figures count them."""
+    with vram.measure("cpu") as measured:
+        return measured.before_bytes
+
+
+def peaks(run: Run) -> dict[str, int]:
+    return {
+        one.name: max(channel.most_bytes for name, channel in one.channels.items() if "peak" in name)
+        for one in run.entries
+    }
+
+
+def test_a_run_is_saved_with_what_used_only_the_fixture(pytester: pytest.Pytester, alive: int) -> None:
+    """Session fixtures' recordings, marked tests, and tests with a benchmark of their own: one entry each; with time,
+    so that pytest-benchmark's own commands read them."""
+    pytester.makepyfile(test_suite=SUITE, test_timed=TIMED)
+    result = pytester.runpytest(*RUN, "--benchmark-autosave")
+    result.assert_outcomes(passed=5)
+    (run,) = runs(pytester)
+    assert peaks(run) == {"shared": alive + 4000, "test_suite.py::test_marked": 1024, "timed": alive + 36}
+    (file,) = pytester.path.glob(".benchmarks/*/0001_*.json")
+    saved = {one["fullname"]: one for one in json.loads(file.read_text())["benchmarks"]}
+    assert sorted(saved) == ["shared", "test_suite.py::test_marked", "test_timed.py::test_timed"]
+    assert saved["test_timed.py::test_timed"]["extra_info"]["vram"]["entries"][0]["key"]["mode"] == "timed"
+    assert saved["shared"]["stats"]["min"] > 0
+    for arguments in (["list"], ["compare", "0001"]):
+        theirs = pytester.run(sys.executable, "-m", "pytest_benchmark", *arguments)
+        assert theirs.ret == 0
+    theirs.stdout.fnmatch_lines(["*benchmark 'vram': 2 tests*", "shared *"])
+
+
+def test_under_xdist_the_controller_saves_and_the_gate_is_on(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run with every worker's entries; a regression fails the test there too, and JUnit agrees."""
+    pytest.importorskip("xdist", reason="pytest-xdist is not installed")
+    pytester.makepyfile(test_suite=SUITE)
+    pytester.runpytest(*RUN, "--benchmark-autosave").assert_outcomes(passed=4)
+    monkeypatch.setenv("SIZE", "1001")
+    gate = ("--vram-compare", "--vram-compare-fail", "peak_above_start:0", "--junit-xml", "junit.xml")
+    result = pytester.runpytest_subprocess(*RUN, "-n", "2", "--benchmark-autosave", *gate)
+    failed = result.parseoutcomes()["failed"]
+    assert failed in (1, 2)  # one worker's recording, or both
+    assert f'failures="{failed}"' in Path(pytester.path / "junit.xml").read_text()
+    result.stdout.fnmatch_lines(
+        ["E *shared: peak_above_start 3.91 KiB (4,004 B), 4 B (0.10%) more than 3.91 KiB (4,000 B)*"]
+    )
+    assert peaks(runs(pytester)[1]) == {"shared": 4004, "test_suite.py::test_marked": 1024}
+
+
+def test_a_regression_fails_its_test_until_it_is_accepted(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The test that measured it, by its own line; saving the failing run does not make it the base, accepting does."""
+    pytester.makepyfile(test_suite=SUITE)
+    run = (*RUN, "-rs", "-k", "growth or peak", "--benchmark-autosave", "--vram-compare")
+    new = pytester.runpytest(*run)
+    new.assert_outcomes(passed=1, skipped=1)
+    new.stdout.fnmatch_lines(["SKIPPED *new: no run has measured it; record it with --benchmark-autosave --vram-acc*"])
+    monkeypatch.setenv("SIZE", "1050")
+    for _ in range(2):
+        result = pytester.runpytest(*run)
+        result.assert_outcomes(passed=1, failed=1)
+        result.stdout.fnmatch_lines(["E *MemoryRegression: shared: peak * B), 200 B * more than *"])
+        assert "plugin_part.py" not in result.stdout.str().partition("short test summary")[0]
+    pytester.runpytest(*run, "--vram-accept").assert_outcomes(passed=2)
+    pytester.runpytest(*run).assert_outcomes(passed=2)
+    assert cli.main(["compare", "--storage", f"{pytester.path}/.benchmarks"]) == 0
+
+
+def test_a_run_that_cannot_be_saved_says_so_and_tests_are_judged(pytester: pytest.Pytester) -> None:
+    """No internal error: the tests' own outcome, and a line."""
+    pytester.makepyfile(test_suite=SUITE)
+    (pytester.path / ".benchmarks").write_text("not a folder")
+    result = pytester.runpytest(*RUN, "--benchmark-save=x", "-k", "growth")
+    result.assert_outcomes(passed=1)
+    assert result.ret == pytest.ExitCode.OK
+    result.stdout.fnmatch_lines(["vram: history not saved in *.benchmarks: *"])
+
+
+def test_out_of_memory_is_saved(pytester: pytest.Pytester) -> None:
+    """As an entry of the same environment, so that it can be held against a run that was not."""
+    pytester.makepyfile(
+        """
+        import torch
+        def test_fits(vram):
+            vram.replay(lambda _: torch.empty(2**60, dtype=torch.uint8), [0], name="huge")
+        """
+    )
+    pytester.runpytest(*RUN, "--benchmark-autosave").assert_outcomes(failed=1)
+    (run,) = runs(pytester)
+    (entry,) = run.entries
+    assert (entry.verdict, entry.channels) == ("out of memory", {})
+    assert dict(entry.key)["source"] == "CPU tensors"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--vram-compare=9",), "--vram-compare: no run is called 9: there are none"),
+        (
+            ("--vram-compare", "test_suite.py"),
+            "--vram-compare must name a run, or stand behind the tests, got *",
+        ),
+        (("--vram-compare-fail", "peak"), "--vram-compare: a criterion must be *, got 'peak'"),
+    ],
+)
+def test_what_cannot_be_compared_is_a_usage_error(
+    pytester: pytest.Pytester, arguments: tuple[str, ...], message: str
+) -> None:
+    """One line before anything is collected."""
+    pytester.makepyfile(test_suite=SUITE)
+    result: Any = pytester.runpytest(*RUN, *arguments)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {message}"])
+
+
+def test_without_saving_or_comparing_nothing_is_touched(pytester: pytest.Pytester) -> None:
+    """No benchmark is added, no table shown, no file written."""
+    pytester.makepyfile(test_suite=SUITE)
+    result = pytester.runpytest("--vram-device", "cpu")
+    result.assert_outcomes(passed=4)
+    assert "benchmark 'vram'" not in result.stdout.str()
+    assert not list(pytester.path.glob(".benchmarks/*/*"))

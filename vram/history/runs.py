@@ -1,0 +1,142 @@
+"""A history: the runs that were read, oldest first, and what BASE and HEAD mean among them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePath
+
+from vram.history.compare import Comparison, Judged, Located, judge, matching
+from vram.history.criteria import Criterion
+from vram.history.entries import OUT_OF_MEMORY, Entry
+from vram.history.keys import Key, difference
+
+RECORDED = "recorded"  # as BASE: of each key the newest accepted run, else the first
+_LONGEST_NUMBER = 6  # digits; more are a commit
+
+
+@dataclass(frozen=True)
+class Run:
+    """One saved run. `path` is told from the store; `time` is ISO 8601; `commit` is "" where it is not known."""
+
+    path: str
+    time: str
+    commit: str
+    dirty: bool
+    entries: Sequence[Entry]
+
+    @cached_property
+    def stem(self) -> str:
+        """ "0003_NAME": the file's name without its suffix."""
+        return PurePath(self.path).stem
+
+    @cached_property
+    def number(self) -> str:
+        """ "0003", or the whole name where it has none."""
+        number, _, rest = self.stem.partition("_")
+        return number if number.isdecimal() and rest else self.stem
+
+    def located(self) -> list[Located]:
+        """Its entries, each with the run's number."""
+        return [Located(f"run {self.number}", entry) for entry in self.entries]
+
+
+class NoRun(ValueError):
+    """No run, or more than one, is meant by a name."""
+
+
+@dataclass(frozen=True)
+class History:
+    """Runs, oldest first. `skipped` says which files and entries were not read, and why."""
+
+    runs: Sequence[Run]
+    skipped: Sequence[str] = field(default=())
+
+    @cached_property
+    def by_key(self) -> dict[Key, list[tuple[Run, Entry]]]:
+        """Every key's runs, oldest first."""
+        found: dict[Key, list[tuple[Run, Entry]]] = defaultdict(list)
+        for run in self.runs:
+            for entry in run.entries:
+                found[entry.key].append((run, entry))
+        return dict(found)
+
+    def find(self, name: str) -> Run:
+        """The newest run of this number ("3", "0003", "MACHINE/0003"), name or commit (its beginning). Raises NoRun."""
+        tests: list[Callable[[Run], bool]] = [
+            lambda run: name in (run.path, run.path.removesuffix(".json"), run.stem),
+            lambda run: name.isdecimal() and len(name) <= _LONGEST_NUMBER and _number(run) == int(name),
+            lambda run: "/" in name and f"{PurePath(run.path).parent.name}/{run.number}" == name,
+            lambda run: run.stem.partition("_")[2] == name,
+            lambda run: len(name) >= 4 and run.commit.startswith(name),
+        ]
+        for test in tests:
+            found = [run for run in self.runs if test(run)]
+            if found and name.isdecimal() and len({PurePath(run.path).parent for run in found}) > 1:
+                raise NoRun(f"{name} is more than one run: {', '.join(run.path for run in found[-5:])}")
+            if found:
+                return found[-1]
+        known = ", ".join(run.stem for run in self.runs[-3:])
+        raise NoRun(f"no run is called {name}: " + (f"the newest are {known}" if known else "there are none"))
+
+    def before(self, run: Run) -> History:
+        """The runs before this one. All, where it is no run of this history."""
+        return History(self.runs[: self.runs.index(run)] if run in self.runs else self.runs)
+
+    def like(self, entry: Entry) -> list[Located]:
+        """Entries that it may be compared with, oldest first."""
+        if entry.verdict == OUT_OF_MEMORY:
+            return matching(entry, [located for run in self.runs for located in run.located()])
+        return [Located(f"run {run.number}", one) for run, one in self.by_key.get(entry.key, ())]
+
+    def recorded(self, entry: Entry) -> Located | None:
+        """Its recorded base: the newest accepted one that has figures, else the first."""
+        held = None
+        for located in self.like(entry):
+            if located.entry.channels and (held is None or located.entry.accepted):
+                held = located
+        return held
+
+    def nearest(self, entry: Entry) -> str:
+        """In what the newest entry of the same name differs; "" where there is none."""
+        for run in reversed(self.runs):
+            for other in run.entries:
+                if other.name == entry.name and other.key != entry.key:
+                    return f"run {run.number} differs: {difference(other.key, entry.key)}"
+        return ""
+
+
+def _number(run: Run) -> int | None:
+    return int(run.number) if run.number.isdecimal() else None
+
+
+def with_the_one_before(history: History, head: Run, criteria: Sequence[Criterion] = ()) -> Comparison:
+    """Each key of `head` beside the newest run before it that measured the key, and beside its `anchor`."""
+    earlier = history.before(head)
+    judged = []
+    for entry in head.entries:
+        past = earlier.like(entry)
+        judged.append(judge(entry, past[-1] if past else None, criteria, past))
+    return Comparison(judged, _gone(earlier.runs[-1], head) if earlier.runs else ())
+
+
+def with_recorded(history: History, head: Run, criteria: Sequence[Criterion] = ()) -> Comparison:
+    """Each key of `head` beside its recorded base, which no run becomes by passing."""
+    earlier = history.before(head)
+    return Comparison([judge(entry, earlier.recorded(entry), criteria) for entry in head.entries])
+
+
+def with_run(base: Run, head: Run, criteria: Sequence[Criterion] = ()) -> Comparison:
+    """Each key of `head` beside the same key of `base`."""
+    judged: list[Judged] = []
+    for entry in head.entries:
+        found = matching(entry, base.located())
+        judged.append(judge(entry, found[-1] if found else None, criteria))
+    return Comparison(judged, _gone(base, head))
+
+
+def _gone(base: Run, head: Run) -> list[Located]:
+    keys = {entry.key for entry in head.entries}
+    return [located for located in base.located() if located.entry.key not in keys]

@@ -1,0 +1,144 @@
+"""Reading and writing runs, through pytest-benchmark's own storage classes: its files and its other back ends."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from vram.history.entries import SCHEMA, Entry, from_json, to_json
+from vram.history.runs import History, Run
+
+DEFAULT = "file://./.benchmarks"  # pytest-benchmark's own default
+EXTRA = "vram"  # in extra_info
+_FILE = "file://"
+
+
+class NoStore(ValueError):
+    """A store or a file can't be read, or there is nothing to read it with."""
+
+
+class _Logger:
+    """What pytest-benchmark's storage classes log to; keeps the warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, text: str, *_: object, **__: object) -> None:
+        self.warnings.append(text)
+
+    def info(self, *_: object, **__: object) -> None:
+        """Not told."""
+
+    debug = error = info
+
+
+def installed() -> bool:
+    """Whether pytest-benchmark is there."""
+    return importlib.util.find_spec("pytest_benchmark") is not None
+
+
+def read(uri: str = DEFAULT) -> History:
+    """Every run of the store that holds memory figures, oldest first; none where there is no store. Raises NoStore.
+
+    `uri` is what pytest-benchmark's `--benchmark-storage` takes. Files that can't be read, and entries that can't, are
+    left out and named in `skipped`.
+    """
+    if _is_file(uri) and not Path(uri.removeprefix(_FILE)).is_dir():
+        return History(())  # without pytest-benchmark's class, which would make the folder
+    storage, logger = _opened(uri)
+    everything = ("*",) if _is_file(uri) else ()
+    return _history(storage, logger, everything)
+
+
+def read_file(path: Path) -> Run:
+    """The run of one file, in a store or not. Raises NoStore where it can't be read."""
+    storage, logger = _opened(_FILE + str(path.parent))
+    history = _history(storage, logger, (str(path),))
+    if not history.runs:
+        raise NoStore("; ".join(history.skipped) or f"no memory figures in {path}")
+    return history.runs[0]
+
+
+def _is_file(uri: str) -> bool:
+    return "://" not in uri or uri.startswith(_FILE)
+
+
+def _opened(uri: str) -> tuple[Any, _Logger]:
+    if not installed():
+        raise NoStore("the history needs pytest-benchmark: pip install 'himap-vram[history]'")
+    from pytest_benchmark.utils import load_storage
+
+    logger = _Logger()
+    try:
+        return load_storage(uri, logger=logger, netrc=""), logger  # type: ignore[no-untyped-call]
+    except Exception as error:  # a URI it does not know, a client that is not installed, a server that is not there
+        raise NoStore(f"{uri} can't be opened: {error}") from None
+
+
+def _history(storage: Any, logger: _Logger, wanted: Sequence[str]) -> History:
+    runs: list[Run] = []
+    skipped: list[str] = []
+    try:
+        for path, data in storage.load(*wanted):
+            try:
+                run = _run(str(path), data, skipped)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                skipped.append(f"skipped {path}: not a run of pytest-benchmark ({type(error).__name__}: {error})")
+                continue
+            if run.entries:
+                runs.append(run)
+    except Exception as error:  # whatever the client of another back end raises
+        raise NoStore(f"{storage} can't be read: {error}") from None
+    told = [warning.replace("Failed to load", "skipped", 1) for warning in logger.warnings]
+    return History(sorted(runs, key=_when), [*told, *skipped])
+
+
+def _when(run: Run) -> tuple[datetime, str]:
+    try:
+        time = datetime.fromisoformat(run.time)
+    except ValueError:
+        time = datetime.min
+    return (time if time.tzinfo else time.replace(tzinfo=UTC)), run.stem
+
+
+def _run(path: str, data: Mapping[str, Any], skipped: list[str]) -> Run:
+    commit = data.get("commit_info") or {}
+    entries: list[Entry] = []
+    for benchmark in data["benchmarks"]:
+        told = (benchmark.get("extra_info") or {}).get(EXTRA)
+        if told is None:
+            continue
+        name = benchmark.get("fullname")
+        try:
+            entries += unpacked(told)
+        except ValueError as error:
+            skipped.append(f"skipped {name} of {path}: {error}")
+    commit_id = str(commit.get("id") or "")
+    return Run(
+        path=path,
+        time=str(data.get("datetime") or ""),
+        commit="" if commit_id in ("unversioned", "unknown") else commit_id,
+        dirty=bool(commit.get("dirty")),
+        entries=tuple(entries),
+    )
+
+
+def packed(entries: Iterable[Entry]) -> dict[str, Any]:
+    """What goes into `extra_info["vram"]`; docs/history.md describes it."""
+    return {"schema": SCHEMA, "entries": [to_json(entry) for entry in entries]}
+
+
+def unpacked(told: Any) -> list[Entry]:
+    """Read back what `packed` gave. ValueError for anything else, and for a schema of a later version."""
+    schema = told.get("schema") if isinstance(told, dict) else None
+    if not isinstance(schema, int) or schema < 1:
+        raise ValueError(f'extra_info["{EXTRA}"] must have a schema, got {str(told)[:60]!r}')
+    if schema > SCHEMA:
+        raise ValueError(f"schema {schema} is of a later version, this one reads {SCHEMA}")
+    entries = told.get("entries")
+    if not isinstance(entries, list):
+        raise ValueError(f"entries must be a list, got {str(entries)[:60]!r}")
+    return [from_json(entry) for entry in entries]
