@@ -17,6 +17,7 @@ from pathlib import Path
 import tokenizers
 import torch
 import transformers
+from torch._subclasses.fake_tensor import FakeTensor
 
 from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration, multimodal
 from llava import conversation, embedded, shapes
@@ -59,7 +60,8 @@ class _RandomWeights:
         place = placement.device
         with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):  # CLIP draws one tensor by itself
             model = empty_model(config, place, dtype=dtype, attn_implementation=placement.attn_implementation)
-        draw_weights(model, torch.Generator(place).manual_seed(_SEED))
+        if not isinstance(next(model.parameters()), FakeTensor):  # which have no values: a simulated card
+            draw_weights(model, torch.Generator(place).manual_seed(_SEED))
         return model
 
 

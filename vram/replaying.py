@@ -107,7 +107,7 @@ def _replay(made_of: Replayed, meters: list[Meter], base_laps: int, warmup_laps:
             while loop.laps < wanted:
                 loop.run_lap()
             wanted = max(
-                (loop.judge(channel, warmup_laps, base_laps).laps_wanted or 0 for channel in loop.deciding),
+                (loop.laps_wanted(channel, warmup_laps, base_laps) for channel in loop.channels),
                 default=0,
             )
             wanted = wanted or None
@@ -158,6 +158,12 @@ class _Loop:
         figures = judged_figures({channel: self.readings(channel) for channel in self.channels}, channel)
         tolerance_bytes = self.tolerance_bytes.get(channel, 0)
         return judge_growth(figures, warmup_laps=warmup_laps, base_laps=base_laps, tolerance_bytes=tolerance_bytes)
+
+    def laps_wanted(self, channel: str, warmup_laps: int, base_laps: int) -> int:
+        """Laps that the rule asks for; 0 for enough. For a noisy channel it asks only where every lap rose."""
+        verdict = self.judge(channel, warmup_laps, base_laps)
+        rose_always = verdict.rises == verdict.laps - warmup_laps - 1
+        return verdict.laps_wanted or 0 if channel in self.deciding or rose_always else 0
 
     def readings(self, channel: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.array(self.figures[channel], dtype=np.int64)

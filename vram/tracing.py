@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vram.meters.hooks import hooked
+from vram.meters.hooks import composite, hooked
 
 BEFORE = -1  # the run of what was alive before the trace began
 _MOST_EVENTS = 100_000  # of the snapshot's timeline; the oldest are dropped, as PyTorch's own ring buffer does
@@ -271,7 +271,7 @@ class TensorTracer:
                 pass  # around our own dispatch, not around the operation
             elif not filename.startswith(_OURS):
                 found.append((frame.f_code, frame.f_lineno))
-            elif found:
+            elif found and frame.f_code.co_name != "__torch_dispatch__":  # that is an operation taken apart
                 break  # what called the step is no part of it
             frame = frame.f_back  # type: ignore[assignment]
         places = tuple(found)
@@ -372,6 +372,9 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._tracer = tracer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if composite(func):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         op = func._schema.name.replace("::", ".")
         self._see_all((args, kwargs or {}), f"first used by {op}")
         result = func(*args, **(kwargs or {}))

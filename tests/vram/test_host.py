@@ -28,13 +28,13 @@ class FakeProcess:
 
 
 def test_the_host_channel_is_the_rss_of_this_process() -> None:
-    """64 MiB of touched memory that no tensor holds raise it by about as much."""
+    """256 MiB of touched memory that no tensor holds raise it by about as much."""
     pytest.importorskip("psutil", reason="psutil is not installed")
     with HostMeter() as meter:
         before = meter.read()["host"]
-        kept = np.ones(64 * MiB, dtype=np.uint8)
+        kept = np.ones(256 * MiB, dtype=np.uint8)
         grown = meter.read()["host"] - before
-    assert 60 * MiB <= grown <= kept.nbytes + 16 * MiB
+    assert 192 * MiB <= grown <= kept.nbytes + 64 * MiB
 
 
 @pytest.mark.parametrize(("range_mib", "tolerance_mib"), [(0, 16), (5, 16), (6, 18), (40, 120)])
@@ -61,7 +61,7 @@ def test_growth_of_the_host_is_told_and_never_convicts() -> None:
         yield from (500 * MiB + run * 20 * MiB for run in range(10_000))
 
     meters = [TensorMeter(), HostMeter(process=FakeProcess(rss()))]
-    recording = vram.replay(lambda _: None, range(10), laps=20, meters=meters)
+    recording = vram.replay(lambda _: None, range(10), meters=meters)
     assert "host" not in recording.exact
     assert recording.laps == 20
     assert np.diff(recording.channels["host"].ravel()).tolist() == [20 * MiB] * 199

@@ -135,7 +135,10 @@ def test_an_option_comes_before_its_ini_twin_and_an_argument_before_both(pyteste
         (("--vram-laps", "two"), "--vram-laps must be a whole number of at least 1, got 'two'"),
         (("--vram-samples", "0"), "--vram-samples must be a whole number of at least 1, got '0'"),
         (("--vram-undecided", "maybe"), "--vram-undecided must be fail or skip, got 'maybe'"),
-        (("--vram-device", "gpu"), "--vram-device: device must be auto, cpu, cuda, cuda:INDEX, simulated or simulated:CARD, got 'gpu'"),
+        (
+            ("--vram-device", "gpu"),
+            "--vram-device: device must be auto, cpu, cuda, cuda:INDEX, simulated or simulated:CARD, got 'gpu'",
+        ),
     ],
 )
 def test_an_option_that_cannot_be_read_is_a_usage_error(

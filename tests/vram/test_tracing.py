@@ -77,12 +77,12 @@ def test_views_are_not_new_and_the_dead_are_gone() -> None:
 
 def test_a_resized_storage_is_the_resizing_line_s() -> None:
     """Growing in place counts as made anew, by the line that did it."""
-    tensor = torch.zeros(13)
+    tensor = torch.zeros(1013)
     with TensorTracer() as tracer, tracer.watching(0):
-        tensor.resize_(100)
+        tensor.resize_(10_100)
         (made,) = tracer.alive()
-        assert [one.n_bytes for one in tracer.at_peak() if one.shape in ((13,), (100,))] == [400]
-    assert (made.n_bytes, made.op) == (400, "aten.resize_")
+        assert [one.n_bytes for one in tracer.at_peak() if one.shape in ((1013,), (10_100,))] == [40_400]
+    assert (made.n_bytes, made.op) == (40_400, "aten.resize_")
 
 
 def test_threads_started_meanwhile_are_followed() -> None:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vram.meters.hooks import hooked
+from vram.meters.hooks import composite, hooked
 
 
 class TensorMeter:
@@ -125,6 +125,9 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._meter = meter
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if composite(func):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
         # Inputs first: one that is new to us was made before, or elsewhere, and is no work of this operation's.
         self._see_all(args)
         if kwargs:

@@ -216,6 +216,8 @@ class CachingAllocator:
         self._free: dict[tuple[bool, int], _Free] = {}
         self._segments: dict[int, Segment] = {}  # by address; in the order of addresses
         self._next_address = _FIRST_ADDRESS
+        self._busy = False
+        self._waiting: list[Block] = []  # freed, and not yet put back
 
     @property
     def free_bytes(self) -> int:
@@ -227,6 +229,16 @@ class CachingAllocator:
 
         Raises SimulatedOutOfMemory, after all segments that are wholly cached were given back.
         """
+        if self._busy:
+            raise RuntimeError("malloc must not be called from a finalizer or another thread while one is under way")
+        self._busy = True
+        try:
+            return self._malloc(n_bytes, stream, tag)
+        finally:
+            self._busy = False
+            self._settle()
+
+    def _malloc(self, n_bytes: int, stream: int, tag: Any) -> Block:
         if n_bytes <= 0:
             if n_bytes < 0:
                 raise ValueError(f"n_bytes must not be negative, got {n_bytes}")
@@ -281,7 +293,24 @@ class CachingAllocator:
         return block
 
     def free(self, block: Block) -> None:
-        """Put `block` back into the cache. Raises ValueError where it is not in use (freed before)."""
+        """Put `block` back into the cache. Raises ValueError where it is not in use (freed before).
+
+        May be called at any time: the garbage collector may end a tensor while a malloc or free is under way, and then
+        its block is put back right after that.
+        """
+        self._waiting.append(block)
+        if not self._busy:
+            self._settle()
+
+    def _settle(self) -> None:
+        while self._waiting:
+            self._busy = True
+            try:
+                self._put_back(self._waiting.pop())
+            finally:
+                self._busy = False
+
+    def _put_back(self, block: Block) -> None:
         if not block.allocated:
             raise ValueError(f"a block must be freed once, got {block!r}")
         if block.segment is None:

@@ -80,6 +80,8 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "current_device": always(0),
         "set_device": always(None),
         "synchronize": always(None),
+        "get_rng_state": always(None),  # nothing is drawn
+        "set_rng_state": always(None),
         "get_device_properties": always(properties),
         "get_device_name": always(card.name),
         "get_device_capability": always(card.compute_capability),

@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from vram.units import format_bytes, parse_bytes
 
-_GIB = 2**30
 _CONTEXT_BYTES = 500 * 2**20  # a CUDA context with PyTorch's kernels takes 300 to 600 MiB; nothing of it is PyTorch's
 _ASSUMED_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: what it has in all, its compute capability, and what the CUDA context of one process takes of it."""
+    """A GPU: what it has in all, its compute capability, and what the CUDA context of one process takes of it.
+
+    `total_bytes` is `torch.cuda.get_device_properties().total_memory`: less than the nominal size and than what NVML
+    says, as ECC and the driver take some, and a little different from driver to driver.
+    """
 
     name: str
     total_bytes: int
@@ -26,41 +29,36 @@ class Card:
         return f"{self.name} ({format_bytes(self.total_bytes)}, compute capability {major}.{minor})"
 
 
-def _card(name: str, gib: float, *compute_capability: int) -> Card:
-    # Totals as PyTorch's out-of-memory messages tell them in public reports, to 0.01 GiB: less than the nominal size,
-    # as ECC and the driver take some.
-    major, minor = compute_capability
-    return Card(name, round(gib * _GIB), (major, minor))
-
-
+# Bytes as public logs of `total_memory` or CUDA's deviceQuery have them, but for two: the A10's are those of
+# out-of-memory messages (to 0.01 GiB, and also of the A10G); the A800, an A100 with slower links, is taken for one.
 CARDS = (
-    _card("V100-16", 15.77, 7, 0),
-    _card("L4", 22.03, 8, 9),
-    _card("A10", 22.19, 8, 6),
-    _card("RTX 4090", 23.64, 8, 9),
-    _card("RTX 3090", 23.69, 8, 6),
-    _card("V100-32", 31.74, 7, 0),
-    _card("A100-40", 39.50, 8, 0),
-    _card("H100", 79.11, 9, 0),
-    _card("A100-80", 79.25, 8, 0),
-    _card("A800", 79.25, 8, 0),
-    _card("H200", 139.80, 9, 0),
+    Card("V100-16", 16_935_682_048, (7, 0)),
+    Card("L4", 23_580_639_232, (8, 9)),
+    Card("A10", round(22.06 * 2**30), (8, 6)),
+    Card("RTX 4090", 25_386_352_640, (8, 9)),
+    Card("RTX 3090", 25_438_126_080, (8, 6)),
+    Card("V100-32", 34_079_899_648, (7, 0)),
+    Card("A100-40", 42_298_834_944, (8, 0)),
+    Card("H100", 85_017_624_576, (9, 0)),
+    Card("A100-80", 85_093_777_408, (8, 0)),
+    Card("A800", 85_093_777_408, (8, 0)),
+    Card("H200", 150_110_011_392, (9, 0)),
 )
+_NOMINAL_GB = {"L4": 24, "A10": 24, "RTX 4090": 24, "RTX 3090": 24, "H100": 80, "A800": 80, "H200": 141}
 
 
 def find_card(name: str) -> Card:
-    """The card called `name` ("A100-80", "a100 80GB", "RTX 3090"), or any size as a card ("24GiB").
+    """The card called `name` ("A100-80", "a100 80GB", "RTX 3090", or as torch names it), or a size as one ("24GiB").
 
-    A bare size is a card of just so many bytes and of compute capability 8.0. Raises ValueError, with the list.
+    A size is a card of just so many bytes, of compute capability 8.0. Raises ValueError, with the list.
     """
     wanted = _plain(name)
     for card in CARDS:
-        if wanted in (_plain(card.name), _plain(card.name.removeprefix("RTX "))):
+        if wanted in (_plain(card.name), _plain(f"{card.name} {_NOMINAL_GB.get(card.name, '')}")):
             return card
-    try:
-        total_bytes = parse_bytes(name)
-    except ValueError:
-        total_bytes = 0
+    # Rounded: a capacity read off a message, "23.69 GiB", is no whole number of bytes.
+    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]iB)\s*", name)
+    total_bytes = round(float(size[1]) * parse_bytes(f"1 {size[2]}")) if size else 0
     if total_bytes <= _CONTEXT_BYTES:
         known = ", ".join(card.name for card in CARDS)
         raise ValueError(
@@ -70,11 +68,11 @@ def find_card(name: str) -> Card:
 
 
 def smallest_that_fits(n_bytes: int) -> Card | None:
-    """The smallest listed card with room for `n_bytes` of PyTorch's beside the context; None where there is none."""
+    """The smallest listed card with room for `n_bytes` of segments beside the context; None where there is none."""
     fitting = [card for card in CARDS if card.total_bytes - card.context_bytes >= n_bytes]
     return min(fitting, key=lambda card: card.total_bytes, default=None)
 
 
 def _plain(name: str) -> str:
-    """ "NVIDIA A100 80GB" -> "a10080"."""
-    return re.sub(r"nvidia|geforce|tesla|gib|gb|[^a-z0-9]", "", name.lower())
+    """ "NVIDIA A100-SXM4-80GB" -> "a10080"."""
+    return re.sub(r"nvidia|geforce|tesla|rtx|sxm\d?|pcie|hbm\d?e?|gib|gb|[^a-z0-9]", "", name.lower())

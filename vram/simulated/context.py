@@ -44,14 +44,19 @@ class SimulatedCuda:
     workspace, cuDNN's attention, backward passes (refused), settings of the allocator (refused).
     """
 
-    def __init__(self, card: Card | str, *, cublas_workspace: bool = True, token: int = TOKEN) -> None:
-        """`cublas_workspace`: counted at the first matrix product. `token`: what generation chooses."""
+    def __init__(
+        self, card: Card | str, *, cublas_workspace: bool = True, token: int = TOKEN, device: torch.device = DEVICE
+    ) -> None:
+        """`cublas_workspace`: counted at the first matrix product. `token`: what generation chooses.
+
+        `device`: whose tensors are followed; the CPU's, to compare with what a real run on it allocates.
+        """
         check()
         _warn_untested()
         self.card = find_card(card) if isinstance(card, str) else card
         settings = next((os.environ[name] for name in _SETTINGS if os.environ.get(name)), "")
         self.allocator = CachingAllocator(self.card.total_bytes, self.card.context_bytes, settings=settings)
-        self.device = DEVICE
+        self.device = device
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._shadows = Shadows(self._mode, token)
         self._blocks: dict[int, tuple[int, Block]] = {}  # by storage address: bytes, block
@@ -86,14 +91,14 @@ class SimulatedCuda:
         result = self._shadows.run(func, args, kwargs)
         for tensor in tensors(result):
             self._see(tensor)
-        if self._wants_workspace and func in _MATMULS and any(each.device == DEVICE for each in tensors(result)):
+        if self._wants_workspace and func in _MATMULS and any(each.device == self.device for each in tensors(result)):
             self._wants_workspace = False  # it stays for good, as no tensor's
             hopper = self.card.compute_capability in ((9, 0), (10, 0), (12, 0))
             self._take(_HOPPER_WORKSPACE_BYTES if hopper else _WORKSPACE_BYTES)
         return result
 
     def _see(self, tensor: Tensor) -> None:
-        if tensor.device != DEVICE:
+        if tensor.device != self.device:
             return
         try:
             storage = tensor.untyped_storage()

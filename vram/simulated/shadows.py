@@ -24,6 +24,7 @@ _KINDS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.u
 _FACTORIES = {
     f"aten::{name}" for name in ("arange", "empty", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros")
 }
+_DRAWN = {f"aten::{name}" for name in ("randint", "randperm")}  # small random integers are drawn for real
 _SHADOW = "_vram_shadow"
 _CPU = torch.device("cpu")
 
@@ -81,7 +82,8 @@ class Shadows:
         found = list(tensors((args, kwargs)))
         values = [self.of(tensor) for tensor in found]
         known = all(value is not None for value in values) if found else _plain_factory(func, args, kwargs)
-        if not known or torch.Tag.nondeterministic_seeded in func.tags:
+        seeded = torch.Tag.nondeterministic_seeded in func.tags and func._schema.name not in _DRAWN
+        if not known or seeded:
             self._spoil(func, args)
             return None
         real_args, real_kwargs = tree_map(self._real, (args, kwargs))
@@ -167,11 +169,13 @@ def _worth(dtype: torch.dtype, elements: int) -> bool:
 
 def _plain_factory(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether it makes a small tensor from nothing."""
-    if func._schema.name not in _FACTORIES:
+    if func._schema.name not in _FACTORIES | _DRAWN:
         return False
     numbers = [value for value in args if isinstance(value, int | float)]
     if func._schema.name in ("aten::arange", "aten::eye", "aten::linspace"):
         return all(abs(number) <= _MOST_ELEMENTS for number in numbers)
-    size = args[0] if args and isinstance(args[0], list | tuple) else ()
+    size = next((value for value in args if isinstance(value, list | tuple)), ())
+    if func._schema.name in _DRAWN:
+        return _worth(torch.int64, math.prod(size))
     dtype = kwargs.get("dtype") or (torch.int64 if func._schema.name == "aten::full" and type(args[1]) is int else None)
     return _worth(dtype or torch.float32, math.prod(size))

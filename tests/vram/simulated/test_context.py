@@ -1,0 +1,207 @@
+"""The simulated device: what it counts, what it answers, what it refuses, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import vram
+from vram.meters.simulated import SimulatedCudaMeter
+from vram.simulated.cards import Card
+from vram.simulated.context import DEVICE, SimulatedCuda
+from vram.simulated.shadows import UnknownValue
+
+MiB = 2**20
+A_CARD = Card("8GiB", 8 * 2**30, (8, 0), context_bytes=0)
+
+
+def device(card: Card = A_CARD, **options: Any) -> SimulatedCuda:
+    return SimulatedCuda(card, **{"cublas_workspace": False, **options})
+
+
+def test_tensors_have_no_bytes_and_are_counted_in_blocks_and_segments() -> None:
+    """7 GiB on a machine that need not have them; 1,000 B are a block of 1,024 in a segment of 2 MiB."""
+    with device() as cuda:
+        large = torch.empty(7 * 2**30, dtype=torch.uint8, device="cuda")
+        small = torch.zeros(250, device="cuda:0")
+        assert (cuda.allocator.requested_bytes, cuda.allocator.allocated_bytes) == (7 * 2**30 + 1000, 7 * 2**30 + 1024)
+        assert cuda.allocator.reserved_bytes == 7 * 2**30 + 2 * MiB
+        del large, small
+    assert cuda.allocator.allocated_bytes == 0
+
+
+def test_a_storage_counts_once_and_ends_with_its_last_view() -> None:
+    """Views, slices and results written in place are no new storages; resizing is."""
+    with device() as cuda:
+        tensor = torch.zeros(1000, 4, device=DEVICE)
+        before = cuda.allocator.requested_bytes
+        view = tensor[:10].view(-1)
+        tensor.add_(1)
+        tensor[0] = 2
+        assert cuda.allocator.requested_bytes == before == 16_000
+        del tensor
+        assert cuda.allocator.requested_bytes == before
+        view.untyped_storage().resize_(0)
+        view = torch.zeros(3, device=DEVICE)
+        view.resize_(10)
+        gc.collect()
+        assert cuda.allocator.requested_bytes == 40
+
+
+MOVES: dict[str, Callable[[Any], Any]] = {
+    "to cuda": lambda it: it.to("cuda"),
+    "to a device without an index": lambda it: it.to(torch.device("cuda")),
+    "to device=": lambda it: it.to(device="cuda"),
+    "cuda()": lambda it: it.cuda(),
+    "cast and moved": lambda it: it.to("cuda:0", torch.float16),
+    "half": lambda it: it.cuda().half(),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_tensors_and_modules_move_there_however_it_is_said(move: Callable[[Any], Any]) -> None:
+    """ "cuda" is cuda:0, and never the meta device; a module takes its parameters along."""
+    with device() as cuda:
+        assert move(torch.zeros(3)).device == DEVICE
+        module = move(nn.Linear(8, 4))
+        assert {parameter.device for parameter in module.parameters()} == {DEVICE}
+        assert module(move(torch.zeros(2, 8))).shape == (2, 4)
+        gc.collect()
+        size = 2 if module.weight.dtype == torch.float16 else 4
+        assert cuda.allocator.requested_bytes == (8 * 4 + 4) * size
+
+
+def test_real_tensors_come_along_with_what_they_hold() -> None:
+    """Inputs made outside become fake; small integers keep their values."""
+    ids, pixels = torch.tensor([[1, 5, 5, 2]]), torch.randn(1, 3, 4, 4)
+    with device():
+        there = ids.to("cuda")
+        assert (there == 5).sum().item() == 2
+        assert there.tolist() == [[1, 5, 5, 2]]
+        assert (there == 5).nonzero().shape == (2, 2)
+        assert bool((there[0, :2] == torch.tensor([1, 5], device="cuda")).all())
+        assert nn.Conv2d(3, 8, 2, device="cuda")(pixels.cuda()).shape == (1, 8, 3, 3)
+
+
+def test_values_follow_writes_and_are_lost_where_something_unknown_is_written() -> None:
+    """Through views too: a value that may be wrong is no value."""
+    with device():
+        numbers = torch.arange(6, device="cuda")
+        numbers[2:4] = 9
+        assert numbers.tolist() == [0, 1, 9, 9, 4, 5]
+        numbers[:1].copy_(torch.randn(1, device="cuda"))
+        with pytest.raises(UnknownValue, match=r"test_context\.py:\d+ test_values_follow.* depends on activations"):
+            numbers[5].item()
+
+
+def test_what_depends_on_activations_is_refused_by_operation_and_line() -> None:
+    """Never a guess: the message has the operation, the line, and the way out."""
+    with device():
+        activations = torch.randn(4, device="cuda")
+        for ask in (
+            lambda: activations.sum().item(),
+            lambda: activations[activations > 0],
+            lambda: bool(activations[0]),
+        ):
+            with pytest.raises(UnknownValue, match=r"aten\.\w+.* at .*test_context\.py:\d+ .*keep it on the device"):
+                ask()
+
+
+def test_what_generation_chooses_is_assumed() -> None:
+    """argmax and multinomial give the token; topk and sort the first positions."""
+    with device(token=11):
+        logits = torch.randn(2, 50, device="cuda")
+        assert logits.argmax(-1).tolist() == [11, 11]
+        assert torch.multinomial(logits.softmax(-1), 3).tolist() == [[11] * 3] * 2
+        assert logits.topk(3).indices.tolist() == [[0, 1, 2]] * 2
+
+
+def test_questions_about_the_gpu_are_answered_by_the_card_and_undone() -> None:
+    """Inside, the simulated card's figures; outside, what torch said before, also after an error."""
+    asked = ("is_available", "device_count", "memory_allocated", "max_memory_reserved", "mem_get_info", "empty_cache")
+    before = [getattr(torch.cuda, name) for name in asked]
+    cuda = device(Card("test", 4 * 2**30, (9, 0), context_bytes=2**30))
+
+    def fails_inside() -> None:
+        with cuda, cuda:
+            kept = torch.zeros(MiB, device="cuda")
+            assert torch.cuda.is_available()
+            assert torch.cuda.get_device_properties(0).total_memory == 4 * 2**30
+            assert torch.cuda.get_device_capability() == (9, 0)
+            assert torch.cuda.memory_allocated() == kept.nbytes == torch.cuda.memory_stats()["requested_bytes.all.peak"]
+            assert torch.cuda.mem_get_info() == (3 * 2**30 - 20 * MiB, 4 * 2**30)
+            torch.cuda.reset_peak_memory_stats()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails_inside()
+    assert [getattr(torch.cuda, name) for name in asked] == before
+    assert torch.zeros(1).item() == 0
+
+
+def test_out_of_memory_is_pytorch_s_error_and_the_run_goes_on() -> None:
+    """In CUDA's words, with the segment that was asked for; what was alive stays counted, and smaller work fits."""
+    with device(Card("small", 64 * MiB, context_bytes=0)) as cuda:
+        kept = torch.zeros(40 * MiB, dtype=torch.uint8, device="cuda")
+        with pytest.raises(
+            torch.OutOfMemoryError, match=r"Tried to allocate 26\.00 MiB\. GPU 0 has a total capacity of"
+        ):
+            torch.zeros(25 * MiB, dtype=torch.uint8, device="cuda")
+        assert cuda.allocator.requested_bytes == kept.nbytes
+        torch.zeros(20 * MiB, dtype=torch.uint8, device="cuda")
+
+
+@pytest.mark.parametrize(("capability", "n_bytes"), [((8, 0), 8_519_680), ((9, 0), 32 * MiB)])
+def test_cublas_takes_its_workspace_once(capability: tuple[int, int], n_bytes: int) -> None:
+    """At the first matrix product, inside what is allocated, for good; not for sums."""
+    with SimulatedCuda(Card("test", 2**30, capability, context_bytes=0)) as cuda:
+        matrix = torch.zeros(8, 8, device="cuda")
+        matrix.sum()
+        before = cuda.allocator.requested_bytes
+        for _ in range(2):
+            matrix @ matrix
+        assert cuda.allocator.requested_bytes - before == n_bytes
+
+
+def test_a_backward_pass_is_refused() -> None:
+    """Rather than counted wrong."""
+    with device(), pytest.raises(NotImplementedError, match="for inference"):
+        nn.Linear(4, 4, device="cuda")(torch.zeros(1, 4, device="cuda")).sum().backward()
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_allocator_settings_are_refused_not_ignored(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """expandable_segments would change every figure of what is reserved."""
+    monkeypatch.setenv(name, "expandable_segments:True")
+    with pytest.raises(ValueError, match="expandable_segments"):
+        device()
+
+
+def test_composite_operations_are_taken_apart_under_inference_mode_too() -> None:
+    """A matrix product of four dimensions copies what it expands; that shows in the peak either way."""
+    peaks = []
+    for mode in (torch.inference_mode, torch.no_grad):
+        with device() as cuda, mode():
+            first, second = torch.zeros(4, 8, 64, 32, device="cuda"), torch.zeros(8, 32, 64, device="cuda")
+            cuda.allocator.reset_peak()
+            torch.matmul(first, second)
+            peaks.append(cuda.allocator.stats.requested_bytes.peak)
+    assert peaks[0] == peaks[1] > (4 * 8 * 64 * 32 + 8 * 32 * 64 + 4 * 8 * 64 * 64) * 4
+
+
+def test_a_replay_on_it_is_exact_judged_and_explained() -> None:
+    """The same calls as on a GPU: a leak ends in growth of so many bytes, and names the line and the list."""
+    kept: list[torch.Tensor] = []
+    meter = SimulatedCudaMeter(device())
+    stable = vram.replay(lambda n: torch.zeros(n, device="cuda"), [10, 10_000], laps=3, meters=[meter])
+    vram.assert_stable(stable)
+    assert stable.exact == stable.channels.keys()
+    assert stable.environment["device"] == "simulated 8GiB"
+    leak = vram.replay(lambda n: kept.append(torch.zeros(n, device="cuda")), [1000] * 5, meters=[meter])
+    with pytest.raises(vram.MemoryGrowth, match=r"requested\) grows by 4,000 B a sample"):
+        vram.assert_stable(leak)

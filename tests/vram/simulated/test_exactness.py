@@ -1,0 +1,112 @@
+"""Simulated, followed and profiled: the same bytes, where a CPU can check what the simulation says.
+
+The simulation follows fake CPU tensors here, so that both sides take the CPU's kernels. Three counts of the same run:
+the simulation's, the tensor meter's on a real run, and the profiler's, which sees each allocation on the CPU.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import vram
+from vram.simulated.cards import Card
+from vram.simulated.context import SimulatedCuda
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+CPU = torch.device("cpu")
+
+
+class Mlp(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(64, 256), nn.Linear(256, 64)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.down(torch.nn.functional.silu(self.up(x)) * self.up(x)) + x
+
+
+def llama(attention: str) -> Any:
+    config = transformers.LlamaConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.set_attn_implementation(attention)
+    return model
+
+
+def in_numbers(use_cache: bool) -> Callable[[Any], None]:
+    def run(model: Any) -> None:
+        model.generate(
+            torch.arange(3, 45).reshape(2, 21), min_new_tokens=4, max_new_tokens=4, do_sample=False, use_cache=use_cache
+        )
+
+    return run
+
+
+CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
+    "MLP": (Mlp, lambda model: model(torch.zeros(33, 64, dtype=model.up.weight.dtype))),
+    "Llama, eager, cache": (lambda: llama("eager"), in_numbers(True)),
+    "Llama, eager, no cache": (lambda: llama("eager"), in_numbers(False)),
+    "Llama, SDPA, cache": (lambda: llama("sdpa"), in_numbers(True)),
+    "Llama, SDPA, no cache": (lambda: llama("sdpa"), in_numbers(False)),
+}
+
+
+WAYS = [(torch.float32, torch.inference_mode), (torch.float32, torch.no_grad)]
+WAYS += [(torch.float16, torch.inference_mode), (torch.bfloat16, torch.inference_mode)]
+
+
+@pytest.mark.parametrize(("dtype", "inference"), WAYS)
+@pytest.mark.parametrize("case", CASES)
+def test_simulated_and_followed_peaks_are_equal_to_the_byte(case: str, dtype: torch.dtype, inference: Any) -> None:
+    """What is alive at most above the weights, in a real run on the CPU and in a simulated one."""
+    build, run = CASES[case]
+    model = build().to(dtype)
+    with inference():
+        run(model)  # caches of the model's own
+        with vram.measure("cpu") as followed:
+            run(model)
+    assert simulated_peak_bytes(build, run, dtype, inference) == followed.peak_bytes - followed.before_bytes
+
+
+@pytest.mark.parametrize("case", ["MLP", "Llama, eager, cache"])
+def test_simulated_and_profiled_peaks_are_equal_to_the_byte(case: str) -> None:
+    """In float32, where no kernel of these takes scratch memory of its own."""
+    build, run = CASES[case]
+    model = build()
+    with torch.inference_mode():
+        run(model)
+        gc.collect()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+            run(model)
+    results = profiled.profiler.kineto_results  # type: ignore[union-attr]
+    changes = [event.nbytes() for event in results.events() if event.name() == "[memory]"]
+    peak_bytes = max(accumulate(changes))
+    assert simulated_peak_bytes(build, run, torch.float32, torch.inference_mode) == peak_bytes
+
+
+def simulated_peak_bytes(
+    build: Callable[[], Any], run: Callable[[Any], None], dtype: torch.dtype, inference: Any
+) -> int:
+    cuda = SimulatedCuda(Card("test", 2**30, context_bytes=0), cublas_workspace=False, device=CPU)
+    with cuda, inference():
+        model = build().to(dtype)
+        run(model)
+        gc.collect()
+        before_bytes = cuda.allocator.requested_bytes
+        cuda.allocator.reset_peak()
+        run(model)
+        return cuda.allocator.stats.requested_bytes.peak - before_bytes
