@@ -27,7 +27,12 @@ _TELLING = ("requested", "requested_peak", "allocated", "allocated_peak", "reser
 
 
 def verdicts(recording: Recording) -> dict[str, Verdict]:
-    """The verdict on every measured channel, most telling channel first; the driver's without what is `reserved`."""
+    """The verdict on every measured channel, most telling first; the driver's without what is `reserved`.
+
+    Empty for a recording of one lap, which is of peaks alone.
+    """
+    if recording.laps == 1:
+        return {}
     order = {channel: rank for rank, channel in enumerate(_TELLING)}
     return {
         channel: judge_growth(
@@ -53,6 +58,8 @@ def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, V
     if not recording.exact:
         reasons = "; ".join(f"{channel}: {why}" for channel, why in recording.absent.items())
         raise Inconclusive(f"{recording.name}: no exact channel was measured ({reasons or 'no meter reads one'})")
+    if not judged:
+        raise Inconclusive(f"{recording.name}: growth is judged over laps, and one was run")
     channel = min(deciding, key=lambda name: _WORST_FIRST.index(deciding[name].status))
     return channel, deciding[channel]
 

@@ -68,9 +68,9 @@ def replay(
     """Run `step` on every sample, lap after lap, and return all readings.
 
     `laps` (5 unless told otherwise, warm-up included) is where the first look is taken; where an exact channel, or
-    the driver's, looks suspicious, laps are added before this returns, up to what `vram.verdict` asks for. After each
-    step the result is dropped, garbage collected, the device waited for and every meter read. Nothing that `step` made
-    is kept.
+    the driver's, looks suspicious, laps are added before this returns, up to what `vram.verdict` asks for. `laps=1` is
+    for peaks alone, with no verdict on growth. After each step the result is dropped, garbage collected, the device
+    waited for and every meter read. Nothing that `step` made is kept.
 
     Raises ValueError for no samples or too few laps, OutOfMemory (with sample, line and bytes) where a step runs out
     of memory; any other exception of `step` comes through unchanged.
@@ -80,8 +80,11 @@ def replay(
     base_laps = DEFAULT_LAPS if laps is None else laps
     if not lap_samples:
         raise ValueError("samples must hold at least one sample, got none")
-    if warmup_laps < 0 or base_laps < warmup_laps + 2:
-        raise ValueError(f"laps must be at least {max(warmup_laps, 0) + 2} (warm-up + 2), got {base_laps}")
+    if base_laps == 1:
+        warmup_laps = 0
+    elif warmup_laps < 0 or base_laps < warmup_laps + 2:
+        least = max(warmup_laps, 0) + 2
+        raise ValueError(f"laps must be at least {least} (warm-up + 2), or 1 for peaks alone, got {base_laps}")
     used = list(meters or default_meters())
     made_of = Replayed(step, lap_samples, _device_of(used))
     failure = None
@@ -106,11 +109,8 @@ def _replay(made_of: Replayed, meters: list[Meter], base_laps: int, warmup_laps:
         while wanted is not None:
             while loop.laps < wanted:
                 loop.run_lap()
-            wanted = max(
-                (loop.laps_wanted(channel, warmup_laps, base_laps) for channel in loop.channels),
-                default=0,
-            )
-            wanted = wanted or None
+            asked = (loop.laps_wanted(channel, warmup_laps, base_laps) for channel in loop.channels)
+            wanted = max(asked, default=0) or None if base_laps > 1 else None
         return loop.recording(name, warmup_laps, base_laps)
 
 

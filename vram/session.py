@@ -19,6 +19,7 @@ from vram.meters import Meter, default_meter, default_meters, resolve_device, to
 from vram.recording import Recording
 from vram.replaying import hidden_on_oom, name_of, replay
 from vram.simulated.cards import find_card
+from vram.surfaces import merged
 from vram.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ class VramSession:
         self._by_recording[id(recording)] = summary = summarize(recording)
         self._touch(recording)
         self.summaries.append(summary)
-        self.environment = dict(recording.environment)
+        self.environment = merged([self.environment, recording.environment])
 
 
 def summarize(recording: Recording) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def summarize(recording: Recording) -> dict[str, Any]:
         }
     except Inconclusive as error:
         decided = {"verdict": None, "verdict_channel": None, "reason": str(error), "bytes_per_sample": None}
-        absent["verdict"] = str(error)
+        absent["verdict"] = "growth is judged over laps, and one was run" if recording.laps == 1 else str(error)
     return {
         "mode": recording.name,
         "laps": recording.laps,
@@ -235,21 +236,29 @@ def summarize(recording: Recording) -> dict[str, Any]:
         "softmax_peak_bytes": None,
         "budget_bytes": None,
         "seconds": float(recording.seconds.sum()),
-        "channels": {name: _channel(recording, name, verdict) for name, verdict in judged.items()},
+        "channels": {name: _channel(recording, name, judged.get(name)) for name in judged or recording.channels},
+        "environment": dict(recording.environment),
         "absent": absent,
     }
 
 
-def _channel(recording: Recording, name: str, verdict: Verdict) -> dict[str, Any]:
+def _channel(recording: Recording, name: str, verdict: Verdict | None) -> dict[str, Any]:
+    judged: dict[str, Any] = dict.fromkeys(
+        ("verdict", "bytes_per_sample", "interval_bytes", "onset_run", "resolution_bytes", "rare_leak_bound")
+    )
+    if verdict is not None:
+        judged = {
+            "verdict": verdict.status,
+            "bytes_per_sample": verdict.bytes_per_sample,
+            "interval_bytes": [verdict.low_bytes, verdict.high_bytes],
+            "onset_run": verdict.onset_run,
+            "resolution_bytes": verdict.resolution_bytes,
+            "rare_leak_bound": verdict.rare_leak_bound,
+        }
     return {
-        "verdict": verdict.status,
+        **judged,
         "exact": name in recording.exact,
         "tolerance_bytes": recording.tolerance_bytes.get(name, 0),
-        "bytes_per_sample": verdict.bytes_per_sample,
-        "interval_bytes": [verdict.low_bytes, verdict.high_bytes],
-        "onset_run": verdict.onset_run,
-        "resolution_bytes": verdict.resolution_bytes,
-        "rare_leak_bound": verdict.rare_leak_bound,
         "before_bytes": recording.before[name],
         "bytes": recording.channels[name].tolist(),
     }

@@ -64,12 +64,12 @@ def of_summary(
     """The entry of a recording's summary (see `vram.session.summarize`), made by `test`.
 
     A recording with a name of its own is known by that, whichever test makes it; one without by its test and step, and
-    the second of the same step in a test by a number too.
+    the second of the same step in a test by a number too. `environment` is of one that does not say its own.
     """
     named = summary.get("named", True)
     mode = summary["mode"] if named or occurrence == 1 else f"{summary['mode']} {occurrence}"
     key = key_of(
-        environment,
+        summary.get("environment", environment),
         mode=mode,
         test=None if named else test,
         samples=summary.get("samples"),

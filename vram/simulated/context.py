@@ -54,7 +54,7 @@ class SimulatedCuda:
         check()
         _warn_untested()
         self.card = find_card(card) if isinstance(card, str) else card
-        settings = next((os.environ[name] for name in _SETTINGS if os.environ.get(name)), "")
+        settings = ",".join(os.environ[name] for name in _SETTINGS if os.environ.get(name))
         self.allocator = CachingAllocator(self.card.total_bytes, self.card.context_bytes, settings=settings)
         self.device = device
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)

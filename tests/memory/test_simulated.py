@@ -1,0 +1,145 @@
+"""A 7B LLaVA with no GPU: peaks, budgets and fit in every mode, on a simulated card. Growth is judged on real runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from himap import HimapLlavaForConditionalGeneration
+from llava.answering import Answerer
+from llava.builder import load_pretrained_model
+from llava.modes import MODES, set_mode
+from llava.questions import Question, embedded_questions
+from tests.memory.probes import AttentionProbe, cache_bytes_per_token
+from vram import Budget, Recording, judge_peak
+from vram.budgets import accept
+from vram.meters.simulated import SimulatedCudaMeter
+from vram.session import VramSession
+from vram.simulated.context import DEVICE, SimulatedCuda
+
+BUDGETS = Path(__file__).parents[2] / "ci" / "budgets" / "7b.toml"
+CARD = "24GiB"
+NEW_TOKENS = 3
+HEADS, WEIGHTS_BYTES = 32, 14_126_854_144  # of LLaVA-1.5-7B in float16, the issue's figure
+
+pytestmark = pytest.mark.filterwarnings("ignore:simulated CUDA is tested with torch")
+
+
+@dataclass
+class Simulated:
+    """One model on one card, and what was recorded on it."""
+
+    cuda: SimulatedCuda
+    model: HimapLlavaForConditionalGeneration
+    answerer: Answerer
+    question: Question
+    attention: str
+    recordings: dict[str, Recording]
+    softmax_bytes: dict[str, int]
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.answerer.prompts.ids(self.question))
+
+    def recording(self, vram: VramSession, mode: str) -> Recording:
+        """One question, answered once in `mode`."""
+        if mode not in self.recordings:
+            probe = AttentionProbe(self.model.model.language_model)
+
+            def step(question: Question) -> None:
+                set_mode(self.model, mode)
+                with probe.watching():
+                    self.answerer.answer(question)
+
+            with self.cuda:
+                self.recordings[mode] = vram.replay(
+                    step,
+                    [self.question],
+                    laps=1,
+                    meters=[SimulatedCudaMeter(self.cuda)],
+                    name=f"7b {mode}, {self.attention}",
+                    facts={"attention": self.attention},
+                )
+            self.softmax_bytes[mode] = probe.softmax_peak_bytes
+            vram.note(self.recordings[mode], softmax_peak_bytes=probe.softmax_peak_bytes)
+        return self.recordings[mode]
+
+
+@pytest.fixture(scope="module", params=["sdpa", "eager"])
+def simulated(request: pytest.FixtureRequest) -> Simulated:
+    """LLaVA-1.5-7B in float16, of which no byte is there."""
+    question = next(each for each in embedded_questions(20) if each.image is not None)
+    with SimulatedCuda(request.config.getoption("--vram-card") or CARD) as cuda:
+        tokenizer, model, processor, _ = load_pretrained_model("7b", device=DEVICE, attn_implementation=request.param)
+        answerer = Answerer(tokenizer, model, processor, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS)
+    return Simulated(cuda, model, answerer, question, request.param, {}, {})
+
+
+@pytest.fixture
+def budget(vram: VramSession, simulated: Simulated, mode: str) -> Callable[[str], Budget]:
+    """The budget of a figure, for exactly this card, attention, mode and versions."""
+    key = {
+        "card": simulated.cuda.card.name,
+        "attention": simulated.attention,
+        "torch": ".".join(str(torch.__version__).split(".")[:2]),
+        "transformers": ".".join(transformers.__version__.split(".")[:2]),
+        "mode": mode,
+    }
+    return lambda figure: vram.budget(BUDGETS, **key, figure=figure)
+
+
+def hold(vram: VramSession, budget: Budget, n_bytes: int) -> None:
+    """Not one byte over the reviewed budget; a new one is skipped as new, never passed."""
+    if vram.options.accept:
+        accept(budget, n_bytes)
+    elif budget.limit_bytes is None:
+        pytest.skip(f"new: no {budget}; record it with --vram-accept")
+    else:
+        assert judge_peak(n_bytes, budget.limit_bytes) is None, judge_peak(n_bytes, budget.limit_bytes)
+
+
+def test_the_weights_are_a_7b_model_s(simulated: Simulated) -> None:
+    """To the byte."""
+    assert sum(each.nbytes for each in simulated.model.parameters()) == WEIGHTS_BYTES
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_answer_fits_the_card_within_its_budget(
+    vram: VramSession, simulated: Simulated, budget: Callable[[str], Budget], mode: str
+) -> None:
+    """The most at once, in tensors and in blocks, and what prefill takes of it, byte for byte; the card has room."""
+    recording = simulated.recording(vram, mode)
+    vram.assert_peak(recording, budget("answer"))
+    hold(vram, budget("answer, in blocks"), recording.peak_bytes("allocated_peak"))
+    hold(vram, budget("prefill"), int(recording.marks["token"]["requested_peak"][0][0][0]))
+    card = simulated.cuda.card
+    assert recording.peak_bytes("reserved") <= card.total_bytes - card.context_bytes
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_token_adds_its_cache_and_nothing_else(vram: VramSession, simulated: Simulated, mode: str) -> None:
+    """In 7B's shapes too: keys and values of one token in 32 layers, and at most 32 B of ids and mask."""
+    readings = simulated.recording(vram, mode).marks["token"]["requested"][0][0]
+    cache_bytes = cache_bytes_per_token(simulated.model.config.text_config, simulated.model.dtype)
+    assert cache_bytes <= int(readings[-1] - readings[-2]) <= cache_bytes + 32
+
+
+@pytest.mark.parametrize("mode", ["baseline"])
+def test_the_softmax_is_the_incident_s(vram: VramSession, simulated: Simulated, mode: str) -> None:
+    """Eager attention makes one float32 map of heads x N x N, as "Tried to allocate 48.00 MiB" was; SDPA makes none."""
+    simulated.recording(vram, mode)
+    maps_bytes = HEADS * simulated.prompt_tokens**2 * 4
+    assert simulated.softmax_bytes[mode] == (maps_bytes if simulated.attention == "eager" else 0)
+
+
+@pytest.mark.parametrize("mode", ["himap"])
+def test_himap_needs_a_fraction_of_what_baseline_needs(vram: VramSession, simulated: Simulated, mode: str) -> None:
+    """Above the weights, at the paper's setting: at most half."""
+    others: dict[str, Any] = {"besides_bytes": simulated.recording(vram, "baseline").before["requested"]}
+    vram.assert_ratio(simulated.recording(vram, mode), simulated.recording(vram, "baseline"), at_most=0.5, **others)
