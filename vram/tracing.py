@@ -22,6 +22,8 @@ BEFORE = -1  # the run of what was alive before the trace began
 _MOST_EVENTS = 100_000  # of the snapshot's timeline; the oldest are dropped, as PyTorch's own ring buffer does
 _MOST_FRAMES = 64
 _OURS = str(Path(__file__).parent)
+# Ours too, but called by what is traced: operations that are taken apart, or run on a simulated card.
+_WITHIN = (__file__, str(Path(_OURS, "simulated")))
 _BELOW = (str(Path(torch.__file__).parent), _OURS)  # frames in here are no line that matters to a user
 _WRAPPERS = (str(Path("torch", "_dynamo", "eval_frame.py")), str(Path("torch", "_compile.py")))
 _STDLIB = sysconfig.get_path("stdlib")
@@ -271,7 +273,7 @@ class TensorTracer:
                 pass  # around our own dispatch, not around the operation
             elif not filename.startswith(_OURS):
                 found.append((frame.f_code, frame.f_lineno))
-            elif found and frame.f_code.co_name != "__torch_dispatch__":  # that is an operation taken apart
+            elif found and not filename.startswith(_WITHIN):
                 break  # what called the step is no part of it
             frame = frame.f_back  # type: ignore[assignment]
         places = tuple(found)

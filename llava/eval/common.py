@@ -17,16 +17,17 @@ from llava.errors import BadInput, shown
 OUT_OF_MEMORY, BAD_INPUT, OUR_FAULT, INTERRUPTED = 1, 2, 70, 130
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises BadInput where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
+        """As BadInput."""
         raise BadInput(message)
 
 
 def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that both programs take."""
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser = Parser(prog=prog, description=description, allow_abbrev=False)
     add = parser.add_argument
     add("--model-path", default="tiny", help="a checkpoint's folder, a hub id, or tiny (default), 7b or 13b")
     add("--model-base", help="the LLaMA, as folder or hub id, that a checkpoint of a projector only goes with")
