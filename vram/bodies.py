@@ -16,6 +16,7 @@ from vram.holders import holder, unfrozen
 from vram.markers import Wanted
 from vram.measuring import measure
 from vram.meters import torch_device
+from vram.meters.tensor import has_bytes, storages_of
 from vram.units import format_bytes
 
 _TOLD = 3  # kinds of tensors: each holder is a search through every object of the process
@@ -68,48 +69,61 @@ class Leftovers:
     """
 
     def __init__(self, device: str) -> None:
-        self._device = torch_device(device)
+        self._device, self._fake = torch_device(device), device.startswith("simulated")
         # By weak reference: the address of a storage is used again after its end.
-        self._before = {address: weakref.ref(storage) for address, (storage, _) in _storages(self._device).items()}
+        self._before = {address: weakref.ref(storage) for address, (storage, _) in self._storages().items()}
 
     def lines(self) -> list[str]:
         """ "2 float32 [256], 2.00 KiB, held by: list `KEPT`, ...": kinds of tensors by bytes, most first."""
-        kinds: dict[str, list[Any]] = defaultdict(list)
-        for address, (storage, what) in _storages(self._device).items():
+        # By weak reference: a list of ours would be found as the holder.
+        kinds: dict[str, list[tuple[int, weakref.ref[Any]]]] = defaultdict(list)
+        for address, (storage, what) in self._storages().items():
             known = self._before.get(address)
             if known is None or known() is not storage:
-                kinds[what].append(storage)
-        ranked = sorted(kinds.items(), key=lambda kind: -sum(storage.nbytes() for storage in kind[1]))
+                kinds[what].append((storage.nbytes(), weakref.ref(storage)))
+        ranked = sorted(
+            ((sum(size for size, _ in storages), what, storages) for what, storages in kinds.items()),
+            key=lambda kind: -kind[0],
+        )
         told = []
-        for what, storages in ranked[:_TOLD]:
-            size = format_bytes(sum(storage.nbytes() for storage in storages))
+        for size, what, storages in ranked[:_TOLD]:
             with unfrozen():
-                told.append(f"  {len(storages)} {what}, {size}, held by: {holder(storages[0])}")
+                told.append(f"  {len(storages)} {what}, {format_bytes(size)}, held by: {holder(storages[0][1]())}")
         if len(ranked) > _TOLD:
-            rest = sum(storage.nbytes() for _, storages in ranked[_TOLD:] for storage in storages)
+            rest = sum(size for size, _, _ in ranked[_TOLD:])
             told.append(f"  and {format_bytes(rest)} in tensors of {len(ranked) - _TOLD} more kinds")
         return told
 
+    def _storages(self) -> dict[int, tuple[Any, str]]:
+        return _storages(self._device, fake=self._fake)
 
-def _storages(device: torch.device) -> dict[int, tuple[Any, str]]:
-    """Storages by address, with the dtype and shape of the largest tensor on each."""
+
+def _storages(device: torch.device, *, fake: bool) -> dict[int, tuple[Any, str]]:
+    """Storages by address, with the dtype and shape of the largest tensor on each. `fake` ones are on no device."""
     storages: dict[int, tuple[Any, str]] = {}
     largest: dict[int, int] = {}
     objects = gc.get_objects()
     # By type: isinstance would run the __class__ property of any lazy proxy, and take much longer.
     kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
-    for tensor in [found for found in objects if type(found) in kinds]:
-        if tensor.device.type != device.type or device.index not in (None, tensor.device.index):
-            continue
-        try:
-            storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):
-            continue  # sparse, or a wrapper: no storage of its own
-        address = storage._cdata
-        if tensor.numel() > largest.get(address, -1):
-            largest[address] = tensor.numel()
-            storages[address] = (storage, f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}")
+    # What a subclass answers is code of its own, and may be an error.
+    with torch._C.DisableTorchFunctionSubclass():
+        for tensor in [found for found in objects if type(found) in kinds]:
+            if tensor.device.type != device.type or device.index not in (None, tensor.device.index):
+                continue
+            for storage in storages_of(tensor):
+                size, what = _described(tensor)
+                if size > largest.get(storage._cdata, -1) and (fake or has_bytes(storage)):
+                    largest[storage._cdata], storages[storage._cdata] = size, (storage, what)
     return storages
+
+
+def _described(tensor: torch.Tensor) -> tuple[int, str]:
+    """Elements, and dtype and shape."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    try:
+        return tensor.numel(), f"{dtype} {list(tensor.shape)}"
+    except RuntimeError:  # nested: of several shapes
+        return 0, f"{dtype} of several shapes"
 
 
 def _clear_workspaces(device: str) -> None:

@@ -14,6 +14,7 @@ from vram.units import format_bytes
 SCHEMA = 1
 _MOST_TESTS = 20
 _LONGEST_ID = 81
+_MOST_NAMES = 4
 _HEAD = ("mode", "runs", "growth/sample", "peak", "budget", "softmax peak", "verdict", "seconds")
 
 
@@ -128,9 +129,13 @@ def absences(modes: Sequence[Mapping[str, Any]]) -> list[str]:
     for (figure, reason), names in by_reason.items():
         together.setdefault((reason, tuple(names)), []).append(figure)
     return others + [
-        f"{', '.join(figures)} not measured: {reason}" + ("" if len(names) == len(modes) else f" ({', '.join(names)})")
+        f"{', '.join(figures)} not measured: {reason}" + ("" if len(names) == len(modes) else f" ({_some(names)})")
         for (reason, names), figures in together.items()
     ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= _MOST_NAMES else f"{names[0]} and {len(names) - 1} more"
 
 
 def _row(mode: Mapping[str, Any]) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vram.meters.hooks import composite, hooked
+from vram.meters.hooks import hides_parts, hooked
 
 BEFORE = -1  # the run of what was alive before the trace began
 _MOST_EVENTS = 100_000  # of the snapshot's timeline; the oldest are dropped, as PyTorch's own ring buffer does
@@ -374,7 +374,7 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._tracer = tracer
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if composite(func):
+        if hides_parts(func, args):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         op = func._schema.name.replace("::", ".")

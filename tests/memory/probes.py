@@ -20,6 +20,7 @@ from vram import Recording
 _DOOR = {
     ("decoder.py", "forward"),
     ("decoder.py", "generate"),
+    ("decoder.py", "prepare_inputs_for_generation"),
     ("frozen.py", "frozen_choice"),
     ("multimodal.py", "forward"),
     ("multimodal.py", "read"),

@@ -55,7 +55,7 @@ def test_free_and_fragmented_bytes_are_told_where_they_are_known() -> None:
 
 
 def attend(n: int) -> torch.Tensor:
-    scores = torch.ones(n, 1000)  # scores
+    scores = torch.ones(n, MiB)  # scores
     if n == 3:
         torch.empty(2**60, dtype=torch.uint8)  # fails
     return scores
@@ -68,7 +68,7 @@ def line_of(word: str) -> int:
 
 def test_what_was_alive_is_told_by_line_and_what_was_there_by_its_holder() -> None:
     """The failing line is the user's; scores of the failing sample and the weights from before have their bytes."""
-    WEIGHTS[:] = [torch.zeros(MiB), torch.zeros(MiB)]
+    WEIGHTS[:] = [torch.zeros(4 * MiB), torch.zeros(4 * MiB)]  # more than other tests leave
     try:
         with pytest.raises(vram.OutOfMemory) as failure:
             vram.replay(attend, [1, 2, 3])
@@ -78,8 +78,8 @@ def test_what_was_alive_is_told_by_line_and_what_was_there_by_its_holder() -> No
     text = str(error)
     assert (error.lap, error.sample, error.requested_bytes) == (0, 2, 2**60)
     assert f"test_oom.py:{line_of('fails')} attend" in error.line
-    assert f"11.72 KiB in 1: tests/vram/test_oom.py:{line_of('scores')} attend: aten.ones float32 [3, 1000]" in text
-    assert "8.00 MiB in 2: made before: float32 [1048576]" in text
+    assert f"12.00 MiB in 1: tests/vram/test_oom.py:{line_of('scores')} attend: aten.ones float32 [3, 1048576]" in text
+    assert "32.00 MiB in 2: made before: float32 [4194304]" in text
     assert "held by: list `WEIGHTS` (2 items), global of module tests.vram.test_oom" in text
     assert len(text.splitlines()) <= 25
 
@@ -90,14 +90,14 @@ def test_a_failure_that_does_not_come_again_is_said_with_the_peak_instead() -> N
 
     def step(n: int) -> None:
         calls.append(n)
-        held = torch.zeros(5000)
+        held = torch.zeros(8 * MiB)
         if len(calls) == 2:
             raise torch.OutOfMemoryError(SAID)
         del held
 
     with pytest.raises(vram.OutOfMemory, match="there was room; alive at the peak of sample 1") as failure:
         vram.replay(step, [0, 1, 2])
-    assert "aten.zeros float32 [5000]" in str(failure.value)
+    assert "aten.zeros float32 [8388608]" in str(failure.value)
     assert "35.19 MiB free" in str(failure.value)
 
 

@@ -297,6 +297,7 @@ def test_the_resolution_of_growth_is_beside_its_trend() -> None:
     """An exact leak hides nothing beside it; without one, what moves does."""
     assert judge_growth(by_lap(*range(0, 9000, 1000))).resolution_bytes == 1
     assert judge_growth(by_lap(0, 100, 0, 100, 0)).resolution_bytes == 2 * 100 // 20 + 1
+    assert judge_growth(by_lap(400, 300, 200, 100, 0)).resolution_bytes == 2 * 400 // 20 + 1  # a trend down is noise
 
 
 def test_too_few_laps_are_refused_with_the_number_needed() -> None:

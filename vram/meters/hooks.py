@@ -23,6 +23,8 @@ class Watcher(Protocol):
         ...
 
 
+# Composite, but of a contiguous tensor they make a view, or their result and nothing else: most of a model's work.
+_DIRECT = {f"aten::{name}" for name in ("contiguous", "flatten", "is_nonzero", "item", "linear", "reshape", "to")}
 _watchers: list[Watcher] = []
 _changing = threading.Lock()
 _restore = ExitStack()
@@ -121,3 +123,12 @@ def composite(func: Any) -> bool:
     return func.namespace == "aten" and bool(
         torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
     )
+
+
+def hides_parts(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operation is to be taken apart: it is `composite`, and may allocate more than it returns."""
+    if not composite(func):
+        return False
+    first = args[0] if args else None
+    plain = isinstance(first, torch.Tensor) and first.layout is torch.strided and first.is_contiguous()
+    return not (plain and func._schema.name in _DIRECT)

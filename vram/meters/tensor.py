@@ -5,14 +5,25 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vram.meters.hooks import composite, hooked
+from vram.meters.hooks import hides_parts, hooked
+
+_ORDINARY = (torch.Tensor, torch.nn.Parameter)
+_COMPRESSED_ROWS = ("crow_indices", "col_indices", "values")
+_COMPRESSED_COLUMNS = ("ccol_indices", "row_indices", "values")
+_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: _COMPRESSED_ROWS,
+    torch.sparse_bsr: _COMPRESSED_ROWS,
+    torch.sparse_csc: _COMPRESSED_COLUMNS,
+    torch.sparse_bsc: _COMPRESSED_COLUMNS,
+}
 
 
 class TensorMeter:
@@ -22,8 +33,9 @@ class TensorMeter:
     its last owner lets go; tasks of asyncio, and threads that start while it watches, are followed to their end. Blind
     to: threads started before (a pool's) and those of no `threading.Thread`, until a followed thread touches what they
     made; scratch memory inside kernels (conv2d, half-precision matrix products, sort); memory that is not a tensor's
-    (Python objects, NumPy arrays of their own, storages without a tensor); other processes; work on other devices.
-    What was hidden by `gc.freeze` when the meter started counts from its first use.
+    (Python objects, NumPy arrays of their own, storages without a tensor), or of a tensor that shows none (oneDNN's);
+    other processes; work on other devices. What was hidden by `gc.freeze` when the meter started counts from its first
+    use. Fake tensors and tensors that wrap others have no bytes of their own.
     """
 
     source = "CPU tensors"
@@ -92,19 +104,23 @@ class TensorMeter:
 
     def _see(self, tensor: torch.Tensor) -> None:
         """Count the tensor's storage if it is new, or its change of size if it was resized in place."""
-        if not tensor.is_cpu:
-            return
-        try:
-            storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):
-            return  # sparse, or a wrapper: no storage of its own, and its parts are seen by themselves
-        if self._sizes.get(storage._cdata) != storage.nbytes():
-            self._count(storage)
+        if type(tensor) in _ORDINARY:  # the short way, for nearly all of them
+            try:
+                storage = tensor.untyped_storage()
+            except (NotImplementedError, RuntimeError):
+                pass
+            else:
+                if self._sizes.get(storage._cdata) != storage.nbytes():
+                    self._count(storage)
+                return
+        for storage in storages_of(tensor):
+            if self._sizes.get(storage._cdata) != storage.nbytes():
+                self._count(storage)
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         address, size = storage._cdata, storage.nbytes()
         with self._counting:
-            if not self._runs:
+            if not self._runs or storage.device.type != "cpu" or not has_bytes(storage):
                 return
             known = self._sizes.get(address)
             if known is None:
@@ -119,22 +135,66 @@ class TensorMeter:
             self._ends.pop(address, None)
 
 
+def storages_of(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
+    """The storages that hold the tensor's bytes: one; of a sparse tensor its parts'; none where it shows none."""
+    if type(tensor) in _ORDINARY:
+        return _storages_of(tensor)
+    # What a subclass answers is code of its own, and may be an error.
+    with torch._C.DisableTorchFunctionSubclass():
+        return _storages_of(tensor)
+
+
+def _storages_of(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
+    try:
+        return (tensor.untyped_storage(),)
+    except (NotImplementedError, RuntimeError):
+        if type(tensor) not in _ORDINARY:
+            return ()
+        with torch.no_grad():
+            parts = [getattr(tensor, name)() for name in _PARTS.get(tensor.layout, ())]
+        return [part.untyped_storage() for part in parts]
+
+
+def has_bytes(storage: torch.UntypedStorage) -> bool:
+    """Whether there is memory behind a storage, if it has a size: none is behind a fake tensor's, or a wrapper's."""
+    try:
+        return storage.device.type != "meta" and (storage.data_ptr() != 0 or storage.nbytes() == 0)
+    except RuntimeError:  # what asking a wrapper's storage for its data ends in
+        return False
+
+
 class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, meter: TensorMeter) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._meter = meter
+        self._left: Any = None  # the operation that is left to a subclass
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if composite(func):
+        if func is self._left:
+            self._left = None
+            return NotImplemented
+        if hides_parts(func, args):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         # Inputs first: one that is new to us was made before, or elsewhere, and is no work of this operation's.
         self._see_all(args)
         if kwargs:
             self._see_all(kwargs.values())
-        result = func(*args, **(kwargs or {}))
+        if any(kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for kind in types):
+            result = self._by_subclass(func, args, kwargs or {})
+        else:
+            result = func(*args, **(kwargs or {}))
         self._see_all((result,))
         return result
+
+    def _by_subclass(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of an operation that a subclass has code of its own for, which is followed too."""
+        self._left = func
+        try:
+            with self:
+                return func(*args, **kwargs)
+        finally:
+            self._left = None
 
     def _see_all(self, values: Iterable[Any]) -> None:
         for value in values:
