@@ -22,8 +22,8 @@ BEFORE = -1  # the run of what was alive before the trace began
 _MOST_EVENTS = 100_000  # of the snapshot's timeline; the oldest are dropped, as PyTorch's own ring buffer does
 _MOST_FRAMES = 64
 _OURS = str(Path(__file__).parent)
-# Ours too, but called by what is traced: operations that are taken apart, or run on a simulated card.
-_WITHIN = (__file__, str(Path(_OURS, "simulated")))
+# Ours too, but called by what is traced: operations that are taken apart, of a thread, or on a simulated card.
+_WITHIN = (__file__, str(Path(_OURS, "simulated")), str(Path(_OURS, "meters", "hooks.py")))
 _BELOW = (str(Path(torch.__file__).parent), _OURS)  # frames in here are no line that matters to a user
 _WRAPPERS = (str(Path("torch", "_dynamo", "eval_frame.py")), str(Path("torch", "_compile.py")))
 _STDLIB = sysconfig.get_path("stdlib")

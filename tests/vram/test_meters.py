@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,25 @@ def test_threads_that_start_meanwhile_are_followed(run: Callable[[Callable[[], o
         assert meter.read()["requested_peak"] - before == 12000
 
 
+def test_a_pool_s_thread_is_followed_by_whoever_watches_later() -> None:
+    """It started under one meter, and works under the next; and for nobody in between."""
+    kept: list[torch.Tensor] = []
+
+    def work() -> None:
+        torch.zeros(3000)
+        kept.append(torch.zeros(1000))
+
+    with ThreadPoolExecutor(1) as pool:
+        with TensorMeter() as first, first.watching():
+            pool.submit(work).result()
+        pool.submit(work).result()
+        with TensorMeter() as meter, meter.watching():
+            before = meter.read()["requested"]
+            pool.submit(work).result()
+            assert meter.read()["requested"] - before == 4000
+            assert meter.read()["requested_peak"] - before == 12000
+
+
 def test_a_thread_keeps_its_own_run_and_is_left_alone_afterwards() -> None:
     """Following a thread changes neither what it runs nor, once nobody measures, the class of threads."""
     start, resize = threading.Thread.start, torch.UntypedStorage.resize_
@@ -201,9 +221,13 @@ class FakeCuda:
     def get_allocator_backend(self) -> str:
         return "native"
 
-    def memory_stats(self, device: torch.device) -> dict[str, int]:
+    def memory_stats_as_nested_dict(self, device: torch.device) -> dict[str, Any]:
         self.calls.append(("memory_stats", device))
-        return self.others.get(device.index, self.stats if device.index != 2 else {})
+        nested: dict[str, Any] = {}
+        for name, figure in self.others.get(device.index, self.stats if device.index != 2 else {}).items():
+            kind, pool, which = name.split(".")
+            nested.setdefault(kind, {}).setdefault(pool, {})[which] = figure
+        return nested
 
     def synchronize(self, device: torch.device) -> None:
         self.calls.append(("synchronize", device))

@@ -109,9 +109,9 @@ class FakeCuda:
     def synchronize(self, device: torch.device) -> None:
         self.waited.append(device)
 
-    def memory_reserved(self, device: torch.device) -> int:
+    def memory_stats_as_nested_dict(self, device: torch.device) -> dict[str, Any]:
         assert device.index == 1
-        return self.reserved
+        return {"reserved_bytes": {"all": {"current": self.reserved}}} if self.reserved else {}
 
 
 def meter_of(nvml: FakeNvml, *, contained: bool = False, pids: tuple[int, ...] = (ME,), **other: Any) -> NvmlMeter:

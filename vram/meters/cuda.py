@@ -12,18 +12,18 @@ import torch
 _MIB = 2**20
 # Our channel -> the allocator's statistic. requested: what tensors asked for; allocated: the blocks that hold them.
 _STATISTICS = {
-    "requested": "requested_bytes.all.current",
-    "requested_peak": "requested_bytes.all.peak",
-    "allocated": "allocated_bytes.all.current",
-    "allocated_peak": "allocated_bytes.all.peak",
-    "reserved": "reserved_bytes.all.current",
+    "requested": ("requested_bytes", "current"),
+    "requested_peak": ("requested_bytes", "peak"),
+    "allocated": ("allocated_bytes", "current"),
+    "allocated_peak": ("allocated_bytes", "peak"),
+    "reserved": ("reserved_bytes", "current"),
 }
 _EXACT = ("requested", "requested_peak")
 _SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 class CudaMeter:
-    """`torch.cuda.memory_stats` of a device. Sees every thread and stream of this process.
+    """`torch.cuda.memory_stats_as_nested_dict` of a device. Sees every thread and stream of this process.
 
     Of "cuda" the channels are the current device's; of each other device that holds something when the meter is made,
     "cuda:1 requested" and "cuda:1 requested_peak" are read too. Of "cuda:1" that device alone is read. On ROCm the same
@@ -57,9 +57,13 @@ class CudaMeter:
         self.absent: Mapping[str, str] = {}
 
     def __enter__(self) -> Self:
-        present = self._cuda.memory_stats(self._device)
+        present = self._cuda.memory_stats_as_nested_dict(self._device)
         # requested_bytes is left out by some allocator back ends; say so rather than read 0.
-        missing = {channel for channel, statistic in _STATISTICS.items() if present and statistic not in present}
+        missing = {
+            channel
+            for channel, (kind, which) in _STATISTICS.items()
+            if present and which not in present.get(kind, {}).get("all", {})
+        }
         self.absent = dict.fromkeys(sorted(missing), "this allocator does not count it")
         self._read = {channel: key for channel, key in _STATISTICS.items() if channel not in missing}
         return self
@@ -97,13 +101,13 @@ class CudaMeter:
 
     def read(self) -> dict[str, int]:
         """requested, requested_peak, allocated, allocated_peak, reserved; bytes."""
-        stats = self._cuda.memory_stats(self._device)
-        # Before the first allocation the statistics are empty, and that is what nothing looks like.
-        figures = {channel: int(stats.get(key, 0)) for channel, key in self._read.items()}
+        # Nested, since `memory_stats` sorts some 150 figures into one dictionary: most of a reading's cost.
+        stats = self._cuda.memory_stats_as_nested_dict(self._device)
+        figures = {channel: _figure(stats, *statistic) for channel, statistic in self._read.items()}
         for other in self._others:
-            stats = self._cuda.memory_stats(other)
+            stats = self._cuda.memory_stats_as_nested_dict(other)
             figures |= {
-                f"{other} {channel}": int(stats.get(self._read[channel], 0))
+                f"{other} {channel}": _figure(stats, *self._read[channel])
                 for channel in _EXACT
                 if channel in self._read
             }
@@ -113,7 +117,17 @@ class CudaMeter:
         """Other devices with something of this process on them. One without is left alone: waiting for it takes memory
         there."""
         others = [torch.device("cuda", index) for index in range(self._cuda.device_count()) if index != besides]
-        return [device for device in others if self._cuda.memory_stats(device).get(_STATISTICS["reserved"], 0)]
+        return [device for device in others if reserved_bytes(self._cuda, device)]
+
+
+def reserved_bytes(cuda: Any, device: torch.device) -> int:
+    """What the allocator holds of the device now; `cuda` is `torch.cuda` or stands in for it."""
+    return _figure(cuda.memory_stats_as_nested_dict(device), *_STATISTICS["reserved"])
+
+
+def _figure(stats: Mapping[str, Any], kind: str, which: str) -> int:
+    # Before the first allocation the statistics are empty, and that is what nothing looks like.
+    return int(stats[kind]["all"][which]) if stats else 0
 
 
 def allocator_settings() -> str:

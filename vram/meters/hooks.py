@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Watcher(Protocol):
     """Who wants to know."""
 
     def following(self) -> AbstractContextManager[object]:
-        """Entered in each thread that starts, for as long as it runs."""
+        """Entered in each thread that starts, around every operation."""
         ...
 
     def resized(self, storage: torch.UntypedStorage) -> None:
@@ -35,7 +36,8 @@ def hooked(watcher: Watcher) -> Iterator[None]:
     """Tell `watcher` of threads that start and storages that are resized, in any thread, inside the block.
 
     `threading.Thread.start` and `torch.UntypedStorage.resize_` are wrapped while anybody watches. Blocks may overlap in
-    any order. Blind to: threads started earlier, such as a pool's, and those of no `threading.Thread`.
+    any order. A thread that started while somebody else watched, as a pool's may have, is followed too, from now on.
+    Blind to: threads started while nobody did, and those of no `threading.Thread`.
     """
     with _changing:
         if not _watchers:
@@ -78,9 +80,7 @@ def _followed(start: Callable[[threading.Thread], None]) -> Callable[[threading.
 
             def followed() -> None:
                 _reset(thread, own)
-                with ExitStack() as stack:
-                    for watcher in watchers:
-                        stack.enter_context(watcher.following())
+                with _Relay(watchers):
                     run()
 
             vars(thread)["run"] = followed
@@ -93,6 +93,22 @@ def _followed(start: Callable[[threading.Thread], None]) -> Callable[[threading.
             start(thread)
 
     return wrapped
+
+
+class _Relay(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Has an operation of its thread followed by those who watched when the thread started, and who do now."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, first: tuple[Watcher, ...]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._first = first
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with ExitStack() as stack:
+            for watcher in dict.fromkeys((*self._first, *_watchers)):
+                stack.enter_context(watcher.following())
+            return func(*args, **(kwargs or {}))
 
 
 def _reset(thread: threading.Thread, own: object) -> None:

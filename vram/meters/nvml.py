@@ -14,6 +14,8 @@ from typing import Any, Self
 
 import torch
 
+from vram.meters.cuda import reserved_bytes
+
 _MIB = 2**20
 _FIRST_NAMESPACE = "pid:[4026531836]"  # the kernel's fixed number of the PID namespace that it starts with
 _PROCESSES = (
@@ -172,7 +174,7 @@ class NvmlMeter:
 
     def _believable(self, own_bytes: int | None) -> bool:
         """In containers some drivers tell 0, and a PID may be another process's outside."""
-        return bool(own_bytes) and own_bytes >= self._cuda.memory_reserved(self._device)
+        return bool(own_bytes and own_bytes >= reserved_bytes(self._cuda, self._device))
 
     def _partitioned(self) -> bool:
         """Whether this is a whole GPU cut into MIG slices: its figures are of all of them."""

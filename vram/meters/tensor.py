@@ -30,12 +30,12 @@ class TensorMeter:
     """Live and peak bytes of CPU tensor storages. requested = allocated: there are no blocks here.
 
     A storage counts once, however many tensors view it, from the operation that makes it (or first touches it) until
-    its last owner lets go; tasks of asyncio, and threads that start while it watches, are followed to their end. Blind
-    to: threads started before (a pool's) and those of no `threading.Thread`, until a followed thread touches what they
-    made; scratch memory inside kernels (conv2d, half-precision matrix products, sort); memory that is not a tensor's
-    (Python objects, NumPy arrays of their own, storages without a tensor), or of a tensor that shows none (oneDNN's);
-    other processes; work on other devices. What was hidden by `gc.freeze` when the meter started counts from its first
-    use. Fake tensors and tensors that wrap others have no bytes of their own.
+    its last owner lets go; tasks of asyncio, and threads that start while it or another meter watches, are followed to
+    their end. Blind to: other threads (a pool's that started before) and those of no `threading.Thread`, until a
+    followed thread touches what they made; scratch memory inside kernels (conv2d, half-precision matrix products,
+    sort); memory that is not a tensor's (Python objects, NumPy arrays of their own, storages without a tensor), or of a
+    tensor that shows none (oneDNN's); other processes; work on other devices. What was hidden by `gc.freeze` when the
+    meter started counts from its first use. Fake tensors and tensors that wrap others have no bytes of their own.
     """
 
     source = "CPU tensors"
@@ -164,6 +164,8 @@ def has_bytes(storage: torch.UntypedStorage) -> bool:
 
 
 class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    supports_higher_order_operators = True
+
     def __init__(self, meter: TensorMeter) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._meter = meter
@@ -173,17 +175,14 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is self._left:
             self._left = None
             return NotImplemented
-        if hides_parts(func, args):
+        if not (left := any(map(_dispatches, types))) and hides_parts(func, args):
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         # Inputs first: one that is new to us was made before, or elsewhere, and is no work of this operation's.
         self._see_all(args)
         if kwargs:
             self._see_all(kwargs.values())
-        if any(kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for kind in types):
-            result = self._by_subclass(func, args, kwargs or {})
-        else:
-            result = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {})) if not left else self._by_subclass(func, args, kwargs or {})
         self._see_all((result,))
         return result
 
@@ -202,3 +201,9 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._meter._see(value)
             elif isinstance(value, list | tuple):
                 self._see_all(value)
+
+
+def _dispatches(kind: type[torch.Tensor]) -> bool:
+    """Whether a subclass has code of its own for every operation. PyTorch's fake tensors bring a mode for that."""
+    own = kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    return own and not kind.__module__.startswith("torch._subclasses.")

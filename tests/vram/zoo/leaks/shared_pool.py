@@ -1,7 +1,6 @@
 """Results of a pool of threads that lives as long as the module are kept."""
 # expect: grows
 # holder: list `KEPT` (* items), global of module test_shared_pool
-# fault: a thread of a pool that started in the replay is not traced: the line of the first use is named
 
 from concurrent.futures import ThreadPoolExecutor
 
