@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration
-from llava.checkpoint import empty_model, image_token_count, read_config, reading
+from himap import HimapLlavaConfig
+from llava.checkpoint import image_token_count, read_config
 from llava.errors import BadInput, shown
-from llava.modes import set_mode
-from llava.original import is_original
+from llava.hf_layout import check_tokenizer_files, hf_config, hf_tokenizer
+from llava.original import is_original, original_config, original_tokenizer
 from llava.presets import PRESETS
 from llava.shapes import SHAPES, llava_config, our_tokenizer
-from vram.marks import listening, mark
-from vram.simulated.cards import Card
-from vram.simulated.context import DEVICE, SimulatedCuda
-from vram.tracing import Allocation, SimulatedTracer
+from llava.simulated import SYSTEM_TOKENS, Answers, Prompt
+from vram.simulated.allocator import Block, CachingAllocator
+from vram.simulated.trace import Played, Replay
+from vram.tracing import BEFORE, Allocation, Event
 
-SYSTEM_TOKENS = 35  # before the image, in LLaVA-1.5's prompt
 _HOLDERS = 10
+_MOST_EVENTS = 100_000  # of the snapshot; the oldest are dropped, as PyTorch's own ring buffer does
 
 
 @dataclass(frozen=True)
 class Holder:
-    """What one line of code had allocated at a sample's peak."""
+    """What one line of code had allocated at a sample's peak; bytes in blocks."""
 
     n_bytes: int
     count: int
@@ -37,151 +36,151 @@ class Holder:
 
 @dataclass(frozen=True)
 class SampleForecast:
-    """One answer. Bytes are the allocator's: `peak` and `live` in blocks, `reserved` in segments, `tokens` live at each
-    token. `out_of_memory` is CUDA's message where the card had no room; figures are then those until it failed."""
+    """One answer. Bytes are the allocator's: `peak` and `live` in blocks, `reserved` in segments. `tokens` has what is
+    alive at each token, `token_peaks` the most until then, since the token before. `out_of_memory` is CUDA's message
+    where the card had no room; figures are then those until it failed."""
 
     sample: int
+    prompt_tokens: int
     answer_tokens: int
     peak_bytes: int
     live_bytes: int
     reserved_bytes: int
     tokens: tuple[int, ...]
+    token_peaks: tuple[int, ...]
     holders: tuple[Holder, ...]
     out_of_memory: str = ""
 
 
 @dataclass
-class Asked:
-    """What is forecast: a model, a mode, and how it is asked. `attention` is eager where attentions are kept."""
+class Forecast:
+    """Answers on one card, one after the other. Raises BadInput for a card that does not hold the model's weights."""
 
-    model: str
-    mode: str
-    card: Card
-    prompt_tokens: int
-    dtype: torch.dtype = torch.float16
-    attention: str = "sdpa"
-    batch: int = 1
-    use_cache: bool = True
-    keep_attentions: bool = False
-    _kept: list[object] = field(default_factory=list, repr=False)
+    answers: Answers
+    _alive: dict[Block, int] = field(default_factory=dict)  # by which number of block
+    _numbers: Iterator[int] = field(default_factory=count)
+    # What was done: whether a malloc, the block's number, its bytes, and its tag.
+    _events: deque[tuple[bool, int, int, Any]] = field(default_factory=lambda: deque(maxlen=_MOST_EVENTS))
+    _log: list[tuple[bool, int, int, Any]] = field(default_factory=list)  # of one play
 
+    def __post_init__(self) -> None:
+        card = self.answers.asked.card
+        self.allocator = CachingAllocator(card.total_bytes, card.context_bytes)
+        self.allocator.observer = self._note
+        self._replay = Replay(self.allocator)
+        self._samples = 0
+        self._previous: list[Played] = []
+        built = self._replay.play(self.answers.setup)
+        if built.oom is not None:
+            raise BadInput(f"the card must hold the model's weights at least: {built.oom}")
 
-def forecast(asked: Asked, answers: Sequence[int]) -> Iterator[SampleForecast]:
-    """Answers of so many tokens each, one after the other on one card; ends with the one that has no room.
+    def answer(self, prompt: Prompt, tokens: int) -> SampleForecast:
+        """One more, of so many tokens. After one that had no room nothing may follow."""
+        plays: list[Played] = []
+        most_bytes = -1
+        for trace in self.answers.of(prompt, tokens):
+            before = {key: (block.size, block.tag) for block, key in self._alive.items()}
+            log = self._log = []
+            plays.append(played := self._replay.play(trace))
+            if played.allocated_peak_bytes > most_bytes:
+                most_bytes, highest = played.allocated_peak_bytes, (before, log)
+            if played.oom is not None:
+                break
+        failed = plays[-1].oom is not None  # then the error unwinds the sample, and the last answer is still there
+        for played in plays if failed else self._previous:
+            self._replay.drop(played)
+        self._previous = self._previous if failed else plays
+        reached = plays[:-1]  # the last led to the end, or to where there was no room
+        self._samples += 1
+        return SampleForecast(
+            sample=self._samples - 1,
+            prompt_tokens=prompt.tokens,
+            answer_tokens=tokens,
+            peak_bytes=most_bytes,
+            live_bytes=self.allocator.allocated_bytes,
+            reserved_bytes=max(played.reserved_peak_bytes for played in plays),
+            tokens=tuple(played.allocated_bytes for played in reached),
+            token_peaks=tuple(played.allocated_peak_bytes for played in reached),
+            holders=_ranked(_at_peak(*highest)),
+            out_of_memory="" if plays[-1].oom is None else str(plays[-1].oom),
+        )
 
-    Each is what a real run would make: the same model code, the same allocator rules. Raises BadInput for a model that
-    is not there, and for a prompt that does not hold the image.
-    """
-    config = _config(asked.model)
-    image_tokens = image_token_count(config)
-    if asked.prompt_tokens <= SYSTEM_TOKENS + image_tokens:
-        least = SYSTEM_TOKENS + image_tokens + 1
-        raise BadInput(f"the prompt must have at least {least} tokens, its image's included, got {asked.prompt_tokens}")
-    cuda = SimulatedCuda(asked.card)
-    attention = "eager" if asked.keep_attentions else asked.attention
-    try:
-        with cuda:
-            model = empty_model(config, DEVICE, dtype=asked.dtype, attn_implementation=attention).eval()
-    except torch.OutOfMemoryError as error:
-        raise BadInput(f"the card must hold the model's weights at least: {error}") from None
-    set_mode(model, asked.mode)
-    with SimulatedTracer(cuda, DEVICE) as tracer:
-        for sample, tokens in enumerate(answers):
-            one = _sample(asked, model, cuda, tracer, sample, tokens)
-            yield one
-            if one.out_of_memory:
-                return
+    def snapshot(self) -> dict[str, Any]:
+        """The last 100,000 events and what is alive now, for PyTorch's memory viewer."""
+        from vram.snapshot import viewer_snapshot
 
+        def told(size: int, tag: Any) -> Allocation:
+            return Allocation(size, "", (), "", (), BEFORE) if tag is None else replace(tag, n_bytes=size)
 
-def least_prompt_tokens(model: str) -> int:
-    """Of a short question: the system's words, the image, and 16 tokens of text. Raises BadInput as `forecast` does."""
-    return SYSTEM_TOKENS + image_token_count(_config(model)) + 16
+        events = [Event("alloc" if malloc else "free", key, told(size, tag)) for malloc, key, size, tag in self._events]
+        return viewer_snapshot(events, [(key, told(block.requested, block.tag)) for block, key in self._alive.items()])
 
-
-def _sample(
-    asked: Asked,
-    model: HimapLlavaForConditionalGeneration,
-    cuda: SimulatedCuda,
-    tracer: SimulatedTracer,
-    sample: int,
-    tokens: int,
-) -> SampleForecast:
-    timeline: list[int] = []
-    allocator, message = cuda.allocator, ""
-    allocator.reset_peak()
-    try:
-        with tracer.watching(sample), listening(lambda _: timeline.append(allocator.allocated_bytes)):
-            _answer(asked, model, tokens)
-    except torch.OutOfMemoryError as error:
-        message = str(error)
-    holders = _holders(tracer.at_peak())
-    stats = allocator.stats
-    return SampleForecast(
-        sample,
-        tokens,
-        stats.allocated_bytes.peak,
-        allocator.allocated_bytes,
-        stats.reserved_bytes.peak,
-        tuple(timeline),
-        holders,
-        message,
-    )
+    def _note(self, action: str, block: Block | None) -> None:
+        if block is None:
+            return
+        malloc = action == "malloc"
+        if malloc:
+            key = self._alive[block] = next(self._numbers)
+        else:
+            key = self._alive.pop(block)
+        self._log.append((malloc, key, block.size, block.tag))
+        self._events.append((malloc, key, block.requested, block.tag))
 
 
-@torch.inference_mode()
-def _answer(asked: Asked, model: HimapLlavaForConditionalGeneration, tokens: int) -> None:
-    config = model.config
-    ids = torch.full((asked.batch, asked.prompt_tokens), 1)
-    ids[:, SYSTEM_TOKENS : SYSTEM_TOKENS + image_token_count(config)] = config.image_token_id
-    side = config.vision_config.image_size
-    inputs: dict[str, Any] = {
-        "input_ids": ids.to(DEVICE),
-        "attention_mask": torch.ones_like(ids).to(DEVICE),
-        "pixel_values": torch.zeros(asked.batch, 3, side, side).to(DEVICE, asked.dtype),
-        "logits_processor": [_Marking()],
-        "min_new_tokens": tokens,
-        "max_new_tokens": tokens,
-        "do_sample": False,
-        "use_cache": asked.use_cache and not asked.keep_attentions,
-    }
-    if not asked.keep_attentions:
-        model.generate(**inputs)
-        return
-    logits: list[Tensor] = []
-    hook = model.register_forward_hook(lambda _module, _inputs, output: logits.append(output.logits))
-    try:
-        everything = {"output_attentions": True, "output_scores": True, "return_dict_in_generate": True}
-        output = model.generate(**inputs, **everything, logits_to_keep=0)
-    finally:
-        hook.remove()
-    asked._kept[:] = [output, logits]  # only now is the last answer's let go, as one variable in a loop does
+def least_prompt_tokens(config: HimapLlavaConfig) -> int:
+    """Of a short question: the system's words, the image, and 16 tokens of text."""
+    return SYSTEM_TOKENS + image_token_count(config) + 16
 
 
-class _Marking:
-    """Of the protocol of transformers' LogitsProcessor."""
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        mark("token")
-        return scores
-
-
-def _holders(alive: Sequence[Allocation]) -> tuple[Holder, ...]:
-    by_line: dict[str, list[int]] = {}
-    for one in alive:
-        line = "the model, and what was there before" if one.line is None else str(one.line)
-        by_line.setdefault(line, []).append(one.n_bytes)
-    found = [Holder(sum(sizes), len(sizes), line) for line, sizes in by_line.items()]
-    return tuple(sorted(found, key=lambda holder: -holder.n_bytes)[:_HOLDERS])
+def check_prompt_tokens(config: HimapLlavaConfig, tokens: int) -> None:
+    """Raise BadInput for a prompt that does not hold the image."""
+    least = SYSTEM_TOKENS + image_token_count(config) + 1
+    if tokens < least:
+        raise BadInput(f"the prompt must have at least {least} tokens, its image's included, got {tokens}")
 
 
-def _config(model: str) -> HimapLlavaConfig:
-    """Of a preset, or of a folder in Hugging Face's layout: its config is enough."""
+def config_of(model: str) -> HimapLlavaConfig:
+    """Of a preset, or of a folder in either layout: its config is enough. Raises BadInput where there is none."""
     if model in PRESETS:
         return llava_config(SHAPES[model], our_tokenizer())
     folder = Path(model)
     if not folder.is_dir():
         raise BadInput(f"the model must be one of {', '.join(PRESETS)} or a folder with a config, got {shown(model)}")
-    if is_original(read_config(folder)):
-        raise BadInput(f"the folder must be in Hugging Face's layout, got the original LLaVA's in {shown(model)}")
-    config: HimapLlavaConfig = reading(folder, "config", lambda: HimapLlavaConfig.from_pretrained(folder))
-    return config
+    raw = read_config(folder)
+    return original_config(folder, raw) if is_original(raw) else hf_config(folder)
+
+
+def tokenizer_of(model: str) -> Any:
+    """Of a preset or folder. Raises BadInput where it has none."""
+    if model in PRESETS:
+        return our_tokenizer()
+    folder = Path(model)
+    raw = read_config(folder)
+    if not is_original(raw):
+        return hf_tokenizer(folder, hf_config(folder))
+    check_tokenizer_files(folder)
+    return original_tokenizer(folder, raw)
+
+
+def _at_peak(alive: dict[int, tuple[int, Any]], log: list[tuple[bool, int, int, Any]]) -> Iterable[tuple[int, Any]]:
+    """Bytes and tags of what was alive when most was, from what was at the start and what was done then."""
+    total = most = at = 0
+    for position, (malloc, _, size, _) in enumerate(log, start=1):
+        total += size if malloc else -size
+        if total > most:
+            most, at = total, position
+    for malloc, key, size, tag in log[:at]:
+        if malloc:
+            alive[key] = size, tag
+        else:
+            del alive[key]
+    return alive.values()
+
+
+def _ranked(alive: Iterable[tuple[int, Any]]) -> tuple[Holder, ...]:
+    by_line: dict[str, list[int]] = {}
+    for size, tag in alive:
+        line = "the model, and what was there before" if tag is None or tag.line is None else str(tag.line)
+        by_line.setdefault(line, []).append(size)
+    found = [Holder(sum(sizes), len(sizes), line) for line, sizes in by_line.items()]
+    return tuple(sorted(found, key=lambda holder: -holder.n_bytes)[:_HOLDERS])

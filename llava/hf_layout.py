@@ -20,8 +20,8 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 
 def open_hf(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, its weights unread. Raises BadInput where it is incomplete or foreign."""
-    config = _config(folder)
-    tokenizer = _tokenizer(folder, config)
+    config = hf_config(folder)
+    tokenizer = hf_tokenizer(folder, config)
     files = weight_files(folder)
     open_tensors(files)  # so that what is wrong is named before gigabytes are read
     image_processor = read_image_processor(folder, config.vision_config.image_size)
@@ -40,8 +40,13 @@ class _FolderWeights:
 
 def check_tokenizer_files(folder: Path) -> None:
     """Raise BadInput where `folder` has no tokenizer: transformers would make an empty one."""
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
+    if not has_tokenizer(folder):
         raise BadInput(f"a checkpoint must have {' or '.join(_TOKENIZERS)}, got neither in {shown(str(folder))}")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether `folder` has a tokenizer's file."""
+    return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def check_token_count(tokenizer: Any, vocabulary: int, folder: Path) -> None:
@@ -70,7 +75,8 @@ def read_image_processor(folder: Path, side: int) -> Any:
     return processor
 
 
-def _config(folder: Path) -> HimapLlavaConfig:
+def hf_config(folder: Path) -> HimapLlavaConfig:
+    """The config in `folder`. Raises BadInput where it is none of LLaVA-1.5's kind."""
     raw = read_config(folder)
     check_model_type(folder, raw, "llava")
     config: HimapLlavaConfig = reading(folder, "config.json", lambda: HimapLlavaConfig.from_dict(raw))
@@ -81,7 +87,8 @@ def _config(folder: Path) -> HimapLlavaConfig:
     return config
 
 
-def _tokenizer(folder: Path, config: HimapLlavaConfig) -> Any:
+def hf_tokenizer(folder: Path, config: HimapLlavaConfig) -> Any:
+    """The tokenizer in `folder`. Raises BadInput where it is missing or of another model."""
     check_tokenizer_files(folder)
     tokenizer = reading(
         folder,

@@ -29,7 +29,7 @@ from llava.checkpoint import (
 from llava.choices import DTYPES
 from llava.conversation import IMAGE_TOKEN
 from llava.errors import BadInput, shown
-from llava.hf_layout import check_token_count, check_tokenizer_files
+from llava.hf_layout import check_token_count, check_tokenizer_files, has_tokenizer
 from llava.placement import Placement
 from llava.vision_tower import find_vision_tower
 from llava.weight_files import has_weights, open_tensors, shape_of, weight_files
@@ -108,6 +108,31 @@ def open_original(folder: Path, raw: dict[str, Any], *, base: Path | None, may_f
     weights = _OriginalWeights(folder, tuple(parts), raw["vocab_size"])
     weights.check(config)
     return Checkpoint(folder, config, tokenizer, tower.image_processor, weights)
+
+
+def original_config(folder: Path, raw: dict[str, Any]) -> HimapLlavaConfig:
+    """The config alone, of a folder that need hold nothing else. Raises BadInput as `open_original` does."""
+    _check_config(folder, raw)
+    tower = find_vision_tower(folder, raw["mm_vision_tower"], has_weights=True, may_fetch=False)
+    return _config(folder, raw, tower.config, original_tokenizer(folder, raw) or _Unread(raw["vocab_size"]))
+
+
+def original_tokenizer(folder: Path, raw: Mapping[str, Any]) -> Any | None:
+    """The tokenizer, where `folder` has one."""
+    return _tokenizer(folder, raw["vocab_size"]) if has_tokenizer(folder) else None
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A tokenizer that is not there, as far as a config needs it: its last tokens are the two that we add."""
+
+    rows: int
+
+    def get_vocab(self) -> dict[str, int]:
+        return {IMAGE_TOKEN: self.rows, _PAD_TOKEN: self.rows + 1}
+
+    def __len__(self) -> int:
+        return self.rows + 2
 
 
 @dataclass(frozen=True)

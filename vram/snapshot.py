@@ -84,12 +84,17 @@ def write_snapshot(folder: Path, name: str, snapshot: dict[str, Any], taken: set
         number += 1
         path = folder / f"{stem}-{number}.pickle"
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=stem[:20])
+    dump_snapshot(path, snapshot)
+    taken.add(path)
+    return path
+
+
+def dump_snapshot(path: Path, snapshot: dict[str, Any]) -> None:
+    """Write `snapshot` to `path`, whole or not at all. Raises OSError where it can't be written."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem[:20])
     with os.fdopen(descriptor, "wb") as file:
         pickle.dump(snapshot, file, protocol=_PROTOCOL)
     Path(temporary).replace(path)
-    taken.add(path)
-    return path
 
 
 class _Places:

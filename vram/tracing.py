@@ -127,6 +127,61 @@ def at_peak(start: Iterable[tuple[int, Allocation]], events: Iterable[Event]) ->
     return list(alive.values())
 
 
+class Stacks:
+    """Call stacks, innermost frame first; the same one is the same object."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[Any, int], ...], tuple[Frame, ...]] = {}
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._known.clear()
+
+    def here(self) -> tuple[Frame, ...]:
+        """The caller's, from the innermost frame that is not ours to the outermost that what is traced has called."""
+        found: list[tuple[Any, int]] = []
+        frame = sys._getframe(1)
+        while frame is not None and len(found) < _MOST_FRAMES:
+            filename = frame.f_code.co_filename
+            if not found and filename.endswith(_WRAPPERS):
+                pass  # around our own dispatch, not around the operation
+            elif not filename.startswith(_OURS):
+                found.append((frame.f_code, frame.f_lineno))
+            elif found and not filename.startswith(_WITHIN):
+                break  # what called the step is no part of it
+            frame = frame.f_back  # type: ignore[assignment]
+        places = tuple(found)
+        if places not in self._known:
+            self._known[places] = tuple(
+                Frame(code.co_filename, line or 0, short_name(code.co_qualname)) for code, line in places
+            )
+        return self._known[places]
+
+
+def described(op: str, tensor: torch.Tensor, frames: tuple[Frame, ...], run: int, mark: str = "") -> Allocation:
+    """The allocation of the tensor's storage, as an operation made it."""
+    return Allocation(
+        n_bytes=tensor.untyped_storage().nbytes(),
+        op=op,
+        shape=tuple(int(size) for size in tensor.shape),
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        frames=frames,
+        run=run,
+        mark=mark,
+    )
+
+
+class Describing:
+    """Tags for the blocks of a simulated card: for each, the allocation with its stack."""
+
+    def __init__(self) -> None:
+        self._stacks = Stacks()
+
+    def __call__(self, op: str, tensor: torch.Tensor) -> Allocation:
+        """Of the storage that the operation took for its result."""
+        return described(op, tensor, self._stacks.here(), 0)
+
+
 class TensorTracer:
     """Every storage on one kind of device, with the stack that made it. Used as a context manager around all runs.
 
@@ -139,7 +194,7 @@ class TensorTracer:
         self._device = torch.device("cpu") if device is None else device
         self._known: dict[int, tuple[int, Allocation]] = {}  # by storage address: key, allocation
         self._ends: dict[int, weakref.ref[Any]] = {}
-        self._stacks: dict[tuple[tuple[Any, int], ...], tuple[Frame, ...]] = {}
+        self._stacks = Stacks()
         self._next_key = 0
         self._run = BEFORE
         self._marks: dict[str, int] = {}
@@ -179,7 +234,9 @@ class TensorTracer:
         if known is not None and known[1].n_bytes != storage.nbytes():
             self._log("free", *known)
             n_bytes = storage.nbytes()
-            allocation = Allocation(n_bytes, "resize_", (n_bytes,), "uint8", self._stack(), self._run, self._mark())
+            allocation = Allocation(
+                n_bytes, "resize_", (n_bytes,), "uint8", self._stacks.here(), self._run, self._mark()
+            )
             self._begin(storage._cdata, allocation)
 
     def reached(self, mark: str) -> None:
@@ -234,16 +291,8 @@ class TensorTracer:
             self._log("free", *known)  # resized in place: the line that did it is what matters now
         else:
             self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
-        allocation = Allocation(
-            n_bytes=n_bytes,
-            op=op,
-            shape=tuple(int(size) for size in tensor.shape),
-            dtype=str(tensor.dtype).removeprefix("torch."),
-            frames=self._stack() if frames is None else frames,
-            run=self._run,
-            mark=self._mark(),
-        )
-        self._begin(address, allocation)
+        stack = self._stacks.here() if frames is None else frames
+        self._begin(address, described(op, tensor, stack, self._run, self._mark()))
 
     def _begin(self, address: int, allocation: Allocation) -> None:
         self._next_key += 1
@@ -263,25 +312,6 @@ class TensorTracer:
         event = Event(action, key, allocation)
         self.events.append(event)
         self._run_events.append(event)
-
-    def _stack(self) -> tuple[Frame, ...]:
-        found: list[tuple[Any, int]] = []
-        frame = sys._getframe(2)
-        while frame is not None and len(found) < _MOST_FRAMES:
-            filename = frame.f_code.co_filename
-            if not found and filename.endswith(_WRAPPERS):
-                pass  # around our own dispatch, not around the operation
-            elif not filename.startswith(_OURS):
-                found.append((frame.f_code, frame.f_lineno))
-            elif found and not filename.startswith(_WITHIN):
-                break  # what called the step is no part of it
-            frame = frame.f_back  # type: ignore[assignment]
-        places = tuple(found)
-        if places not in self._stacks:
-            self._stacks[places] = tuple(
-                Frame(code.co_filename, line or 0, short_name(code.co_qualname)) for code, line in places
-            )
-        return self._stacks[places]
 
 
 class CudaTracer(TensorTracer):

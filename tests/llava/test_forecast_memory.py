@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from llava.eval.forecast_memory import main
+from tests.llava.conftest import a_record
 
 TINY = ("--model", "tiny", "--answers", "2,3", "--card", "8GiB")
 pytestmark = pytest.mark.filterwarnings("ignore:simulated CUDA is tested with torch")
@@ -28,7 +30,9 @@ def test_a_forecast_is_told_with_its_assumptions(capsys: pytest.CaptureFixture[s
     assert "tiny, baseline, float16, sdpa, KV cache; 1 x 115 prompt tokens; card 8GiB" in out
     assert "simulated: default allocator settings, one stream" in out
     assert "not compared with a GPU yet" in out
-    assert [line.split()[:2] for line in out.splitlines() if line[:1].isdigit()] == [["0", "2"], ["1", "3"]]
+    rows = [line.split()[:3] for line in out.splitlines() if line[:1].isdigit()]
+    assert rows == [["0", "115", "2"], ["1", "115", "3"]]
+    assert "the same again: nothing more stays behind" in out
     assert "the smallest listed card that fits: V100-16" in out
 
 
@@ -60,6 +64,11 @@ def test_kept_attentions_grow_with_every_token(tmp_path: Path) -> None:
         (("--prompt-tokens", "10"), "the prompt must have at least 100 tokens, its image's included, got 10"),
         (("--model", "7b", "--card", "8GiB"), "the card must hold the model's weights at least: CUDA out of memory"),
         (("--mode", "fast"), "invalid choice"),
+        (("--prompt-tokens", "120", "--question-file", "q.json"), "--question-file or --prompt-tokens, got both"),
+        (("--question-file", "nowhere.json"), "the question file must be readable UTF-8 JSON"),
+        (("--snapshot", "snapshot.bin"), "the snapshot must be called *.pickle"),
+        (("--snapshot", "nowhere/snapshot.pickle"), "must be in an existing folder"),
+        (("--answers", "5000"), "prompt and answer must be at most the context of"),
     ],
 )
 def test_bad_input_is_one_line(arguments: tuple[str, ...], told: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,6 +77,102 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], told: str, capsys: py
     err = capsys.readouterr().err
     assert told in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("mode", "attention"), [("baseline", "eager"), ("himap", "sdpa"), ("custom-fps", "sdpa")])
+def test_a_long_answer_is_what_its_every_step_is(tmp_path: Path, mode: str, attention: str) -> None:
+    """Put together from its first and last steps: every figure, at every token, and the holders."""
+    arguments = ("--mode", mode, "--attn", attention, "--answers", "2,24")
+    short = forecast(tmp_path, *arguments)
+    assert short == forecast(tmp_path, *arguments, "--every-step")
+    assert [len(sample["tokens"]) for sample in short["samples"]] == [2, 24]
+
+
+def test_what_was_put_together_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a cache every step is another matter, and all are simulated."""
+    assert main([*TINY, "--answers", "20"]) == 0
+    assert "put together from their first and last steps, as sizes are linear: 1" in capsys.readouterr().out
+    assert main([*TINY, "--answers", "20", "--no-cache"]) == 0
+    assert "put together" not in capsys.readouterr().out
+
+
+def test_repeated_answers_need_what_simulated_ones_do(tmp_path: Path) -> None:
+    """`--samples` plays what was simulated again: the figures of a run that simulates each."""
+    repeated = forecast(tmp_path, "--mode", "himap", "--samples", "6")["samples"]
+    each = forecast(tmp_path, "--mode", "himap", "--answers", "2,3,2,3,2,3")["samples"]
+    assert repeated == each
+
+
+def test_prompts_of_a_question_file_are_counted(
+    tmp_path: Path, write_questions: Any, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the model's tokenizer, a question without an image as text only."""
+    from llava.builder import open_checkpoint
+    from llava.prompting import Prompts
+    from llava.questions import load_questions
+
+    with_image, text_only = a_record(), a_record(id="t", image=None)
+    text_only["conversations"][0]["value"] = "Which of these is a colour?"
+    path = write_questions([with_image, text_only])
+    read = forecast(tmp_path, "--question-file", str(path), "--image-folder", str(images), "--answers", "2")
+    checkpoint = open_checkpoint("tiny")
+    prompts = Prompts(checkpoint.tokenizer, checkpoint.config)
+    counted = [len(prompts.ids(question)) for question in load_questions(path, images)]
+    assert [sample["prompt_tokens"] for sample in read["samples"]] == counted
+    lines = {holder["line"] for holder in read["samples"][1]["holders"]}
+    assert not any("clip" in line for line in lines)
+
+
+def test_the_snapshot_is_the_viewer_s(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Segments and a trace, whose sum is what is alive at the end: the model and cuBLAS's workspace."""
+    path = tmp_path / "snapshot.pickle"
+    read = forecast(tmp_path, "--snapshot", str(path))
+    with path.open("rb") as file:
+        snapshot = pickle.load(file)  # noqa: S301 - our own file
+    assert f"snapshot for pytorch.org/memory_viz: {path}" in capsys.readouterr().out
+    blocks = [block for segment in snapshot["segments"] for block in segment["blocks"]]
+    alive = sum(block["requested_size"] for block in blocks if block["state"] == "active_allocated")
+    assert 0 <= read["samples"][-1]["live_bytes"] - alive < 512 * len(blocks)
+    assert len(snapshot["device_traces"][0]) > 1000
+    assert any(
+        frame["name"] == "LlamaMLP.forward" for event in snapshot["device_traces"][0] for frame in event["frames"]
+    )
+
+
+def test_an_original_folder_needs_a_config_only(tmp_path: Path) -> None:
+    """liuhaotian/llava-v1.5-7b's config.json gives the preset's figures: its tower is the known CLIP."""
+    folder = tmp_path / "llava-v1.5-7b"
+    folder.mkdir()
+    config = {
+        "model_type": "llava_llama",
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 4096,
+        "rms_norm_eps": 1e-05,
+        "mm_hidden_size": 1024,
+        "mm_projector_type": "mlp2x_gelu",
+        "mm_vision_select_feature": "patch",
+        "mm_vision_select_layer": -2,
+        "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "torch_dtype": "float16",
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    figures = [
+        forecast(tmp_path, "--model", model, "--answers", "1", "--card", "24GiB")["samples"][0]["peak_bytes"]
+        for model in (str(folder), "7b")
+    ]
+    assert figures[0] == figures[1]
+
+
+def test_a_hundred_samples_of_our_programs_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the card and with the answers that the incident died of; each distinct answer is simulated once."""
+    assert main(["--model", "7b", "--card", "24GiB", "--prompt-tokens", "627", "--samples", "104"]) == 0
+    out = capsys.readouterr().out
+    assert "and 92 more, none with a higher peak" in out
+    assert "the same again: nothing more stays behind" in out
 
 
 def test_a_folder_needs_a_config_only(tmp_path: Path) -> None:
@@ -88,3 +193,10 @@ def test_the_incident_is_replayed(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row.split()[0] for row in rows] == ["0", "1", "2", "3"]
     assert ["out of memory" in row for row in rows] == [False, False, False, True]
     assert "sample 3: CUDA out of memory. Tried to allocate" in out
+
+
+def test_a_prompt_that_dies_as_the_incident_s_did(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a card with just too little room: at the fp32 softmax of 32 x 627 x 627, asking for the reported 48.00 MiB."""
+    arguments = ["--model", "7b", "--attn", "eager", "--prompt-tokens", "627", "--answers", "2"]
+    assert main([*arguments, "--card", "14110 MiB"]) == 1
+    assert "sample 0: CUDA out of memory. Tried to allocate 48.00 MiB." in capsys.readouterr().out

@@ -6,6 +6,7 @@ import functools
 import os
 import warnings
 import weakref
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Self
 
@@ -57,6 +58,8 @@ class SimulatedCuda:
         settings = ",".join(os.environ[name] for name in _SETTINGS if os.environ.get(name))
         self.allocator = CachingAllocator(self.card.total_bytes, self.card.context_bytes, settings=settings)
         self.device = device
+        # If set, called with an operation's name and its result wherever a storage is taken: the tag of its block.
+        self.describe: Callable[[str, Tensor], object] | None = None
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._shadows = Shadows(self._mode, token)
         self._blocks: dict[int, tuple[int, Block]] = {}  # by storage address: bytes, block
@@ -90,14 +93,14 @@ class SimulatedCuda:
             args, kwargs = self._shadows.faked(args), self._shadows.faked(kwargs)
         result = self._shadows.run(func, args, kwargs)
         for tensor in tensors(result):
-            self._see(tensor)
+            self._see(tensor, func)
         if self._wants_workspace and func in _MATMULS and any(each.device == self.device for each in tensors(result)):
             self._wants_workspace = False  # it stays for good, as no tensor's
             hopper = self.card.compute_capability in ((9, 0), (10, 0), (12, 0))
             self._take(_HOPPER_WORKSPACE_BYTES if hopper else _WORKSPACE_BYTES)
         return result
 
-    def _see(self, tensor: Tensor) -> None:
+    def _see(self, tensor: Tensor, func: Any) -> None:
         if tensor.device != self.device:
             return
         try:
@@ -108,16 +111,17 @@ class SimulatedCuda:
         known = self._blocks.get(address)
         if known is not None and known[0] == n_bytes:
             return
-        block = self._take(n_bytes)
+        tag = self.describe(func._schema.name.replace("::", "."), tensor) if self.describe else None
+        block = self._take(n_bytes, tag)
         if known is None:
             self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
         else:  # resized in place: the new block is there before the old one goes
             self.allocator.free(known[1])
         self._blocks[address] = n_bytes, block
 
-    def _take(self, n_bytes: int) -> Block:
+    def _take(self, n_bytes: int, tag: object = None) -> Block:
         try:
-            return self.allocator.malloc(n_bytes)
+            return self.allocator.malloc(n_bytes, tag=tag)
         except SimulatedOutOfMemory as error:
             message = str(error)
         raise torch.OutOfMemoryError(message)

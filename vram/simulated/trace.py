@@ -26,11 +26,16 @@ that number and size. Where lengths differ, cut before and after the free, and `
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory
+
+_NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,71 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self.ops)
+
+    def alone(self, back: int, names: Collection[str]) -> Trace:
+        """The trace without its frees of blocks of others, except the last `back` and those called `names`."""
+        others = {
+            at: _NOTHING
+            if isinstance(other, _Outside) and (other.trace not in names if other.trace else other.back > back)
+            else other
+            for at, other in self.others.items()
+        }
+        return replace(self, others=others)
+
+
+def interpolated(known: Mapping[int, Trace]) -> Callable[[int], Trace] | None:
+    """Traces of the same work at any length, from those at some lengths; None unless they differ in sizes alone, and
+    each size lies on one line through all of them.
+
+    Sizes that never shrink as the length grows are then right at every length between. Tags are those of the least
+    length, and so are the blocks that are freed of named traces.
+    """
+    lengths = sorted(known)
+    least, most = known[lengths[0]], known[lengths[-1]]
+    ops = _sizes(least)
+    slopes, odd = np.divmod(_sizes(most) - ops, lengths[-1] - lengths[0]) if _alike(least, most) else (ops, True)
+    if np.any(odd):
+        return None
+    for length, trace in known.items():
+        if not _alike(least, trace) or np.any(_sizes(trace) != ops + slopes * (length - lengths[0])):
+            return None
+
+    def at(length: int) -> Trace:
+        sizes = ops + slopes * (length - lengths[0])
+        plain, outside = sizes[: len(least)], sizes[len(least) :]
+        others = dict(least.others)
+        for (position, other), size in zip(_outsides(least), outside.tolist(), strict=True):
+            others[position] = replace(other, size=size)
+        return Trace(least.name, array("q", plain.tobytes()), others, least.streams, least.tags)
+
+    return at
+
+
+def _outsides(trace: Trace) -> list[tuple[int, _Outside]]:
+    """Frees of unnamed traces' blocks: their sizes may change with the length."""
+    return [(at, other) for at, other in trace.others.items() if isinstance(other, _Outside) and not other.trace]
+
+
+def _sizes(trace: Trace) -> npt.NDArray[np.int64]:
+    return np.array([*trace.ops, *(other.size for _, other in _outsides(trace))], dtype=np.int64)
+
+
+def _alike(one: Trace, other: Trace) -> bool:
+    """Whether two traces differ in sizes alone, and in which blocks of named traces they free."""
+
+    def bare(trace: Trace) -> dict[int, object]:
+        return {
+            at: ("named" if other.trace else (other.back, other.number)) if isinstance(other, _Outside) else other
+            for at, other in trace.others.items()
+        }
+
+    ours, theirs = np.array(one.ops), np.array(other.ops)
+    return (
+        ours.shape == theirs.shape
+        and bool(np.all(np.where((ours > 0) & (theirs > 0), 0, ours) == np.where((ours > 0) & (theirs > 0), 0, theirs)))
+        and bare(one) == bare(other)
+        and one.streams == other.streams
+    )
 
 
 @dataclass(frozen=True)
@@ -111,6 +181,10 @@ class Recorder:
                 named = self._names[len(self._names) - 1 - other.back]
                 trace.others[position] = _Outside(named, 0, other.number, other.size)
         return trace
+
+    def alive(self, first: int, until: int) -> list[Block]:
+        """Blocks of the cuts number `first` to `until - 1`, counted from 0, that are not freed yet."""
+        return [block for block, (cut, _) in self._places.items() if first <= cut < until]
 
     def stop(self) -> None:
         """Write down no more."""
@@ -201,7 +275,8 @@ class Replay:
     def _other(self, trace: Trace, position: int) -> None:
         other = trace.others[position]
         if isinstance(other, str):
-            self._allocator.empty_cache()
+            if other != _NOTHING:
+                self._allocator.empty_cache()
             return
         if other.trace:
             left = self._named.get(other.trace, {})

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from vram.simulated.allocator import Block, CachingAllocator
-from vram.simulated.trace import Played, Recorder, Replay, Trace
+from vram.simulated.trace import Played, Recorder, Replay, Trace, interpolated
 
 MIB, GIB = 2**20, 2**30
 
@@ -253,3 +253,84 @@ def test_a_name_is_given_once() -> None:
     recorder.cut("setup")
     with pytest.raises(ValueError, match="must be new in its recording, got 'setup' again"):
         recorder.cut("setup")
+
+
+def step(length: int, *, odd: bool = False) -> Trace:
+    """What a token does: a cache 4 KiB longer than the last one, in its place; and fixed scratch."""
+    allocator = CachingAllocator(GIB)
+    recorder = Recorder(allocator)
+    prompt = allocator.malloc(MIB)
+    recorder.cut(f"start {length}")
+    before = allocator.malloc(4096 * (length - 1))
+    recorder.cut()
+    scratch = allocator.malloc(512 if odd else 700, tag=length)
+    allocator.malloc(4096 * length, tag=length)
+    if length < 100:  # of a named trace: which block is the first recording's affair
+        allocator.free(prompt)
+    allocator.free(before)
+    allocator.free(scratch)
+    return recorder.cut()
+
+
+def test_a_step_between_two_is_what_it_would_be() -> None:
+    """Sizes lie on lines: those of the step's own blocks, and those of the last step's that it frees."""
+    at = interpolated({length: step(length) for length in (3, 4, 50, 51)})
+    assert at is not None
+    for length in (3, 17, 51):
+        wanted, got = step(length), at(length)
+        assert got.ops == wanted.ops
+        assert [getattr(other, "size", None) for other in got.others.values()] == [
+            getattr(other, "size", None) for other in wanted.others.values()
+        ]
+        assert got.tags == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {3: step(3), 4: step(4), 50: step(50, odd=True)},  # a size that is not on the line through the others
+        {3: step(3), 6: step(4)},  # a slope that is no whole number of bytes
+        {3: step(3), 4: step(4), 100: step(100)},  # an operation fewer
+        {3: step(3), 4: step(4), 50: step(50).alone(0, ())},  # a free of another trace's block fewer
+    ],
+)
+def test_what_is_not_linear_is_not_interpolated(known: dict[int, Trace]) -> None:
+    """None, and no guess."""
+    assert interpolated(known) is None
+
+
+def test_alone_a_trace_leaves_the_blocks_of_others() -> None:
+    """But those of the named traces and of the last so many."""
+    allocator = CachingAllocator(GIB)
+    recorder = Recorder(allocator)
+    blocks = []
+    for name in ("setup", "other", "", ""):
+        blocks.append(allocator.malloc(2 * MIB))
+        recorder.cut(name)
+    for block in blocks:
+        allocator.free(block)
+    freeing = recorder.cut().alone(1, ("setup",))
+    assert recorder.alive(0, 4) == []
+
+    again = CachingAllocator(GIB)
+    replay = Replay(again)
+    for name in ("setup", "other", "", ""):
+        trace = Trace(name)
+        trace.ops.append(2 * MIB)
+        trace.tags.append(name)
+        replay.play(trace)
+    assert replay.play(freeing).allocated_bytes == 4 * MIB  # of "other" and of the one two before
+
+
+def test_blocks_that_are_alive_are_known_by_their_cut() -> None:
+    """So that what a sample leaves for good is noticed."""
+    allocator = CachingAllocator(GIB)
+    recorder = Recorder(allocator)
+    first = allocator.malloc(MIB)
+    recorder.cut()
+    second = allocator.malloc(MIB)
+    recorder.cut()
+    assert recorder.alive(0, 2) == [first, second]
+    assert recorder.alive(1, 2) == [second]
+    allocator.free(second)
+    assert recorder.alive(1, 2) == []

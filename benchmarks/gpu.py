@@ -1,0 +1,183 @@
+"""On a CUDA card: what the simulation says beside what the card does, and what HiMAP saves. `ci/gpu` runs it.
+
+Peaks are `torch.cuda.max_memory_allocated` and `max_memory_reserved` of one answer, with an emptied cache before it. Both
+sides run the same code. `--rehearse` puts a second simulation in the card's place, to try the rest without one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from llava.answering import Answerer
+from llava.builder import load_pretrained_model
+from llava.modes import MODES, set_mode
+from llava.questions import embedded_questions
+from vram.simulated.cards import Card, find_card
+from vram.simulated.context import SimulatedCuda
+from vram.units import format_bytes
+
+ATTENTIONS = ("sdpa", "eager")
+TOKENS = {"prefill": 1, "4 tokens": 4}
+ROUNDS = 7
+Figures = dict[str, dict[str, int]]  # by "attention, mode, what": allocated and reserved, bytes
+
+
+def peaks(model_name: str, attention: str, device: str = "cuda:0") -> Figures:
+    """Of one answer in each mode, where `torch.cuda` speaks of a card, real or simulated."""
+    tokenizer, model, processor, _ = load_pretrained_model(model_name, device=device, attn_implementation=attention)
+    question = next(each for each in embedded_questions(20) if each.image is not None)
+    found: Figures = {}
+
+    def note(what: str) -> None:
+        figures = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+        found[f"{attention}, {what}"] = figures
+
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    note("weights")
+    for mode in MODES:
+        set_mode(model, mode)
+        for what, tokens in TOKENS.items():
+            answerer = Answerer(tokenizer, model, processor, max_new_tokens=tokens, min_new_tokens=tokens)
+            answerer.answer(question)  # what is done once is done now
+            gc.collect()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            answerer.answer(question)
+            note(f"{mode}, {what}")
+    return found
+
+
+def all_peaks(model_name: str, within: Callable[[], AbstractContextManager[object]]) -> Figures:
+    found: Figures = {}
+    for attention in ATTENTIONS:
+        with within():
+            found |= peaks(model_name, attention)
+            gc.collect()
+            torch.cuda.empty_cache()
+    return found
+
+
+def compared(predicted: Figures, measured: Figures) -> list[dict[str, Any]]:
+    """One row a figure: bytes and, as a share of the measured, the error."""
+    return [
+        {
+            "what": what,
+            "figure": figure,
+            "predicted_bytes": predicted[what][figure],
+            "measured_bytes": n_bytes,
+            "error": predicted[what][figure] / n_bytes - 1,
+        }
+        for what, figures in measured.items()
+        for figure, n_bytes in figures.items()
+    ]
+
+
+def times(model_name: str) -> dict[str, dict[str, float]]:
+    """Median seconds of answers of 1 and of 32 tokens, baseline and HiMAP taking turns, and their ratio."""
+    tokenizer, model, processor, _ = load_pretrained_model(model_name, device="cuda:0")
+    question = next(each for each in embedded_questions(20) if each.image is not None)
+    found = {}
+    for tokens in (1, 32):
+        answerer = Answerer(tokenizer, model, processor, max_new_tokens=tokens, min_new_tokens=tokens)
+        taken: dict[str, list[float]] = {"baseline": [], "himap": []}
+        for turn in range(ROUNDS + 2):
+            for mode, seconds in taken.items():
+                set_mode(model, mode)
+                torch.cuda.synchronize()
+                started = time.perf_counter()
+                answerer.answer(question)
+                torch.cuda.synchronize()
+                if turn >= 2:  # before that it is warm-up
+                    seconds.append(time.perf_counter() - started)
+        medians = {mode: statistics.median(seconds) for mode, seconds in taken.items()}
+        found[f"{tokens} tokens"] = {**medians, "ratio": medians["himap"] / medians["baseline"]}
+    return found
+
+
+def card_here() -> Card:
+    card = torch.cuda.get_device_properties(0)
+    return Card(card.name, card.total_memory, (card.major, card.minor))
+
+
+def judged(memory: Path | None) -> list[dict[str, Any]]:
+    """What the suite's report says of each mode, without its readings."""
+    if memory is None:
+        return []
+    kept = ("mode", "laps", "samples", "verdict", "bytes_per_sample", "peak_bytes", "seconds", "absent")
+    return [
+        {key: mode[key] for key in kept}
+        | {"channels": {name: channel["verdict"] for name, channel in mode["channels"].items()}}
+        for mode in json.loads(memory.read_text(encoding="utf-8"))["modes"]
+    ]
+
+
+def show(evidence: Mapping[str, Any]) -> None:
+    for row in evidence["peaks"]:
+        predicted, measured = (format_bytes(row[f"{side}_bytes"]) for side in ("predicted", "measured"))
+        sides = f"{predicted:>11} predicted {measured:>11} measured {row['error']:+.3%}"
+        print(f"{row['what']:<34}{row['figure']:<11}{sides}")
+    for mode in evidence["judged"]:
+        channels = ", ".join(f"{name} {verdict}" for name, verdict in mode["channels"].items())
+        print(f"{mode['mode']}: {mode['verdict']}, {mode['laps']} x {mode['samples']} runs; {channels}")
+    for what, taken in evidence["seconds"].items():
+        print(f"{what}: baseline {taken['baseline']:.4f} s, HiMAP {taken['himap']:.4f} s, {taken['ratio']:.2f} x")
+
+
+def main() -> int:
+    """0; 2 where there is no CUDA."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="only say whether there is CUDA")
+    parser.add_argument("--model", default="7b")
+    parser.add_argument("--memory", type=Path, help="the suite's report")
+    parser.add_argument("--output-folder", type=Path, default=Path("ci/evidence"))
+    parser.add_argument("--rehearse", metavar="CARD", help="no GPU: a second simulation, of this card, in its place")
+    options = parser.parse_args()
+    if not torch.cuda.is_available() and not options.rehearse:
+        print("ci/gpu: error: needs a CUDA device, and torch sees none", file=sys.stderr)
+        return 2
+    if options.check:
+        return 0
+    rehearsed = options.rehearse is not None
+    card = find_card(options.rehearse) if rehearsed else card_here()
+    measured = all_peaks(options.model, lambda: SimulatedCuda(card) if rehearsed else nullcontext())
+    predicted = all_peaks(options.model, lambda: SimulatedCuda(card))
+    evidence = {
+        "schema": 1,
+        "rehearsal": rehearsed,
+        "card": asdict(card),
+        "environment": {
+            "torch": str(torch.__version__),
+            "transformers": transformers.__version__,
+            "cuda": torch.version.cuda,
+            "python": sys.version.split()[0],
+        },
+        "model": options.model,
+        "peaks": compared(predicted, measured),
+        "judged": judged(options.memory),
+        "seconds": {} if rehearsed else times(options.model),
+    }
+    show(evidence)
+    name = re.sub(r"[^\w.]+", "-", f"{card.name}-torch{torch.__version__}")
+    path = options.output_folder / f"{name}.json"
+    path.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Answers simulated on a card without end, as traces: what each asks of the allocator, to be asked of any card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration
+from llava.checkpoint import empty_model, image_token_count
+from llava.modes import set_mode
+from vram.marks import listening, mark
+from vram.simulated.cards import Card
+from vram.simulated.context import DEVICE, SimulatedCuda
+from vram.simulated.trace import Recorder, Trace, interpolated
+from vram.tracing import Describing
+
+SYSTEM_TOKENS = 35  # before the image, in LLaVA-1.5's prompt
+_ENDLESS_BYTES = 2**50
+_STEPS = 7  # simulated at either end of a long answer
+_UNLIKE = 2  # of these, after the first: they free what the prompt left, as no other does
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is forecast: a model, a mode, and how it is asked. `attention` is eager where attentions are kept."""
+
+    model: str
+    mode: str
+    card: Card
+    dtype: torch.dtype = torch.float16
+    attention: str = "sdpa"
+    batch: int = 1
+    use_cache: bool = True
+    keep_attentions: bool = False
+    every_step: bool = False
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """How many tokens, those of its image included, and whether it has one."""
+
+    tokens: int
+    image: bool = True
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """Traces of one answer: to the first token, to each next, and to the end."""
+
+    start: Trace
+    steps: tuple[Trace, ...]
+    end: Trace
+
+
+@dataclass
+class Answers:
+    """Each answer of as many tokens to a prompt of as many is simulated once; the first one twice, since what is done
+    once is in it. What an answer leaves is let go when the next one is there.
+
+    Of a long answer with a cache only the first and the last steps are simulated, and those between put together from
+    them, where they differ from one another in sizes alone and each size lies on one line (see
+    `vram.simulated.trace.interpolated`). `stepwise` counts the long answers where that was not so.
+    """
+
+    asked: Asked
+    config: HimapLlavaConfig
+    stepwise: int = 0
+    linear: int = 0
+    _known: dict[tuple[Prompt, int], _Answer] = field(default_factory=dict)
+    _count: int = 0
+    _cuts: int = 1
+    _kept: list[object] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        asked = self.asked
+        self._cuda = SimulatedCuda(replace(asked.card, total_bytes=_ENDLESS_BYTES))
+        self._recorder = Recorder(self._cuda.allocator)
+        attention = "eager" if asked.keep_attentions else asked.attention
+        with self._cuda:
+            model = empty_model(self.config, DEVICE, dtype=asked.dtype, attn_implementation=attention).eval()
+            torch.empty(1, 1, device=DEVICE).mm(torch.empty(1, 1, device=DEVICE))  # cuBLAS's workspace, for good
+        self._model: HimapLlavaForConditionalGeneration = model
+        set_mode(model, asked.mode)
+        self._cuda.describe = Describing()
+        self.setup = self._recorder.cut("setup")
+
+    def of(self, prompt: Prompt, tokens: int) -> Iterator[Trace]:
+        """The answer's traces: one to each token, and one to the end. What the program keeps of it is left alive."""
+        asked = self.asked
+        if tokens > 2 * _STEPS and asked.use_cache and not asked.keep_attentions and not asked.every_step:
+            start = self._answer(prompt, _STEPS)
+            if (rest := self._between(start, prompt, tokens)) is not None:
+                self.linear += 1
+                yield start.start
+                yield from rest
+                return
+            self.stepwise += 1
+        answer = self._answer(prompt, tokens)
+        yield from (answer.start, *answer.steps, answer.end)
+
+    def _between(self, first: _Answer, prompt: Prompt, tokens: int) -> Iterator[Trace] | None:
+        """All traces of a long answer but that to its first token; None where sizes are not linear."""
+        last = self._answer(replace(prompt, tokens=prompt.tokens + tokens - _STEPS), _STEPS)
+        alike = 2 + _UNLIKE
+        known = dict(enumerate(first.steps[_UNLIKE:], start=alike))
+        known |= dict(enumerate(last.steps[_UNLIKE:], start=alike + tokens - _STEPS))
+        step = interpolated(known)
+        end = interpolated({_STEPS: first.end, tokens: last.end})
+        if step is None or end is None:
+            return None
+        return chain(first.steps[:_UNLIKE], map(step, range(alike, tokens + 1)), (end(tokens),))
+
+    def _answer(self, prompt: Prompt, tokens: int) -> _Answer:
+        known = self._known.get((prompt, tokens))
+        if known is None:
+            known = self._simulated(prompt, tokens)
+            if self._count > 1:
+                self._known[prompt, tokens] = known
+        return known
+
+    def _simulated(self, prompt: Prompt, tokens: int) -> _Answer:
+        traces: list[Trace] = []
+        name = f"answer {self._count}"
+
+        def cut(_: str = "") -> None:
+            # What the prompt left is freed long after: it has a name.
+            traces.append(self._recorder.cut("" if traces else name).alone(len(traces), (name,)))
+
+        with self._cuda, listening(cut):
+            kept = self._run(prompt, tokens)
+            cut()
+            self._kept[:] = kept
+            del kept
+            self._recorder.cut()  # only now is the last answer's let go, as one variable in a loop does
+        if left := self._recorder.alive(1, self._cuts):
+            kept_bytes = sum(block.requested for block in left)
+            raise RuntimeError(f"an answer must leave nothing beyond the next one, got {kept_bytes} B: {left[0].tag}")
+        self._count += 1
+        self._cuts += len(traces) + 1
+        return _Answer(traces[0], tuple(traces[1:-1]), traces[-1])
+
+    @torch.inference_mode()
+    def _run(self, prompt: Prompt, tokens: int) -> list[object]:
+        """Answer; what the program keeps until the next answer is there."""
+        asked, config = self.asked, self.config
+        image_tokens = image_token_count(config)
+        ids = torch.full((asked.batch, prompt.tokens), 1)
+        if prompt.image:
+            ids[:, SYSTEM_TOKENS : SYSTEM_TOKENS + image_tokens] = config.image_token_id
+        side = config.vision_config.image_size
+        inputs: dict[str, Any] = {
+            "input_ids": ids.to(DEVICE),
+            "attention_mask": torch.ones_like(ids).to(DEVICE),
+            "logits_processor": [_Marking()],
+            "min_new_tokens": tokens,
+            "max_new_tokens": tokens,
+            "do_sample": False,
+            "use_cache": asked.use_cache and not asked.keep_attentions,
+        }
+        if prompt.image:
+            inputs["pixel_values"] = torch.zeros(asked.batch, 3, side, side).to(DEVICE, asked.dtype)
+        if not asked.keep_attentions:
+            self._model.generate(**inputs)
+            return []
+        logits: list[Tensor] = []
+        hook = self._model.register_forward_hook(lambda _module, _inputs, output: logits.append(output.logits))
+        try:
+            everything = {"output_attentions": True, "output_scores": True, "return_dict_in_generate": True}
+            output = self._model.generate(**inputs, **everything, logits_to_keep=0)
+        finally:
+            hook.remove()
+        return [output, logits]
+
+
+class _Marking:
+    """Of the protocol of transformers' LogitsProcessor."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        mark("token")
+        return scores
