@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -13,8 +14,12 @@ from typing import Any, NoReturn
 from llava.choices import ATTENTIONS, DTYPES
 from llava.conversation import CONVERSATIONS
 from llava.errors import BadInput, shown
-
-OUT_OF_MEMORY, BAD_INPUT, OUR_FAULT, INTERRUPTED = 1, 2, 70, 130
+from llava.eval.codes import BAD_INPUT as BAD_INPUT
+from llava.eval.codes import FINE
+from llava.eval.codes import INTERRUPTED as INTERRUPTED
+from llava.eval.codes import OUR_FAULT as OUR_FAULT
+from llava.eval.codes import OUT_OF_MEMORY as OUT_OF_MEMORY
+from llava.eval.ranks import Rank, Report
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,12 +46,21 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     add("--max-new-tokens", type=whole(1), help="longest answer (default: 1024; 8 on a model under 16 layers)")
     add("--output-file", type=Path, help=f"results as JSON (default: {prog}-MODE.json in the current folder)")
     add("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:NUMBER")
+    add("--device-map", help="spread the model by accelerate, in the place of --device: auto, balanced or sequential")
+    add("--offload-folder", type=Path, help="for what a device map puts on the disk")
     add("--dtype", choices=DTYPES, help="default: float16 on CUDA, float32 on the CPU")
     add("--load-8bit", action="store_true", help="the decoder in 8 bit, by bitsandbytes on CUDA")
     add("--load-4bit", action="store_true", help="the decoder in 4 bit, by bitsandbytes on CUDA")
     add("--attn", choices=ATTENTIONS, default="sdpa", help="attention implementation")
     add("--no-cache", action="store_true", help="compute the whole prompt anew at every token, as the original does")
     add("--keep-attentions", action="store_true", help="keep all attention maps and logits, as the first version did")
+    add(
+        "--rank-timeout",
+        type=positive,
+        default=600.0,
+        metavar="SECONDS",
+        help="under torchrun: give up a rank of which nothing is heard for so long (default: 600)",
+    )
     return parser
 
 
@@ -58,25 +72,49 @@ def run_program(
     """Parse, run, and turn whatever happens into an exit code; errors of the user's are one line on stderr.
 
     `choose` gives the mode and those of its flags that the command line sets. 0 fine, 1 out of memory, 2 bad input,
-    70 a fault of our own (with its traceback), 130 interrupted.
+    70 a fault of our own (with its traceback), 130 interrupted. Under torchrun this process is one of several that
+    share the questions (see `llava.eval.supervisor`).
     """
+    rank = Rank.here(os.environ)
+    if rank is None:
+        code, message = _run(parser, argv, choose, None)
+        if message:
+            print(f"{parser.prog}: error: {message}", file=sys.stderr)
+        return code
+    from llava.eval.supervisor import supervise
+
+    def work(report: Report) -> int:
+        code, message = _run(parser, argv, choose, report)
+        report.ended(code, message or ("a fault of our own" if code else ""))
+        return code
+
+    return supervise(parser.prog, rank, work)
+
+
+def _run(
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    choose: Callable[[argparse.Namespace], tuple[str, Mapping[str, Any]]],
+    report: Report | None,
+) -> tuple[int, str]:
+    """The exit code, and one line to be told of it."""
     try:
         options = parser.parse_args(argv)
         from llava.eval.loop import evaluate  # not before the command line is known to be right: this imports torch
 
-        evaluate(options, *choose(options), prog=parser.prog)
+        evaluate(options, *choose(options), prog=parser.prog, report=report)
     except BadInput as error:
-        return _fail(parser, str(error), BAD_INPUT)
+        return BAD_INPUT, _one_line(str(error))
     except KeyboardInterrupt:
-        return _fail(parser, "interrupted", INTERRUPTED)
+        return INTERRUPTED, "interrupted"
     except Exception as error:
         from vram.oom import is_out_of_memory
 
         if isinstance(error, MemoryError) or is_out_of_memory(error):
-            return _fail(parser, f"out of memory: {error}", OUT_OF_MEMORY)
+            return OUT_OF_MEMORY, _one_line(f"out of memory: {error}")
         traceback.print_exc()
-        return OUR_FAULT
-    return 0
+        return OUR_FAULT, ""
+    return FINE, ""
 
 
 def given(options: argparse.Namespace, names: Mapping[str, str]) -> dict[str, Any]:
@@ -120,6 +158,5 @@ def _sample_count(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{error}; -1 means all") from error
 
 
-def _fail(parser: argparse.ArgumentParser, message: str, code: int) -> int:
-    print(f"{parser.prog}: error: {' '.join(message.split())}", file=sys.stderr)
-    return code
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

@@ -1,11 +1,12 @@
-"""The one loop of both programs: check everything, load, answer, write."""
+"""The one loop of both programs: check everything, load, answer, write (a rank of several: tell)."""
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import torch
 from tqdm import tqdm
 
 import vram
+from himap import HimapLlavaConfig
 from llava.answering import Answerer
-from llava.builder import open_checkpoint
+from llava.builder import image_token_count, open_checkpoint
 from llava.errors import BadInput
-from llava.eval.results import Answered, as_json, check_output, summarise, write_json
+from llava.eval.ranks import Rank, Report
+from llava.eval.results import Answered, as_json, check_output, print_figures, write_json
 from llava.modes import default_new_tokens, mode_flags, set_mode
 from llava.placement import placed, resolve_device
 from llava.prompting import Prompts
@@ -35,20 +38,19 @@ class _Progress:
     memory: dict[str, Any] = field(default_factory=lambda: {"source": None, "peak_bytes": None})
 
 
-def evaluate(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], *, prog: str) -> None:
+def evaluate(
+    options: argparse.Namespace, mode: str, flags: Mapping[str, Any], *, prog: str, report: Report | None = None
+) -> None:
     """Answer the questions that `options` name in `mode`, print the figures and write the results.
 
     All that needs no weights is checked before they are loaded. When answering ends early (Ctrl-C, out of memory),
-    what was answered so far is written, marked incomplete, before the exception goes on.
+    what was answered so far is written, marked incomplete, before the exception goes on. With a `report`, this is one
+    rank of several: it answers its share and tells of it there, and nothing is written or printed at the end.
     """
-    how = {
-        "device": resolve_device(options.device),
-        "dtype": options.dtype,
-        "attn_implementation": options.attn,
-        "load_8bit": options.load_8bit,
-        "load_4bit": options.load_4bit,
-    }
+    rank = None if report is None else report.rank
+    how = _how(options, rank)
     device = placed(**how).device
+    named = device if rank is None or options.device_map else resolve_device(options.device)
     output = check_output(_output_file(options, mode, prog), options.question_file)
     questions = _questions(options)
     checkpoint = open_checkpoint(options.model_path, options.model_base)
@@ -64,7 +66,7 @@ def evaluate(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], *
         "conv_mode": options.conv_mode,
         "single_pred_prompt": options.single_pred_prompt,
         "max_new_tokens": new_tokens,
-        "device": str(device),
+        "device": str(named),
         "dtype": options.dtype,
         "load_8bit": options.load_8bit,
         "load_4bit": options.load_4bit,
@@ -73,14 +75,31 @@ def evaluate(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], *
         "keep_attentions": options.keep_attentions,
         **values,
     }
-    print(f"{_technique(mode)} WILL BE USED ------", flush=True)
+    if options.device_map is not None:
+        model_config["device_map"] = options.device_map
+    if rank is None or rank.index == 0:
+        print(f"{_technique(mode)} WILL BE USED ------", flush=True)
 
     so_far = _Progress()
 
     def write(complete: bool) -> None:
-        content = as_json(so_far.answers, complete=complete, mode=mode, memory=so_far.memory, model_config=model_config)
-        write_json(output, content)
+        if report is None:
+            content = as_json(
+                so_far.answers, complete=complete, mode=mode, memory=so_far.memory, model_config=model_config
+            )
+            write_json(output, content)
 
+    if report is not None:
+        report.header(
+            output=str(output),
+            prog=prog,
+            mode=mode,
+            model_config=model_config,
+            device=str(device),
+            patience=options.rank_timeout,
+            questions=[question.id for question in questions],
+            digest=_digest(questions),
+        )
     try:
         model = checkpoint.load_model(**how)
         set_mode(model, mode, **flags)
@@ -94,14 +113,45 @@ def evaluate(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], *
             use_cache=not options.no_cache,
             keep_attentions=options.keep_attentions,
         )
-        _answer_all(answerer, questions, str(device), so_far)
+        _answer_all(answerer, questions, _devices(model, device), so_far, _draws(values, checkpoint.config), report)
     except BaseException as error:
         ended_early = isinstance(error, KeyboardInterrupt | MemoryError) or is_out_of_memory(error)
         if ended_early or so_far.answers:
             write(complete=False)
         raise
-    write(complete=True)
-    _print_figures(so_far, output)
+    if report is None:
+        write(complete=True)
+        print_figures(so_far.answers, so_far.memory, output)
+
+
+def _how(options: argparse.Namespace, rank: Rank | None) -> dict[str, Any]:
+    """How to load the model. A rank takes the CUDA device of its number on its node, unless one was named."""
+    device = resolve_device(options.device)
+    if rank is not None and str(device) == "cuda":
+        device = resolve_device(f"cuda:{rank.local}")
+    if device.type == "cuda" and rank is not None:
+        torch.cuda.set_device(device)  # or every rank would have a context on the first card too
+    how = {
+        "device": device,
+        "dtype": options.dtype,
+        "attn_implementation": options.attn,
+        "load_8bit": options.load_8bit,
+        "load_4bit": options.load_4bit,
+    }
+    if options.offload_folder is not None and options.device_map is None:
+        raise BadInput("--offload-folder needs --device-map, got none")
+    if options.device_map is not None:
+        if rank is not None and rank.on_node > 1:
+            raise BadInput(f"with --device-map a node has one rank, which takes all its cards, got {rank.on_node}")
+        how |= {"device_map": options.device_map, "offload_folder": options.offload_folder}
+    return how
+
+
+def _devices(model: Any, device: torch.device) -> list[str]:
+    """Where to measure: the device, or all the cards that a device map has put modules on."""
+    device_map = getattr(model, "hf_device_map", {})  # none, where all is on one device
+    places = {f"cuda:{place}" if isinstance(place, int) else str(place) for place in device_map.values()}
+    return sorted(place for place in places if place.startswith("cuda")) or [str(device)]
 
 
 def _technique(mode: str) -> str:
@@ -136,32 +186,66 @@ def _same_draws() -> Iterator[None]:
         yield
 
 
-def _answer_all(answerer: Answerer, questions: list[Question], device: str, so_far: _Progress) -> None:
-    with _same_draws(), vram.measure(device) as memory, tqdm(questions, unit="question") as bar:
-        so_far.memory["source"] = memory.source
+def _draws(values: Mapping[str, Any], config: HimapLlavaConfig) -> Callable[[Question], None]:
+    """What answering a question takes from the generator: one number for an image, where farthest points begin."""
+
+    def draw(question: Question) -> None:
+        if values.get("custom_selection_method") != "fps" or values["custom_first_index"] is not None:
+            return
+        if question.image is not None:
+            torch.randint(0, image_token_count(config), (1,))
+
+    return draw
+
+
+def _digest(questions: Sequence[Question]) -> str:
+    """Of the texts and labels, so that ranks on several nodes notice when their files differ."""
+    texts = "\0".join(f"{question.text}\0{question.label}" for question in questions)
+    return hashlib.sha256(texts.encode()).hexdigest()
+
+
+def _answer_all(
+    answerer: Answerer,
+    questions: list[Question],
+    devices: list[str],
+    so_far: _Progress,
+    draw: Callable[[Question], None],
+    report: Report | None,
+) -> None:
+    """Answer the questions, or a rank's share of them. `draw` does to the generator what an answer would do."""
+    rank = None if report is None else report.rank
+    places = range(len(questions)) if rank is None else rank.share(len(questions))
+    silent, name = rank is not None and rank.index > 0, None if rank is None else str(rank)
+    with _same_draws(), ExitStack() as stack:
+        meters = {device: stack.enter_context(vram.measure(device)) for device in devices}
+        bar = stack.enter_context(tqdm(places, unit="question", disable=silent, desc=name))
+        drawn = 0
         try:
-            for question in bar:
+            for place in bar:
+                for others in questions[drawn:place]:
+                    draw(others)
+                drawn = place + 1
+                question = questions[place]
                 started = time.perf_counter()
                 answer = answerer.answer(question)
                 seconds = time.perf_counter() - started
                 correct = None if question.label is None else answer.text == question.label
-                so_far.answers.append(
-                    Answered(question.id, answer.text, question.label, correct, seconds, answer.tokens)
-                )
-                bar.set_postfix(current=vram.format_bytes(memory.live_bytes), peak=vram.format_bytes(memory.peak_bytes))
+                answered = Answered(question.id, answer.text, question.label, correct, seconds, answer.tokens)
+                so_far.answers.append(answered)
+                memory = _memory(meters)
+                live_bytes = max(meter.live_bytes for meter in meters.values())
+                bar.set_postfix(current=vram.format_bytes(live_bytes), peak=vram.format_bytes(memory["peak_bytes"]))
+                if report is not None:
+                    report.answered(place, answered, memory)
         finally:
-            so_far.memory["peak_bytes"] = memory.peak_bytes
+            so_far.memory = _memory(meters)
+            if report is not None:
+                report.memory(so_far.memory)
 
 
-def _print_figures(so_far: _Progress, output: Path) -> None:
-    summary = summarise(so_far.answers)
-    accuracy, latency = "no labels", "no questions"
-    if summary.accuracy is not None:
-        accuracy = f"{summary.accuracy:.2%} ({summary.correct_samples} correct)"
-    if summary.avg_latency is not None:
-        latency = f"{summary.avg_latency:.3f} s"
-    print(f"Questions answered: {summary.total_samples}")
-    print(f"Accuracy: {accuracy}")
-    print(f"Average latency: {latency}")
-    print(f"Peak memory: {vram.format_bytes(so_far.memory['peak_bytes'])} ({so_far.memory['source']})")
-    print(f"Results: {output}")
+def _memory(meters: Mapping[str, vram.Measurement]) -> dict[str, Any]:
+    """Source and peak, of the device with the highest; with several, the peak of each."""
+    peaks = {device: meter.peak_bytes for device, meter in meters.items()}
+    worst = max(peaks, key=lambda device: peaks[device])
+    memory = {"source": meters[worst].source, "peak_bytes": peaks[worst]}
+    return memory if len(meters) == 1 else memory | {"devices": peaks}

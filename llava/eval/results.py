@@ -68,6 +68,32 @@ def as_json(
     }
 
 
+def print_figures(answers: Sequence[Answered], memory: Mapping[str, Any], output: Path) -> None:
+    """The lines on the terminal at the end of a run."""
+    summary = summarise(answers)
+    accuracy, latency = "no labels", "no questions"
+    if summary.accuracy is not None:
+        accuracy = f"{summary.accuracy:.2%} ({summary.correct_samples} correct)"
+    if summary.avg_latency is not None:
+        latency = f"{summary.avg_latency:.3f} s"
+    print(f"Questions answered: {summary.total_samples}")
+    print(f"Accuracy: {accuracy}")
+    print(f"Average latency: {latency}")
+    print(f"Peak memory: {_peak(memory)}")
+    print(f"Results: {output}", flush=True)
+
+
+def _peak(memory: Mapping[str, Any]) -> str:
+    if memory["peak_bytes"] is None:
+        return "not measured"
+    from vram.units import format_bytes  # vram imports NumPy, and a usage error shall come at once
+
+    peak = f"{format_bytes(memory['peak_bytes'])} ({memory['source']})"
+    if "ranks" not in memory:
+        return peak
+    return f"{peak}, of rank {memory['worst_rank']}, the worst of {len(memory['ranks'])}"
+
+
 def check_output(path: Path, question_file: Path | None) -> Path:
     """`path` with its links followed. Raises BadInput unless a file can be written there; never over the questions."""
     name = shown(str(path))

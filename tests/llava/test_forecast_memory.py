@@ -82,17 +82,17 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], told: str, capsys: py
 @pytest.mark.parametrize(("mode", "attention"), [("baseline", "eager"), ("himap", "sdpa"), ("custom-fps", "sdpa")])
 def test_a_long_answer_is_what_its_every_step_is(tmp_path: Path, mode: str, attention: str) -> None:
     """Put together from its first and last steps: every figure, at every token, and the holders."""
-    arguments = ("--mode", mode, "--attn", attention, "--answers", "2,24")
+    arguments = ("--mode", mode, "--attn", attention, "--answers", "2,16")
     short = forecast(tmp_path, *arguments)
     assert short == forecast(tmp_path, *arguments, "--every-step")
-    assert [len(sample["tokens"]) for sample in short["samples"]] == [2, 24]
+    assert [len(sample["tokens"]) for sample in short["samples"]] == [2, 16]
 
 
 def test_what_was_put_together_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     """Without a cache every step is another matter, and all are simulated."""
-    assert main([*TINY, "--answers", "20"]) == 0
+    assert main([*TINY, "--answers", "15"]) == 0
     assert "put together from their first and last steps, as sizes are linear: 1" in capsys.readouterr().out
-    assert main([*TINY, "--answers", "20", "--no-cache"]) == 0
+    assert main([*TINY, "--answers", "15", "--no-cache"]) == 0
     assert "put together" not in capsys.readouterr().out
 
 
