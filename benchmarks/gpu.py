@@ -1,7 +1,7 @@
 """On a CUDA card: what the simulation says beside what the card does, and what HiMAP saves. `ci/gpu` runs it.
 
-Peaks are `torch.cuda.max_memory_allocated` and `max_memory_reserved` of one answer, with an emptied cache before it. Both
-sides run the same code. `--rehearse` puts a second simulation in the card's place, to try the rest without one.
+Peaks are `torch.cuda.max_memory_allocated` and `max_memory_reserved` of one answer, with an emptied cache before it.
+Both sides run the same code. `--rehearse` puts a second simulation in the card's place, to try the rest without one.
 """
 
 from __future__ import annotations

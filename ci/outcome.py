@@ -36,7 +36,10 @@ def outcome(status: int, report: Path) -> tuple[int, str]:
 
 
 if __name__ == "__main__":
-    code, line = outcome(int(sys.argv[1]), Path(sys.argv[2]))
+    try:
+        code, line = outcome(int(sys.argv[1]), Path(sys.argv[2]))
+    except Exception as error:  # which Python would end with 1: a regression
+        code, line = FAULT, f"a fault of its own: {type(error).__name__}: {error}"
     if line:
         print(f"ci/memory: {line}")
     sys.exit(code)

@@ -1,17 +1,30 @@
-"""Recorded, reviewed limits in plain text: `[[budget]]` tables of a TOML file, one a key."""
+"""Recorded, reviewed limits in plain text: `[[budget]]` tables of a TOML file, one a key.
+
+People read these files and comment them, so an accept changes one figure, or adds one table, and nothing else.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import tempfile
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _HEADER = "# Reviewed limits, in bytes, one per key. Changed only by an explicit --vram-accept.\n"
 _LIMIT = "peak_bytes"
+_WAIT_SECONDS = 60.0  # for another writer, which needs milliseconds
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+_TABLE = re.compile(r"""\s*\[\[\s*(?:budget|"budget"|'budget')\s*\]\]\s*(?:#.*)?""")
+_FIGURE = re.compile(rf"""(\s*(?:{_LIMIT}|"{_LIMIT}"|'{_LIMIT}')\s*=\s*)[\w+]+(.*)""", re.DOTALL)
+
+Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -23,47 +36,178 @@ class Budget:
     limit_bytes: int | None
 
     def __str__(self) -> str:
-        return f"budget {', '.join(self.key.values())} in {self.path.name}"
+        return f"budget {named(self.key)} in {self.path.name}"
+
+
+def named(key: Mapping[str, str]) -> str:
+    """The values of a key side by side; one that a terminal would act on as Python writes it."""
+    return ", ".join(value if value.isprintable() else repr(value) for value in key.values())
 
 
 def read_budget(path: str | Path, **key: str) -> Budget:
-    """The budget of exactly this key. A missing file holds no budgets; an unreadable one is a ValueError."""
+    """The budget of exactly this key. A missing file holds no budgets.
+
+    Raises ValueError for a file that can't be read as budgets, and for a key that can't be written as one.
+    """
     path = Path(path)
-    for entry in _entries(path):
-        if {name: value for name, value in entry.items() if name != _LIMIT} == key:
-            return Budget(path, key, int(entry[_LIMIT]))
+    _check(key)
+    for entry in _entries(path, _text(path)):
+        if _key(entry) == key:
+            return Budget(path, key, entry[_LIMIT])
     return Budget(path, key, None)
 
 
 def accept(budget: Budget, peak_bytes: int) -> Budget:
-    """Record `peak_bytes` under the budget's key, leaving every other key as it is. Written atomically."""
-    entries = {_sort_key(entry): entry for entry in _entries(budget.path)}
-    new: dict[str, str | int] = {**budget.key, _LIMIT: peak_bytes}
-    entries[_sort_key(new)] = new
-    text = _HEADER + "".join(
-        "\n[[budget]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in entry.items())
-        for _, entry in sorted(entries.items())
-    )
-    budget.path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=budget.path.parent, prefix=budget.path.name)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(temporary).replace(budget.path)
+    """Record `peak_bytes` under the budget's key and leave everything else as it is, comments and order included.
+
+    Written atomically, one writer at a time; not at all where the file says so already. A new table comes before the
+    first whose key is greater. Raises OSError where the file can't be written, ValueError where it can't be edited.
+    """
+    from filelock import FileLock  # which torch brings
+
+    _check(budget.key)
+    if isinstance(peak_bytes, bool) or not isinstance(peak_bytes, int) or peak_bytes < 0:
+        raise ValueError(f"a budget must be a whole number of bytes, got {peak_bytes!r}")
+    path = budget.path.resolve()  # a link stays one
+    with FileLock(_lock_of(path), timeout=_WAIT_SECONDS, poll_interval=0.01):
+        before = _text(path)
+        after = _edited(path, before, budget.key, peak_bytes)
+        if after != before:
+            _write(path, after)
     return Budget(budget.path, budget.key, peak_bytes)
 
 
-def _entries(path: Path) -> list[dict[str, str | int]]:
-    if not path.exists():
-        return []
+def _check(key: Mapping[str, str]) -> None:
+    if _LIMIT in key:
+        raise ValueError(f"a budget's key must not have {_LIMIT}, which is its limit, got {dict(key)}")
+    for name, value in key.items():
+        if not isinstance(value, str):
+            raise ValueError(f"a budget's key must be text, got {name}={value!r}")
+        try:
+            f"{name}{value}".encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"a budget's key must be text that UTF-8 can write, got {name!r}: {value!r}") from None
+
+
+def _text(path: Path) -> str:
+    """What is in the file, line ends as they are."""
     try:
-        entries: list[dict[str, str | int]] = tomllib.loads(path.read_text(encoding="utf-8")).get("budget", [])
-    except tomllib.TOMLDecodeError as error:
+        return path.read_bytes().decode()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"budgets must be a TOML file in UTF-8, got {path}: {error}") from None
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"budgets must be TOML, got {path}: {error}") from None
+
+
+def _entries(path: Path, text: str) -> list[Entry]:
+    entries = _parsed(path, text).get("budget", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"budgets must be [[budget]] tables, got {str(entries)[:60]!r} in {path}")
+    seen = set()
     for entry in entries:
-        if not isinstance(entry.get(_LIMIT), int):
+        limit_bytes = entry.get(_LIMIT)
+        if isinstance(limit_bytes, bool) or not isinstance(limit_bytes, int) or limit_bytes < 0:
             raise ValueError(f"every budget needs a whole number {_LIMIT}, got {entry} in {path}")
+        if not all(isinstance(value, str) for value in _key(entry).values()):
+            raise ValueError(f"every budget's key must be text, got {entry} in {path}")
+        if _order(entry) in seen:
+            raise ValueError(f"every budget must be there once, got {_key(entry)} twice in {path}")
+        seen.add(_order(entry))
     return entries
 
 
-def _sort_key(entry: Mapping[str, str | int]) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted((name, str(value)) for name, value in entry.items() if name != _LIMIT))
+def _key(entry: Entry) -> dict[str, str]:
+    return {name: value for name, value in entry.items() if name != _LIMIT}
+
+
+def _order(entry: Entry) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(_key(entry).items()))
+
+
+def _edited(path: Path, text: str, key: Mapping[str, str], peak_bytes: int) -> str:
+    """`text` with the figure of one key changed, or with one more table; read again to see that it is that."""
+    entries = _entries(path, text)
+    wanted: Entry = {**key, _LIMIT: peak_bytes}
+    lines = re.findall(r"[^\n]*\n|[^\n]+", text or _HEADER)  # TOML's line ends, and not what else splitlines knows
+    starts = [number for number, line in enumerate(lines) if _TABLE.fullmatch(line.rstrip("\r\n"))]
+    found = next((number for number, entry in enumerate(entries) if _key(entry) == key), None)
+    if found is None:
+        place = next((number for number, entry in enumerate(entries) if _order(entry) > _order(wanted)), len(entries))
+        expected = [*entries[:place], wanted, *entries[place:]]
+        _insert(lines, starts, place, wanted)
+    elif entries[found][_LIMIT] == peak_bytes:
+        return text
+    else:
+        expected = [wanted if number == found else entry for number, entry in enumerate(entries)]
+        _change(lines, starts, found, peak_bytes)
+    edited = "".join(lines)
+    # What a line looks like may deceive, inside a multi-line string for one.
+    with suppress(ValueError):
+        if len(starts) == len(entries) and _parsed(path, edited) == {**_parsed(path, text), "budget": expected}:
+            return edited
+    raise ValueError(f"{path} is not written as --vram-accept can edit it: set {_LIMIT} = {peak_bytes} by hand")
+
+
+def _change(lines: list[str], starts: Sequence[int], number: int, peak_bytes: int) -> None:
+    """Set the figure of table `number`."""
+    for line in range(*([*starts, len(lines)][number : number + 2] or (0,))):
+        if figure := _FIGURE.fullmatch(lines[line]):
+            lines[line] = f"{figure[1]}{peak_bytes}{figure[2]}"
+            return
+
+
+def _insert(lines: list[str], starts: Sequence[int], number: int, entry: Entry) -> None:
+    """Put a table before table `number` and the comment that stands right above it, or at the end."""
+    end = "\r\n" if lines[0].endswith("\r\n") else "\n"
+    table = f"[[budget]]{end}" + "".join(f"{_name(name)} = {_value(value)}{end}" for name, value in entry.items())
+    if number < len(starts):
+        place = starts[number]
+        while place and lines[place - 1].lstrip().startswith("#") and lines[place - 1].strip() != _HEADER.strip():
+            place -= 1
+        lines[place:place] = [table + end]
+        return
+    if not lines[-1].endswith("\n"):
+        lines[-1] += end
+    lines.append((end if lines[-1].strip() else "") + table)
+
+
+def _name(name: str) -> str:
+    return name if _BARE.fullmatch(name) else _value(name)
+
+
+def _value(value: str | int) -> str:
+    """As TOML: JSON's strings, and what can't be seen (DEL, which TOML refuses, and marks that turn text) escaped."""
+    text = json.dumps(value, ensure_ascii=False)
+    return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)
+
+
+def _lock_of(path: Path) -> Path:
+    """A file for this user's processes to take turns by. Beside the budgets it would get into commits."""
+    user = os.getuid() if hasattr(os, "getuid") else ""
+    which = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"vram-budgets-{user}-{which}.lock"
+
+
+def _write(path: Path, text: str) -> None:
+    """All of it or nothing, with the permissions that the file had."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = path.with_name(f".{path.name}.{os.getpid()}")
+    whole.unlink(missing_ok=True)
+    try:
+        with whole.open("xb") as file:
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            path.open("ab").close()  # replacing asks the folder alone: a file made read-only is meant to stay as it is
+            whole.chmod(path.stat().st_mode)
+        whole.replace(path)
+    finally:
+        whole.unlink(missing_ok=True)

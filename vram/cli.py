@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from vram.history import commands
+from vram.webpage import command
 
 _BAD_USAGE, _INTERRUPTED, _OWN_FAULT = 2, 130, 70
 
@@ -45,6 +46,7 @@ _COMMANDS = (
         commands.add_history,
         commands.history,
     ),
+    _Command("report", command.SUMMARY, command.REPORT, command.add_report, command.report, command.EXITS),
 )
 
 
@@ -59,17 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code."""
     parser = _Parser(prog="vram", description="GPU-memory regression tests over time: what pytest saved, compared.")
     commands_of = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in _COMMANDS:
+    for one in _COMMANDS:
         sub = commands_of.add_parser(
-            command.name,
-            help=command.summary,
-            description=command.description,
-            epilog=command.epilog,
+            one.name,
+            help=one.summary,
+            description=one.description,
+            epilog=one.epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        command.add(sub)
-        sub.set_defaults(run=command.run, of=sub.prog)
+        one.add(sub)
+        sub.set_defaults(run=one.run, of=sub.prog)
     for stream in (sys.stdout, sys.stderr):  # a test may be called anything
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

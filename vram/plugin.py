@@ -21,6 +21,7 @@ from vram.markers import HELP, LEAK_FREE, LIMIT, judge, wanted
 from vram.simulated.cards import find_card
 
 if TYPE_CHECKING:
+    from vram.accepting import Accepted
     from vram.history.plugin_part import Saver
     from vram.markers import Wanted
     from vram.session import VramSession
@@ -40,6 +41,7 @@ _OPTIONS = (
 )
 _FLAGS = (
     ("accept", "rewrite the budgets that are checked to what is measured"),
+    ("breakdown", "trace each recording's highest sample once more: the report says what its peak is made of, by line"),
     ("disable", "measure nothing; tests that use the fixture vram are skipped"),
 )
 _GATES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
@@ -70,6 +72,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         parser.addini(f"vram_{name}", text, type="bool", default=False)
     for name, metavar, text, how in _GATES:
         group.addoption(f"--vram-{name}", metavar=metavar, default=None, help=text, **how)
+    # No ini twin: a file that always forces it would force it in CI.
+    group.addoption("--vram-accept-force", action="store_true", default=False, help="--vram-accept, in CI too")
     parser.addini("vram_compare", _GATES[0][2], default=None)
     parser.addini("vram_compare_fail", _GATES[1][2], type="args", default=[])
 
@@ -86,6 +90,13 @@ def pytest_configure(config: pytest.Config) -> None:
     undecided = _option(config, "undecided")
     if undecided not in (None, "", "fail", "skip"):
         raise pytest.UsageError(f"--vram-undecided must be fail or skip, got {undecided!r}")
+    if config.getoption("--vram-accept-force"):
+        config.option.vram_accept = True
+    elif _option(config, "accept") and os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        raise pytest.UsageError(
+            f"--vram-accept: CI={os.environ['CI']} is set, and nobody reviews a budget that CI accepts; run it where "
+            "the change is committed, or force it with --vram-accept-force"
+        )
     for text in HELP:
         config.addinivalue_line("markers", text)
     measured = _Session(config)
@@ -129,6 +140,7 @@ class _Session:
         self._environments: list[dict[str, object]] = []
         self._found: dict[bool, dict[str, object]] = {}
         self._modes: list[dict[str, Any]] = []
+        self._accepted: list[Accepted] = []
         # By test id, the last try of each.
         self._tests: dict[str, dict[str, Any]] = {}
         self._failures: dict[str, dict[str, Any]] = {}
@@ -146,6 +158,7 @@ class _Session:
                 laps=_whole(self._config, "laps"),
                 samples=_whole(self._config, "samples"),
                 accept=bool(_option(self._config, "accept")),
+                breakdown=bool(_option(self._config, "breakdown")),
             )
             self._vram = VramSession(options)
         return self._vram
@@ -378,10 +391,20 @@ class _Session:
 
             with default_meter(self._chosen) as meter:
                 self._environments.append(environment([meter]))
+        if self._vram is not None:
+            self._accepted += self._vram.accepted
         workeroutput = getattr(self._config, "workeroutput", None)
         if workeroutput is not None:
-            workeroutput["vram"] = {"modes": self._modes, "environments": self._environments}
+            workeroutput["vram"] = {
+                "modes": self._modes,
+                "environments": self._environments,
+                "accepted": [vars(one) for one in self._accepted],
+            }
             return
+        if self._accepted:
+            from vram.accepting import settled
+
+            self._accepted = settled(self._accepted)
         path = _option(self._config, "report")
         if path and (self._modes or self._tests):
             from vram.report import write_report
@@ -415,6 +438,10 @@ class _Session:
         if measured:
             self._modes += measured["modes"]
             self._environments += measured["environments"]
+            if measured["accepted"]:
+                from vram.accepting import Accepted
+
+                self._accepted += [Accepted(**told) for told in measured["accepted"]]
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """One row a recording and a marked test, what was measured with, and what was not measured and why."""
@@ -425,14 +452,22 @@ class _Session:
             workspace = Path(os.environ.get("GITHUB_WORKSPACE") or root)
             for line in error_commands(list(self._failures.values()), root, workspace):
                 terminalreporter.write_line(line)
-        if not self._modes and not self._tests:
+        if not self._modes and not self._tests and not self._accepted:
             return
         terminalreporter.section("vram")
-        terminalreporter.write_line(self._measured_with())
+        if self._environments:  # there are budgets of figures that others measured
+            terminalreporter.write_line(self._measured_with())
         if self._measured_with().startswith("measured: CPU"):
             terminalreporter.write_line("not measured on a GPU: figures are of the same tensors on the CPU")
         for line in self._tables():
             terminalreporter.write_line(line)
+        if self._accepted:
+            from vram.accepting import diff, problems
+
+            for line in diff(self._accepted, self._config.rootpath):
+                terminalreporter.write_line(line)
+            for line in problems(self._accepted, self._config.rootpath):
+                terminalreporter.write_line(line, red=True)
         if self._not_written:
             terminalreporter.write_line(self._not_written)
         report = _option(self._config, "report")

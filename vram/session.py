@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from vram import checks
-from vram.budgets import Budget, accept, read_budget
+from vram.accepting import Accepted, record
+from vram.budgets import Budget, read_budget
 from vram.environment import environment
 from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, OutOfMemory, Undecided
 from vram.level import compare
@@ -40,6 +41,7 @@ class SessionOptions:
     laps: int | None = None
     samples: int | None = None
     accept: bool = False
+    breakdown: bool = False
     snapshots: Path = Path("vram-snapshots")
 
 
@@ -52,6 +54,7 @@ class VramSession:
     def __init__(self, options: SessionOptions) -> None:
         self.options = options
         self.summaries: list[dict[str, Any]] = []
+        self.accepted: list[Accepted] = []
         self._by_recording: dict[int, dict[str, Any]] = {}
         self._recordings: list[Recording] = []  # keeps the ids above from being used again
         self._snapshots: set[Path] = set()
@@ -105,6 +108,10 @@ class VramSession:
             raise
         self._remember(recording)
         self._by_recording[id(recording)].update(known)
+        if self.options.breakdown:
+            from vram.breakdown import breakdown
+
+            self._by_recording[id(recording)]["at_peak"] = breakdown(recording)
         return recording
 
     def measure(self) -> AbstractContextManager[Measurement]:
@@ -135,6 +142,17 @@ class VramSession:
         """The recorded budget of this key; see `vram.read_budget`."""
         return read_budget(path, **key)
 
+    def accept(self, budget: Budget, peak_bytes: int) -> Budget:
+        """The budget to hold `peak_bytes` to: under `--vram-accept` rewritten to that, else as it is.
+
+        One that can't be rewritten stays as it is too; `accepted` says why.
+        """
+        if not self.options.accept:
+            return budget
+        held, told = record(budget, peak_bytes, self.accepted)
+        self.accepted.append(told)
+        return held
+
     def assert_peak(
         self,
         recording: Recording,
@@ -146,8 +164,8 @@ class VramSession:
         """See `vram.assert_peak`. Under `--vram-accept` a `Budget` is rewritten to what was measured, and passes."""
         __tracebackhide__ = True
         self._touch(recording)
-        if isinstance(limit, Budget) and self.options.accept and channel in recording.channels:
-            limit = accept(limit, recording.peak_bytes(channel) - besides_bytes)
+        if isinstance(limit, Budget) and channel in recording.channels:
+            limit = self.accept(limit, recording.peak_bytes(channel) - besides_bytes)
         if isinstance(limit, Budget):
             self.note(recording, budget_bytes=limit.limit_bytes, besides_bytes=besides_bytes)
             if limit.limit_bytes is None:
@@ -237,9 +255,30 @@ def summarize(recording: Recording) -> dict[str, Any]:
         "budget_bytes": None,
         "seconds": float(recording.seconds.sum()),
         "channels": {name: _channel(recording, name, judged.get(name)) for name in judged or recording.channels},
+        "marks": _marks(recording),
         "environment": dict(recording.environment),
         "absent": absent,
     }
+
+
+def _marks(recording: Recording) -> dict[str, Any]:
+    """Of each mark the readings of the sample that needs most, lap by lap."""
+    sample = int(recording.channels[_most(recording)].max(axis=0).argmax()) if recording.channels else 0
+    return {
+        name: {
+            "sample": sample,
+            "channels": {
+                channel: [lap[sample].tolist() for lap in laps]
+                for channel, laps in channels.items()
+                if any(lap[sample].size for lap in laps)
+            },
+        }
+        for name, channels in recording.marks.items()
+    }
+
+
+def _most(recording: Recording) -> str:
+    return "requested_peak" if "requested_peak" in recording.channels else next(iter(recording.channels))
 
 
 def _channel(recording: Recording, name: str, verdict: Verdict | None) -> dict[str, Any]:

