@@ -1,4 +1,4 @@
-"""How long `vram compare` and `vram history` take on many runs: `python benchmarks/history.py [--runs 1000]`.
+"""How long `vram compare`, `vram history` and `vram report` take on many runs: `python benchmarks/history.py [--runs 1000]`.
 
 Writes the runs into a temporary folder through the writer that pytest uses: four modes, a marked test, 5 laps of 20
 samples in four channels, a step and noise. Times are of the whole command, medians of rounds.
@@ -109,6 +109,9 @@ def main() -> None:
         print(f"{arguments.runs} runs, {size / 2**20:.1f} MiB")
         for command in COMMANDS:
             print(f"vram {' '.join(command)}: {seconds(command, folder, arguments.rounds):.2f} s")
+        page = folder / "page.html"
+        taken = seconds(("report", "--output", str(page)), folder, arguments.rounds)
+        print(f"vram report: {taken:.2f} s, {page.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def read_report(path: Path) -> dict[str, Any]:
     known = isinstance(report.get("environment"), dict) and all(isinstance(report.get(name), list) for name in _LISTS)
     if not known or not all(isinstance(mode, dict) and all(name in mode for name in _OF_A_MODE) for mode in modes):
         raise ValueError(f"a report must have environment, modes and tests as --vram-report writes them, got {path}")
-    return report
+    return dict(report)
 
 
 def gathered(report: Mapping[str, Any] | None, history: History) -> Page:

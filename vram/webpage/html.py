@@ -145,8 +145,10 @@ def _explained(told: Mapping[str, Any] | None) -> list[str]:
         caller = f" (from {line['caller']})" if line.get("caller") else ""
         made = f"{line['op']} {line['dtype']} {line['shape']}"
         lines.append(f"{line['bytes_per_sample']:,.0f} B a sample: {line['where']}{caller}: {made}")
-        lines += [f"  held by: {line['holder']}"] * bool(line.get("holder"))
-    lines += [str(told["note"])] * bool(told.get("note"))
+        if line.get("holder"):
+            lines.append(f"  held by: {line['holder']}")
+    if told.get("note"):
+        lines.append(str(told["note"]))
     return [f"<pre>{escape(chr(10).join(lines))}</pre>"] if lines else []
 
 

@@ -101,7 +101,7 @@
   // A chart is drawn once somebody can see it: a page may hold hundreds.
   const showOpen = () => {
     for (const place of document.querySelectorAll(".chart")) {
-      if (!drawn.has(place) && place.offsetParent !== null) show(place);
+      if (!drawn.has(place) && !place.closest("details:not([open])")) show(place);
     }
   };
   document.addEventListener("toggle", showOpen, true);
