@@ -33,7 +33,7 @@ def breakdown(recording: Recording) -> dict[str, Any] | None:
         alive = [one for one in tracer.at_peak() if one.n_bytes]
     before_bytes = sum(one.n_bytes for one in alive if one.run == BEFORE)
     groups = by_line(one for one in alive if one.run != BEFORE)
-    lines = [
+    lines: list[dict[str, Any]] = [
         {
             "line": str(found[0].line) if found[0].line is not None else "unknown line",
             "op": found[0].op,

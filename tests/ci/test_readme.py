@@ -9,6 +9,9 @@ import pytest
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
 
+OPTIONS = ["device", "card", "laps", "samples", "report", "breakdown", "undecided", "accept", "compare", "disable"]
+
+
 def test_the_failure_it_shows_is_the_one_that_is_printed(pytester: pytest.Pytester) -> None:
     """A step that keeps a 4 KiB tensor of each of 20 samples prints exactly the README's lines."""
     pytester.makepyfile(
@@ -27,7 +30,7 @@ def test_the_failure_it_shows_is_the_one_that_is_printed(pytester: pytest.Pytest
     assert "\n".join(printed) in README
 
 
-@pytest.mark.parametrize("option", ["device", "laps", "samples", "report", "undecided", "accept", "disable"])
+@pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_it_names_exists(option: str, pytestconfig: pytest.Config) -> None:
     """Each option of the plugin is named in the README, and known to pytest."""
     assert f"--vram-{option}" in README
