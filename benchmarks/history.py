@@ -1,4 +1,4 @@
-"""How long `vram compare`, `vram history` and `vram report` take on many runs: `python benchmarks/history.py [--runs 1000]`.
+"""How long `vram compare`, `history` and `report` take on many runs: `python benchmarks/history.py [--runs 1000]`.
 
 Writes the runs into a temporary folder through the writer that pytest uses: four modes, a marked test, 5 laps of 20
 samples in four channels, a step and noise. Times are of the whole command, medians of rounds.

@@ -16,8 +16,8 @@ _REPORT, _OUTPUT = Path("reports/memory.json"), Path("reports/memory.html")
 SUMMARY = "write what was measured, and how it changed over time, as one HTML page and as Markdown"
 REPORT = (
     "Write one HTML file that fetches nothing (needs the extra 'report': plotly): recordings by sample and by token, "
-    "what peaks are made of, verdicts and explanations, saved runs over time. The Markdown, of at most 60 lines, is for "
-    "a comment on a pull request."
+    "what peaks are made of, verdicts and explanations, saved runs over time. The Markdown, of at most 60 lines, is "
+    "for a comment on a pull request."
 )
 EXITS = "exit codes: 0 written, 2 bad usage or a file that can't be read or written, 3 nothing was measured"
 
