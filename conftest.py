@@ -25,6 +25,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--question-file", type=Path, help="ScienceQA questions (default: embedded ones)")
     group.addoption("--image-folder", type=Path, help="folder of the questions' images")
     group.addoption("--attn", default="sdpa", help="attention implementation (default sdpa)")
+    group.addoption(
+        "--simulated", choices=("7b", "13b"), default="7b", help="what is simulated beside it, with no GPU (default 7b)"
+    )
     group.addoption("--dtype", help="float32, float16 or bfloat16 (default: by device)")
 
 

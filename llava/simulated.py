@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 
 from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration
@@ -21,6 +24,7 @@ from vram.tracing import Describing
 
 SYSTEM_TOKENS = 35  # before the image, in LLaVA-1.5's prompt
 _ENDLESS_BYTES = 2**50
+_TESTED = ("5.17", "5.23")  # transformers
 _STEPS = 7  # simulated at either end of a long answer
 _UNLIKE = 2  # of these, after the first: they free what the prompt left, as no other does
 
@@ -77,6 +81,7 @@ class Answers:
     _kept: list[object] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        _warn_untested()
         asked = self.asked
         self._cuda = SimulatedCuda(replace(asked.card, total_bytes=_ENDLESS_BYTES))
         self._recorder = Recorder(self._cuda.allocator)
@@ -175,6 +180,16 @@ class Answers:
         finally:
             hook.remove()
         return [output, logits]
+
+
+@functools.cache
+def _warn_untested() -> None:
+    if ".".join(transformers.__version__.split(".")[:2]) not in _TESTED:
+        warnings.warn(
+            f"forecasts are tested with transformers {' and '.join(_TESTED)}, not {transformers.__version__}: "
+            "unchecked is that its models take no other way for fake tensors than for real ones",
+            stacklevel=4,
+        )
 
 
 class _Marking:

@@ -99,6 +99,7 @@ class Level:
             "channel": self.channel,
             "at_most": float(self.at_most),
             "ratio": self.ratio if math.isfinite(self.ratio) else None,
+            "over": len(self.over),
             "text": str(self),
         }
 

@@ -85,7 +85,7 @@ def told(modes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def ratios(modes: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line a comparison: how much a recording needs of its reference."""
-    return [ratio["text"] for mode in modes for ratio in mode.get("ratios", ())]
+    return [ratio["text"] for mode in modes for ratio in mode.get("ratios") or ()]
 
 
 def outcome(test: Mapping[str, Any]) -> str:

@@ -40,6 +40,7 @@ def report(arguments: argparse.Namespace) -> tuple[int, str]:
         return NOTHING, f"nothing to report: no measurement in {path or _REPORT}, no run in {arguments.storage}"
     said = []
     output = arguments.output or (None if arguments.markdown else _OUTPUT)
+    _apart(path, output, None if arguments.markdown in (None, "-") else Path(arguments.markdown))
     if output is not None:
         from vram.webpage.html import html
 
@@ -51,6 +52,13 @@ def report(arguments: argparse.Namespace) -> tuple[int, str]:
         _write(Path(arguments.markdown), markdown(page))
         said.append(f"written: {arguments.markdown}")
     return FINE, "\n".join(said)
+
+
+def _apart(*paths: Path | None) -> None:
+    """Raise ValueError where one of the files would be written over another."""
+    given = [path.resolve() for path in paths if path is not None]
+    if len(set(given)) < len(given):
+        raise ValueError("the report, the page and the Markdown must be different files, got one of them twice")
 
 
 def _plotly_js() -> str:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from html import escape
 from importlib import resources
 from typing import Any
 
 from vram.report import apart, outcome, table_of_tests
 from vram.units import format_bytes
-from vram.webpage.gathered import FAILING, Page, Series, over_bytes
+from vram.webpage.gathered import Page, Series, is_failing, over_bytes, why
 
-# Nothing is fetched, and nothing runs but what stands in the page.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+# Nothing is fetched, and nothing runs but our two scripts, known by their hashes.
+_POLICY = "default-src 'none'; script-src {}; style-src 'unsafe-inline'; img-src data: blob:"
 _GROWTH = "growth"
 
 
@@ -21,11 +23,12 @@ def html(page: Page, plotly_js: str) -> str:
     """The whole file. All that was measured, and whatever it is called, is text in it."""
     own = resources.files("vram.webpage")
     style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    policy = _POLICY.format(" ".join(map(_hash, (plotly_js, script))))
     return "\n".join(
         [
             "<!doctype html>",
             '<html lang="en"><head><meta charset="utf-8">',
-            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>GPU memory: {escape(page.verdict)}</title><style>{style}</style></head><body>",
             '<a class="skip" href="#main">Skip to the figures</a>',
@@ -37,6 +40,11 @@ def html(page: Page, plotly_js: str) -> str:
             f"<script>{plotly_js}</script><script>{script}</script></body></html>",
         ]
     )
+
+
+def _hash(script: str) -> str:
+    """As a content security policy names a script."""
+    return f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'"
 
 
 def script_json(data: object) -> str:
@@ -100,7 +108,7 @@ def _overview(page: Page) -> str:
 
 
 def _mode(index: int, mode: Mapping[str, Any]) -> str:
-    opened = " open" if index == 0 or mode["verdict"] in FAILING or over_bytes(mode) > 0 else ""
+    opened = " open" if index == 0 or is_failing(mode) else ""
     parts = [
         f'<details id="mode-{index}"{opened}><summary>{escape(mode["mode"])}: '
         f'<span class="{_class(mode)}">{escape(_verdict(mode))}</span></summary>',
@@ -108,7 +116,8 @@ def _mode(index: int, mode: Mapping[str, Any]) -> str:
     ]
     if over_bytes(mode) > 0:
         parts.append(f'<p class="bad">{over_bytes(mode):,} B over its budget</p>')
-    parts += _explained(mode.get("explanation"))
+    if lines := why(mode):
+        parts.append(f"<pre>{escape(chr(10).join(lines))}</pre>")
     channels = mode["channels"]
     if channels:
         first = "requested_peak" if "requested_peak" in channels else next(iter(channels))
@@ -135,21 +144,6 @@ def _mode(index: int, mode: Mapping[str, Any]) -> str:
         ]
         parts.append(_table(("line", "made by", "count", "bytes"), rows, numbers=(2, 3)))
     return "\n".join([*parts, "</details>"])
-
-
-def _explained(told: Mapping[str, Any] | None) -> list[str]:
-    if not told:
-        return []
-    lines = []
-    for line in told.get("lines", ()):
-        caller = f" (from {line['caller']})" if line.get("caller") else ""
-        made = f"{line['op']} {line['dtype']} {line['shape']}"
-        lines.append(f"{line['bytes_per_sample']:,.0f} B a sample: {line['where']}{caller}: {made}")
-        if line.get("holder"):
-            lines.append(f"  held by: {line['holder']}")
-    if told.get("note"):
-        lines.append(str(told["note"]))
-    return [f"<pre>{escape(chr(10).join(lines))}</pre>"] if lines else []
 
 
 def _channels(channels: Mapping[str, Mapping[str, Any]]) -> str:
@@ -244,7 +238,7 @@ def _verdict(mode: Mapping[str, Any]) -> str:
 
 
 def _class(mode: Mapping[str, Any]) -> str:
-    if over_bytes(mode) > 0 or mode["verdict"] in ("grows", "out of memory"):
+    if is_failing(mode):
         return "bad"
     return "good" if mode["verdict"] in ("stable", "plateau") else "doubt"
 

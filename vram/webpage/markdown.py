@@ -8,10 +8,11 @@ from typing import Any
 
 from vram.report import apart, outcome
 from vram.units import format_bytes
-from vram.webpage.gathered import FAILING, Page, over_bytes
+from vram.webpage.gathered import Page, is_failing, over_bytes, why
 
 MOST_LINES = 60
 _LONGEST = 160
+_OF_ONE = 8  # lines that explain one recording
 _ROWS, _TESTS, _EXPLAINED, _STEPS, _ABSENT = 14, 5, 10, 4, 4
 
 
@@ -20,7 +21,7 @@ def markdown(page: Page) -> str:
     lines = [f"**GPU memory: {escaped(page.verdict)}**", ""]
     if page.modes:
         lines += ["| recording | verdict | growth a sample | peak | budget |", "|---|---|---|---|---|"]
-        ordered = [*page.failing, *(mode for mode in page.modes if mode not in page.failing)]
+        ordered = [*page.failing, *(mode for mode in page.modes if not is_failing(mode))]
         lines += [*map(_row, ordered[:_ROWS]), *_more(len(ordered) - _ROWS, "recordings"), ""]
     if page.failed_tests:
         lines += [f"- {_cut(test['test'])}: {escaped(outcome(test))}" for test in page.failed_tests[:_TESTS]]
@@ -61,11 +62,8 @@ def _explained(mode: Mapping[str, Any]) -> list[str]:
     lines = [f"{mode['mode']}: {mode['verdict'] or 'inconclusive'}: {mode['reason']}"]
     if over_bytes(mode) > 0:
         lines.append(f"{mode['mode']}: {over_bytes(mode):,} B over its budget")
-    for line in (mode.get("explanation") or {}).get("lines", ())[:4]:
-        lines.append(f"  {line['bytes_per_sample']:,.0f} B a sample: {line['where']}: {line['op']} {line['shape']}")
-        if line.get("holder"):
-            lines.append(f"    held by: {line['holder']}")
-    return lines
+    lines += [ratio["text"] for ratio in mode.get("ratios") or () if ratio.get("over")]
+    return lines + [f"  {line}" for line in why(mode)[:_OF_ONE]]
 
 
 def _plain(line: str) -> str:
@@ -79,7 +77,7 @@ def _row(mode: Mapping[str, Any]) -> str:
     peak, budget = apart(own, mode.get("budget_bytes"))
     rate = "-" if mode["bytes_per_sample"] is None else f"{mode['bytes_per_sample']:,.1f} B".replace(".0 B", " B")
     verdict = mode["verdict"] or ("peaks alone" if mode["laps"] == 1 else "inconclusive")
-    strong = "**" if verdict in FAILING or over_bytes(mode) > 0 else ""
+    strong = "**" if is_failing(mode) else ""
     return f"| {_cut(mode['mode'])} | {strong}{escaped(verdict)}{strong} | {rate} | {peak} | {budget} |"
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.vram.webpage.conftest import HOSTILE, MIB, a_mode
 from vram.cli import main
 from vram.history.runs import History
-from vram.webpage.gathered import gathered
+from vram.webpage.gathered import gathered, read_report
 from vram.webpage.html import html
 from vram.webpage.markdown import MOST_LINES, escaped, markdown
 
@@ -97,7 +97,85 @@ def test_an_undecided_suite_is_not_called_stable() -> None:
     page = gathered({"environment": {}, "modes": [a_mode("m", verdict=None)], "tests": []}, History(()))
     assert page.verdict == "inconclusive: no decision on 1 of 1"
     page = gathered({"environment": {}, "modes": [a_mode("m", verdict=None, laps=1)], "tests": []}, History(()))
-    assert page.verdict == "memory is stable, and every limit that was given holds"
+    assert page.verdict == "1 measured for peaks alone"
+    modes = [a_mode("a"), a_mode("b"), a_mode("m", verdict=None, laps=1)]
+    page = gathered({"environment": {}, "modes": modes, "tests": []}, History(()))
+    assert page.verdict == "stable in 2 of 2 recordings; 1 measured for peaks alone"
+
+
+def test_more_than_the_reference_allows_needs_attention() -> None:
+    """A recording that is stable and within its budget may still be over its ratio."""
+    ratio = {"text": "m needs 1.5 x of b", "over": 2, "ratio": 1.5}
+    page = gathered({"environment": {}, "modes": [a_mode("m", ratios=[ratio])], "tests": []}, History(()))
+    assert page.verdict == "1 of 1 need attention"
+    assert "m needs 1.5 x of b" in markdown(page)
+    assert '<span class="bad">' in html(page, "")
+
+
+def test_out_of_memory_is_told(pytester: pytest.Pytester, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A real report of a replay that ran out: first in the headline, with what was alive, on both surfaces."""
+    pytester.makepyfile(
+        """
+        import torch
+        KEPT = []
+        def step(length):
+            KEPT.append(torch.zeros(1000))
+            if length == 2: raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 48.00 MiB.")
+        def test_it(vram): vram.replay(step, [1, 2], name="m")
+        """
+    )
+    pytester.runpytest("--vram-device", "cpu", "--vram-report", "r.json").assert_outcomes(failed=1)
+    path = pytester.path / "r.json"
+    page = gathered(read_report(path), History(()))
+    assert page.verdict == "out of memory: 1 of 1 need attention"
+    for text in (Read(html(page, "")).text, markdown(page)):
+        assert "asking for 48.00 MiB" in text
+        assert "test_out_of_memory_is_told.py:4" in text
+
+
+def test_a_file_is_not_written_over_another(report: dict[str, Any], tmp_path: Path) -> None:
+    """Not the page over the report it is made of, nor the Markdown over the page."""
+    path = tmp_path / "memory.json"
+    path.write_text(json.dumps(report))
+    store = ("--storage", f"file://{tmp_path}/no")
+    assert vram_report("--report", path, "--output", path, *store) == 2
+    assert vram_report("--report", path, "--markdown", path, *store) == 2
+    assert vram_report("--report", path, "--output", tmp_path / "p", "--markdown", tmp_path / "p", *store) == 2
+    assert json.loads(path.read_text()) == report
+
+
+@pytest.mark.parametrize(
+    "value", [7, "text", [], [3], {"a": 1}, True, None, {"lines": 3}, {"lines": [{}]}, [{"text": 4}]]
+)
+@pytest.mark.parametrize(
+    "key",
+    [
+        "mode",
+        "laps",
+        "verdict",
+        "peak_bytes",
+        "budget_bytes",
+        "channels",
+        "absent",
+        "marks",
+        "at_peak",
+        "explanation",
+        "ratios",
+    ],
+)
+def test_a_report_of_another_shape_is_refused_or_read(
+    key: str, value: object, report: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever stands in a recording: exit code 2 and one line with the file's name, or a page. Never a traceback."""
+    report["modes"][0][key] = value
+    path = tmp_path / "memory.json"
+    path.write_text(json.dumps(report))
+    code = vram_report("--report", path, "--markdown", "-", "--storage", f"file://{tmp_path}/no")
+    told = capsys.readouterr()
+    assert code in (0, 2)
+    assert (str(path) in told.err and told.err.count("\n") == 1) if code else told.err == ""
+    if code == 0:
+        html(gathered(read_report(path), History(())), "")
 
 
 def test_the_markdown_is_text_too(report: dict[str, Any], history: History) -> None:
@@ -164,11 +242,11 @@ def test_a_report_becomes_a_page(
         ('{"schema": 2}', "a report must be of schema 1, got 2"),
         (
             '{"schema": 1, "modes": [{}], "tests": [], "environment": {}}',
-            "a report must have environment, modes",
+            "a report must be as --vram-report writes it",
         ),
         (
             '{"schema": 1, "modes": 3, "tests": [], "environment": {}}',
-            "a report must have environment, modes",
+            "a report must be as --vram-report writes it",
         ),
         (None, "No such file"),
     ],
