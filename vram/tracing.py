@@ -17,6 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vram.meters.hooks import hides_parts, hooked
+from vram.meters.tensor import has_bytes
 
 BEFORE = -1  # the run of what was alive before the trace began
 _MOST_EVENTS = 100_000  # of the snapshot's timeline; the oldest are dropped, as PyTorch's own ring buffer does
@@ -159,11 +160,16 @@ class Stacks:
 
 
 def described(op: str, tensor: torch.Tensor, frames: tuple[Frame, ...], run: int, mark: str = "") -> Allocation:
-    """The allocation of the tensor's storage, as an operation made it."""
+    """The allocation of the tensor's storage, as an operation made it. A nested tensor is told by its elements."""
+    n_bytes = tensor.untyped_storage().nbytes()
+    try:
+        shape = tuple(int(size) for size in tensor.shape)
+    except (AttributeError, RuntimeError):  # of several shapes: in either of PyTorch's layouts
+        shape = (n_bytes // tensor.element_size(),)
     return Allocation(
-        n_bytes=tensor.untyped_storage().nbytes(),
+        n_bytes=n_bytes,
         op=op,
-        shape=tuple(int(size) for size in tensor.shape),
+        shape=shape,
         dtype=str(tensor.dtype).removeprefix("torch."),
         frames=frames,
         run=run,
@@ -276,6 +282,10 @@ class TensorTracer:
         device = tensor.device
         return device.type == self._device.type and self._device.index in (None, device.index)
 
+    def _counts(self, storage: torch.UntypedStorage) -> bool:
+        """A wrapper's storage has a size, and nothing behind it."""
+        return has_bytes(storage)
+
     def _see(self, tensor: torch.Tensor, op: str, *, frames: tuple[Frame, ...] | None = None) -> None:
         if not self._wanted(tensor):
             return
@@ -289,6 +299,8 @@ class TensorTracer:
             if known[1].n_bytes == n_bytes:
                 return
             self._log("free", *known)  # resized in place: the line that did it is what matters now
+        elif not self._counts(storage):
+            return
         else:
             self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
         stack = self._stacks.here() if frames is None else frames
@@ -362,6 +374,10 @@ class SimulatedTracer(TensorTracer):
     def __init__(self, cuda: AbstractContextManager[object], device: torch.device) -> None:
         super().__init__(device)
         self._cuda = cuda
+
+    def _counts(self, storage: torch.UntypedStorage) -> bool:
+        """None has anything behind it here."""
+        return True
 
     @contextmanager
     def watching(self, run: int) -> Iterator[None]:

@@ -85,6 +85,20 @@ def test_a_resized_storage_is_the_resizing_line_s() -> None:
     assert (made.n_bytes, made.op) == (40_400, "aten.resize_")
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_tensors_are_followed_by_their_elements(layout: torch.layout) -> None:
+    """One that is there when the trace begins, and one that is made: they have no shape of their own."""
+    before = torch.nested.nested_tensor([torch.zeros(100), torch.zeros(156)], layout=layout)
+    with TensorTracer() as tracer:
+        assert (256,) in [one.shape for one in tracer.alive_before()]
+        with tracer.watching(0):
+            made = torch.nested.nested_tensor([torch.zeros(3), torch.zeros(5)], layout=layout)
+        assert [one.n_bytes for one in tracer.alive() if one.shape == (8,)] == [32]
+    assert before.is_nested
+    assert made.is_nested
+
+
 def test_threads_started_meanwhile_are_followed() -> None:
     """A dispatch mode sees one thread; the tracer sees those that start while it watches."""
     kept: list[torch.Tensor] = []
