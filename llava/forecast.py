@@ -86,6 +86,8 @@ class Forecast:
                 most_bytes, highest = played.allocated_peak_bytes, (before, log)
             if played.oom is not None:
                 break
+        if len(plays) <= tokens and plays[-1].oom is None:
+            raise RuntimeError(f"traces must lead to the answer's end or to where there is no room, got {len(plays)}")
         failed = plays[-1].oom is not None  # then the error unwinds the sample, and the last answer is still there
         for played in plays if failed else self._previous:
             self._replay.drop(played)

@@ -68,14 +68,15 @@ class Answers:
 
     Of a long answer with a cache only the first and the last steps are simulated, and those between put together from
     them, where they differ from one another in sizes alone and each size lies on one line (see
-    `vram.simulated.trace.interpolated`). `stepwise` counts the long answers where that was not so.
+    `vram.simulated.trace.interpolated`); `stepwise` counts the long answers where that was not so. Others are simulated
+    until they end, or until the card can't hold them any more.
     """
 
     asked: Asked
     config: HimapLlavaConfig
     stepwise: int = 0
     linear: int = 0
-    _known: dict[tuple[Prompt, int], _Answer] = field(default_factory=dict)
+    _known: dict[tuple[Prompt, int, bool], _Answer] = field(default_factory=dict)
     _count: int = 0
     _cuts: int = 1
     _kept: list[object] = field(default_factory=list)
@@ -98,7 +99,7 @@ class Answers:
         """The answer's traces: one to each token, and one to the end. What the program keeps of it is left alive."""
         asked = self.asked
         if tokens > 2 * _STEPS and asked.use_cache and not asked.keep_attentions and not asked.every_step:
-            start = self._answer(prompt, _STEPS)
+            start = self._answer(prompt, _STEPS, whole=True)
             if (rest := self._between(start, prompt, tokens)) is not None:
                 self.linear += 1
                 yield start.start
@@ -110,7 +111,7 @@ class Answers:
 
     def _between(self, first: _Answer, prompt: Prompt, tokens: int) -> Iterator[Trace] | None:
         """All traces of a long answer but that to its first token; None where sizes are not linear."""
-        last = self._answer(replace(prompt, tokens=prompt.tokens + tokens - _STEPS), _STEPS)
+        last = self._answer(replace(prompt, tokens=prompt.tokens + tokens - _STEPS), _STEPS, whole=True)
         alike = 2 + _UNLIKE
         known = dict(enumerate(first.steps[_UNLIKE:], start=alike))
         known |= dict(enumerate(last.steps[_UNLIKE:], start=alike + tokens - _STEPS))
@@ -120,24 +121,29 @@ class Answers:
             return None
         return chain(first.steps[:_UNLIKE], map(step, range(alike, tokens + 1)), (end(tokens),))
 
-    def _answer(self, prompt: Prompt, tokens: int) -> _Answer:
-        known = self._known.get((prompt, tokens))
+    def _answer(self, prompt: Prompt, tokens: int, *, whole: bool = False) -> _Answer:
+        known = self._known.get((prompt, tokens, whole))
         if known is None:
-            known = self._simulated(prompt, tokens)
+            known = self._simulated(prompt, tokens, whole)
             if self._count > 1:
-                self._known[prompt, tokens] = known
+                self._known[prompt, tokens, whole] = known
         return known
 
-    def _simulated(self, prompt: Prompt, tokens: int) -> _Answer:
+    def _simulated(self, prompt: Prompt, tokens: int, whole: bool) -> _Answer:
         traces: list[Trace] = []
         name = f"answer {self._count}"
 
         def cut(_: str = "") -> None:
             # What the prompt left is freed long after: it has a name.
             traces.append(self._recorder.cut("" if traces else name).alone(len(traces), (name,)))
+            if not whole and self._needs_more_than_the_card():
+                raise _Enough
 
         with self._cuda, listening(cut):
-            kept = self._run(prompt, tokens)
+            try:
+                kept = self._run(prompt, tokens)
+            except _Enough:
+                kept = []
             cut()
             self._kept[:] = kept
             del kept
@@ -148,6 +154,13 @@ class Answers:
         self._count += 1
         self._cuts += len(traces) + 1
         return _Answer(traces[0], tuple(traces[1:-1]), traces[-1])
+
+    def _needs_more_than_the_card(self) -> bool:
+        """Whether this answer and the weights alone are more than the card has: it dies before this, whatever else is
+        there."""
+        card = self.asked.card
+        earlier = sum(block.size for block in self._recorder.alive(1, self._cuts))
+        return self._cuda.allocator.allocated_bytes - earlier > card.total_bytes - card.context_bytes
 
     @torch.inference_mode()
     def _run(self, prompt: Prompt, tokens: int) -> list[object]:
@@ -190,6 +203,10 @@ def _warn_untested() -> None:
             "unchecked is that its models take no other way for fake tensors than for real ones",
             stacklevel=4,
         )
+
+
+class _Enough(Exception):
+    """The rest of an answer need not be simulated."""
 
 
 class _Marking:

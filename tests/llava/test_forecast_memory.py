@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from llava.eval.forecast_memory import main
+from llava.forecast import Forecast, config_of
+from llava.simulated import Answers, Asked, Prompt
 from tests.llava.conftest import a_record
+from vram.simulated.cards import find_card
 
 TINY = ("--model", "tiny", "--answers", "2,3", "--card", "8GiB")
 pytestmark = pytest.mark.filterwarnings("ignore:simulated CUDA is tested with torch")
@@ -77,6 +80,17 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], told: str, capsys: py
     err = capsys.readouterr().err
     assert told in err
     assert err.count("\n") == 1
+
+
+def test_what_comes_after_the_end_is_not_simulated() -> None:
+    """An answer that outgrows the card by itself: its traces end soon after, and it dies within them."""
+    card = find_card("570MiB")
+    asked = Asked("tiny", "baseline", card, attention="eager", batch=16, use_cache=False, keep_attentions=True)
+    answers = Answers(asked, config_of("tiny"))
+    forecast = Forecast(answers)
+    died = forecast.answer(Prompt(115), 400)
+    assert "out of memory" in died.out_of_memory
+    assert len(died.tokens) < len(list(answers.of(Prompt(115), 400))) < 100
 
 
 @pytest.mark.parametrize(("mode", "attention"), [("baseline", "eager"), ("himap", "sdpa"), ("custom-fps", "sdpa")])

@@ -144,6 +144,7 @@ def test_what_goes_into_the_report() -> None:
         "channel": "requested_peak",
         "at_most": 0.8,
         "ratio": 50 / 98,
+        "over": 0,
         "text": "pruned needs 0.500 x to 0.510 x the requested_peak of baseline (median 0.505 x, at most 0.8 allowed)",
     }
 
