@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from vram.meters import torch_device
 from vram.meters.tensor import has_bytes, storages_of
 from vram.units import format_bytes
 
+_MOMENT_SECONDS = 0.02
 _TOLD = 3  # kinds of tensors: each holder is a search through every object of the process
 
 
@@ -53,6 +55,7 @@ def measured(asked: Wanted, device: str, let_go: Callable[[], None]) -> Iterator
             _clear_workspaces(device)
             gc.collect()
             if measurement.live_bytes - measurement.before_bytes > (asked.allow_bytes or 0):
+                time.sleep(_MOMENT_SECONDS)  # a worker thread hands its result over before it lets go of it
                 let_go()
                 gc.collect()
     body.peak_bytes = measurement.peak_bytes - measurement.before_bytes
