@@ -424,7 +424,9 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:
                 return func.decompose(*args, **(kwargs or {}))
         op = func._schema.name.replace("::", ".")
-        self._see_all((args, kwargs or {}), f"first used by {op}")
+        # torch.tensor and its kin make a tensor where no mode sees it, then lift it.
+        met = "tensor from data" if op == "aten.lift_fresh" else f"first used by {op}"
+        self._see_all((args, kwargs or {}), met)
         result = func(*args, **(kwargs or {}))
         self._see_all(result, op)
         return result

@@ -121,6 +121,15 @@ def test_results_in_tuples_and_dictionaries_and_inputs_from_outside_are_seen() -
     assert ops[40].startswith("first used by aten.") or ops[40].startswith("aten.")
 
 
+@pytest.mark.parametrize("make", [torch.tensor, torch.as_tensor, torch.FloatTensor], ids=lambda make: make.__name__)
+def test_a_tensor_made_from_data_says_so(make: Any) -> None:
+    """Not the name of an operation that nobody called."""
+    with TensorTracer() as tracer, tracer.watching(0):
+        kept = make([1.0, 2.0])
+        (made,) = tracer.alive()
+    assert (made.n_bytes, made.op) == (kept.nbytes, "tensor from data")
+
+
 def test_marks_are_counted_within_a_run() -> None:
     """What is made after the second "token" says so; a new run starts again."""
     with TensorTracer() as tracer:
