@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vram.simulated.allocator import CachingAllocator, Stat
@@ -97,6 +98,7 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     }
     places: dict[tuple[Any, str], Callable[..., Any]] = {(torch.cuda, name): answer for name, answer in cuda.items()}
     places |= {(torch.autograd, "backward"): refuse, (torch.autograd, "grad"): refuse}
+    places[fake_tensor, "init_gpu_context"] = always(None)  # there is no GPU to wake, or it is none of ours
     # transformers builds masks for fake tensors that no real run has: it must take these for real.
     their_checks = sys.modules.get("transformers.utils.import_utils")
     if their_checks is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ def cuda_guard() -> Iterator[None]:
 
     A torch that was built with CUDA has its own, and is left alone. Raises RuntimeError without it.
     """
-    if _built_with_cuda():
+    if _has_gpu():
         yield
         return
     slots = _slots()
@@ -32,12 +33,13 @@ def cuda_guard() -> Iterator[None]:
 
 def check() -> None:
     """Raises RuntimeError, with the name of what is missing, where this torch can't be simulated on."""
-    if not _built_with_cuda() and not _slots()[_META]:
+    if not _has_gpu() and not _slots()[_META]:
         raise RuntimeError("torch has no device guard for meta tensors, which simulated CUDA borrows")
 
 
-def _built_with_cuda() -> bool:
-    return torch.version.cuda is not None or torch.version.hip is not None
+@functools.cache
+def _has_gpu() -> bool:
+    return torch.cuda.is_available()
 
 
 def _slots() -> ctypes.Array[ctypes.c_void_p]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import fake_tensor
 
 import vram
 from vram.meters.simulated import SimulatedCudaMeter
@@ -166,6 +167,16 @@ def test_cublas_takes_its_workspace_once(capability: tuple[int, int], n_bytes: i
         for _ in range(2):
             matrix @ matrix
         assert cuda.allocator.requested_bytes - before == n_bytes
+
+
+def test_a_torch_with_cuda_needs_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is one touched that is there: fake tensors wake none, and where there is none its driver is not asked."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(fake_tensor, "init_gpu_context", lambda _: pytest.fail("a GPU was woken"))
+    with device() as cuda:
+        kept = torch.arange(8, device="cuda")[2:].to("cpu").to("cuda")
+        assert kept.nonzero().shape == (6, 1)
+        assert cuda.allocator.requested_bytes >= kept.nbytes
 
 
 def test_a_backward_pass_is_refused() -> None:
