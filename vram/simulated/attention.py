@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vram.meters.hooks import composite
 
 _aten = torch.ops.aten
+_CUDNN, _FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
+_EFFICIENT, _MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+# What torch tries, from the first to the last: in general, and where it prefers cuDNN. It settles that once in a
+# process, by the GPU that is there, which need not be the simulated one.
+_ORDER, _CUDNN_ORDER = [_FLASH, _EFFICIENT, _MATH, _CUDNN], [_CUDNN, _FLASH, _EFFICIENT, _MATH]
+_CUDNN_PREFERRED_ABOVE = 91500  # the CUDA builds of torch 2.11 and later bring a newer one
 _HALF = (torch.float16, torch.bfloat16)
-_MOST_FLASH_HEAD = 256
-_MASK_ALIGNMENT_BYTES = 16
+_MOST_FLASH_HEAD, _MOST_CUDNN_HEAD = 256, 128
+_MASK_ALIGNMENT = 8  # elements
+_GROUPED_EFFICIENT = (2, 14)  # from this torch on the memory-efficient kernel takes grouped heads
 
 
 class FusedAttention(TorchFunctionMode):
     """Inside, `scaled_dot_product_attention` on simulated CUDA runs the kernel that the card would run.
 
     On fake tensors it would always take the plain mathematics, which materialises N x N. The choice follows
-    aten/src/ATen/native/transformers/cuda/sdp_utils.cpp: flash for half precision without a mask from compute
-    capability 8.0 on, with heads of up to 256; else the memory-efficient kernel; else mathematics, also for
-    grouped heads with a mask. Not modelled: dropout, and cuDNN's kernel, which torch may prefer from 9.0 on.
+    aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, what is done to masks and heads attention.cpp, torch 2.11 to
+    2.13; `torch.nn.attention.sdpa_kernel` is heeded. Not modelled: scratch memory within a kernel, cuDNN's workspace.
     """
 
     def __init__(self, compute_capability: tuple[int, int]) -> None:
@@ -44,26 +55,105 @@ class FusedAttention(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        chosen = kernel(self._capability, query, key, value, attn_mask)
-        if query.device.type == "cuda" and chosen == "flash":
-            return _flash(query, key, value, dropout_p, is_causal, scale)
-        if query.device.type == "cuda" and chosen == "efficient":
-            return _efficient(query, key, value, attn_mask, dropout_p, is_causal, scale)
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        q, k, v, mask = query, key, value, attn_mask
+        if q.device.type != "cuda":
+            return torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        chosen = kernel(self._capability, q, k, v, mask, dropout_p=dropout_p, is_causal=is_causal, grouped=enable_gqa)
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.where(mask, 0.0, torch.scalar_tensor(float("-inf"), dtype=q.dtype, device=mask.device))
+        keeps = torch.is_grad_enabled() and any(each.requires_grad for each in (q, k, v))
+        if chosen == _FLASH:
+            return _flash(q, k, v, dropout_p, is_causal, scale)
+        if chosen == _CUDNN:
+            fused = _aten._scaled_dot_product_cudnn_attention.default
+            return _first(fused(q, k, v, mask, keeps, dropout_p, is_causal, False, scale=scale))
+        if chosen == _EFFICIENT:
+            mask = _aligned(mask, q, k)
+            fused = _aten._scaled_dot_product_efficient_attention.default
+            return _first(fused(q, k, v, mask, keeps, dropout_p, is_causal, scale=scale))
+        plain = _aten._scaled_dot_product_attention_math.default
+        with _MathOnCuda():  # type: ignore[no-untyped-call]
+            return _first(plain(q, k, v, mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa))
+
+
+def kernel(
+    capability: tuple[int, int],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    grouped: bool = False,
+) -> SDPBackend:
+    """What a card of that compute capability runs; q, k, v [batch, heads, tokens, size], `grouped`: enable_gqa.
+
+    Raises RuntimeError, in torch's words, where all that could are disabled.
+    """
+    half, size, value_size = q.dtype in _HALF, q.shape[-1], v.shape[-1]
+    fusable = (
+        q.dim() == k.dim() == v.dim() == 4
+        and q.dtype == k.dtype == v.dtype
+        and size == k.shape[-1]
+        and q.shape[0] == k.shape[0] == v.shape[0]
+        and min(q.shape[2], k.shape[2]) > 0
+        and (size == 1 or q.stride(-1) == k.stride(-1) == v.stride(-1) == 1)
+        and (mask is None or mask.stride(-1) == 1)
+        and (q.dtype != torch.bfloat16 or capability >= (8, 0))
+    )
+
+    def heads(takes_groups: bool) -> bool:
+        divisible = q.shape[1] % k.shape[1] == 0 and k.shape[1] == v.shape[1]
+        return divisible if grouped and takes_groups else q.shape[1] == k.shape[1] == v.shape[1]
+
+    def flash() -> bool:
+        square = not is_causal or q.shape[2] == k.shape[2]
+        return half and mask is None and square and size == value_size <= _MOST_FLASH_HEAD and heads(True)
+
+    def efficient() -> bool:
+        if not half and (q.dtype != torch.float32 or (size == 1 and q.stride(-1) != 1)):
+            return False
+        alignment = 8 if half and capability >= (7, 0) else 4 if capability >= (8, 0) else 1
+        return size % alignment == value_size % alignment == 0 and heads(_torch() >= _GROUPED_EFFICIENT)
+
+    def cudnn() -> bool:
+        sizes = size <= _MOST_CUDNN_HEAD and value_size <= _MOST_CUDNN_HEAD
+        sizes |= (size, value_size) == (192, 128) and capability[0] in (9, 10)
+        exact = (
+            torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
         )
+        shaped = mask is None or mask.dim() in (2, 4)
+        aligned = size % 8 == value_size % 8 == 0 and (dropout_p * 16).is_integer()
+        return half and sizes and aligned and shaped and k.shape[2] > 1 and not exact and heads(True)
+
+    fits = {_FLASH: (flash, (8, 0)), _EFFICIENT: (efficient, (5, 0)), _CUDNN: (cudnn, (8, 0))}
+    for backend in _order(capability):
+        if backend == _MATH:
+            return backend
+        can, least = fits[backend]
+        if fusable and capability >= least and can():
+            return backend
+    raise RuntimeError("No available kernel. Aborting execution.")
 
 
-def kernel(capability: tuple[int, int], query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> str:
-    """ "flash", "efficient" or "math"; q, k, v [batch, heads, tokens, size]."""
-    half, size = query.dtype in _HALF, query.shape[-1]
-    if query.dim() != 4 or key.dtype != query.dtype or not (half or query.dtype == torch.float32):
-        return "math"
-    if mask is None and half and capability >= (8, 0) and size <= _MOST_FLASH_HEAD and value.shape[-1] == size:
-        return "flash"
-    if key.shape[1] != query.shape[1] or (query.dtype == torch.bfloat16 and capability < (8, 0)):
-        return "math"
-    return "efficient"
+def _order(capability: tuple[int, int]) -> list[SDPBackend]:
+    """What is enabled, from the first to be tried to the last."""
+    order = [each for each in _cur_sdpa_kernel_backends(with_priority=True) if each in _ORDER]
+    for default in (_ORDER, _CUDNN_ORDER):
+        if order == [each for each in default if each in order]:  # nobody asked for another
+            chosen = _CUDNN_ORDER if _prefers_cudnn(capability) else _ORDER
+            return [each for each in chosen if each in order]
+    return order
+
+
+def _prefers_cudnn(capability: tuple[int, int]) -> bool:
+    if capability[0] not in (9, 10) or os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1":
+        return False
+    version = torch.backends.cudnn.version() if torch.version.cuda else None  # type: ignore[no-untyped-call]
+    return version is None or version > _CUDNN_PREFERRED_ABOVE
 
 
 def _flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_causal: bool, scale: float | None) -> Tensor:
@@ -72,24 +162,48 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_causal: bool, s
     if pad:
         scale = size**-0.5 if scale is None else scale
         q, k, v = (torch.nn.functional.pad(each, (0, pad)) for each in (q, k, v))
-    out: Tensor = _aten._scaled_dot_product_flash_attention.default(q, k, v, dropout_p, is_causal, False, scale=scale)[
-        0
-    ]
+    out = _first(_aten._scaled_dot_product_flash_attention.default(q, k, v, dropout_p, is_causal, False, scale=scale))
     return out[..., :size] if pad else out
 
 
-def _efficient(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float, is_causal: bool, scale: float | None
-) -> Tensor:
-    if mask is not None:
-        if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(mask.logical_not(), float("-inf"))
-        pad = -mask.shape[-1] % (_MASK_ALIGNMENT_BYTES // mask.element_size())
-        if pad:  # a copy with aligned rows
-            mask = torch.nn.functional.pad(mask, (0, pad))[..., : mask.shape[-1]]
-        mask = mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
-    keeps = torch.is_grad_enabled() and any(each.requires_grad for each in (q, k, v))
-    out: Tensor = _aten._scaled_dot_product_efficient_attention.default(
-        q, k, v, mask, keeps, dropout_p, is_causal, scale=scale
-    )[0]
-    return out
+def _aligned(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """The mask as the memory-efficient kernel takes it: expanded, with aligned rows; a copy where they are not."""
+    if mask is None:
+        return None
+    if any(stride % _MASK_ALIGNMENT for stride in mask.stride()[:-1]):
+        columns = mask.shape[-1]
+        mask = torch.nn.functional.pad(mask, (0, _MASK_ALIGNMENT - columns % _MASK_ALIGNMENT))[..., :columns]
+    return mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+
+
+class _MathOnCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, the plain mathematics allocates what it does on a card: C++ takes another way where modes look on."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _aten.add.Tensor and not torch.is_grad_enabled():
+            return args[0].add_(args[1])  # out of place for fake tensors only
+        if func is _aten._safe_softmax.default:
+            return _safe_softmax(*args)
+        if composite(func):
+            with self:
+                return func.decompose(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _safe_softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """One operation to a dispatch mode; on a card several, of which each allocates."""
+    out = scores.softmax(dim, dtype)
+    excluded = scores.isneginf()
+    rows = excluded.all(dim, keepdim=True)
+    zero = torch.scalar_tensor(0.0, dtype=out.dtype, device=out.device)
+    return torch.where(rows, zero, out, out=out)
+
+
+def _first(results: Any) -> Tensor:
+    first: Tensor = results[0]
+    return first
+
+
+def _torch() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
