@@ -1,7 +1,9 @@
 """On a CUDA card: what the simulation says beside what the card does, and what HiMAP saves. `ci/gpu` runs it.
 
 Peaks are `torch.cuda.max_memory_allocated` and `max_memory_reserved` of one answer, with an emptied cache before it.
-Both sides run the same code. `--rehearse` puts a second simulation in the card's place, to try the rest without one.
+Both sides run the same code. Where they differ, the evidence says why: which kernel attention ran, and which sizes one
+side allocated more often than the other, with a line. `--rehearse` puts a second simulation in the card's place, to try
+the rest without one.
 """
 
 from __future__ import annotations
@@ -17,17 +19,21 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import transformers
+from torch.nn.attention import SDPBackend
 
 from llava.answering import Answerer
 from llava.builder import load_pretrained_model
 from llava.modes import MODES, set_mode
 from llava.questions import embedded_questions
+from vram.simulated.allocator import Block
+from vram.simulated.attention import kernel
 from vram.simulated.cards import Card, find_card
 from vram.simulated.context import SimulatedCuda
+from vram.tracing import Describing, Frame, telling_frame
 from vram.units import format_bytes
 
 ATTENTIONS = ("sdpa", "eager")
@@ -70,6 +76,107 @@ def all_peaks(model_name: str, within: Callable[[], AbstractContextManager[objec
             gc.collect()
             torch.cuda.empty_cache()
     return found
+
+
+class Allocations:
+    """What was allocated inside `with`, on the card or on a simulated one: `sizes`, each with the lines that asked."""
+
+    def __init__(self, cuda: SimulatedCuda | None) -> None:
+        self._cuda = cuda
+        self.sizes: dict[int, list[str]] = {}
+
+    def __enter__(self) -> Self:
+        if self._cuda is None:
+            torch.cuda.memory._record_memory_history("all", context="alloc", stacks="python", max_entries=200_000)
+        else:
+            self._cuda.describe = Describing()
+            self._cuda.allocator.observer = self._note
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._cuda is None:
+            for entry in torch.cuda.memory._snapshot()["device_traces"][0]:
+                if entry["action"] == "alloc":
+                    frames = [Frame(each["filename"], each["line"], each["name"]) for each in entry["frames"]]
+                    self.sizes.setdefault(entry["size"], []).append(str(telling_frame(frames)))
+            torch.cuda.memory._record_memory_history(None)
+        else:
+            self._cuda.describe = self._cuda.allocator.observer = None
+
+    def _note(self, action: str, block: Block | None) -> None:
+        if action == "malloc" and block is not None:
+            line = f"{block.tag.op}, {block.tag.line}" if block.tag else "cuBLAS"
+            self.sizes.setdefault(block.requested, []).append(line)
+
+
+def allocations(model_name: str, cuda: SimulatedCuda | None) -> dict[str, dict[int, list[str]]]:
+    """Of an answer of 2 tokens that is not the first, by "attention, mode"."""
+    found = {}
+    for attention in ATTENTIONS:
+        with cuda or nullcontext():
+            loaded = load_pretrained_model(model_name, device="cuda:0", attn_implementation=attention)
+            tokenizer, model, processor, _ = loaded
+            question = next(each for each in embedded_questions(20) if each.image is not None)
+            answerer = Answerer(tokenizer, model, processor, max_new_tokens=2, min_new_tokens=2)
+            for mode in ("baseline", "himap"):
+                set_mode(model, mode)
+                answerer.answer(question)
+                with Allocations(cuda) as made:
+                    answerer.answer(question)
+                found[f"{attention}, {mode}"] = made.sizes
+            del loaded, tokenizer, model, processor, answerer
+            gc.collect()
+    return found
+
+
+def differences(
+    card: Mapping[str, Mapping[int, list[str]]], simulated: Mapping[str, Mapping[int, list[str]]]
+) -> list[dict[str, Any]]:
+    """Sizes that one side allocated more often, the most bytes first, at most ten for each "attention, mode"."""
+    rows = []
+    for what, ours in card.items():
+        theirs = simulated[what]
+        unequal = [
+            {"what": what, "bytes": size, "card": len(real), "simulated": len(told), "line": (real or told)[-1]}
+            for size in ours.keys() | theirs.keys()
+            if len(real := ours.get(size, [])) != len(told := theirs.get(size, []))
+        ]
+        rows += sorted(unequal, key=lambda row: -row["bytes"] * abs(row["card"] - row["simulated"]))[:10]
+    return rows
+
+
+# Query heads, key heads, queries, keys, head size, dtype, mask, causal: what LLaVA asks for, and others.
+KERNELS: dict[str, tuple[int, int, int, int, int, torch.dtype, str, bool]] = {
+    "prefill": (32, 32, 627, 627, 128, torch.float16, "", True),
+    "decode": (32, 32, 1, 628, 128, torch.float16, "", False),
+    "vision": (16, 16, 577, 577, 64, torch.float16, "", False),
+    "padded prefill": (32, 32, 627, 627, 128, torch.float16, "boolean", False),
+    "padded decode": (32, 32, 1, 628, 128, torch.float16, "boolean", False),
+    "mask of numbers": (32, 32, 627, 627, 128, torch.float16, "numbers", False),
+    "float32": (32, 32, 627, 627, 128, torch.float32, "", True),
+    "grouped heads": (32, 8, 627, 627, 128, torch.float16, "", True),
+    "grouped heads, padded": (32, 8, 627, 627, 128, torch.float16, "boolean", False),
+    "odd heads": (4, 4, 64, 64, 20, torch.float16, "", False),
+    "odd heads, padded": (4, 4, 64, 64, 20, torch.float16, "boolean", False),
+    "large heads": (4, 4, 64, 64, 256, torch.float16, "", False),
+    "causal, not square": (4, 4, 8, 64, 64, torch.float16, "", True),
+    "one key": (4, 4, 1, 1, 64, torch.float16, "", False),
+}
+
+
+def kernels(capability: tuple[int, int]) -> list[dict[str, str]]:
+    """Which kernel torch chooses on the card for scaled dot-product attention, beside the one the simulation takes."""
+    rows = []
+    for what, (heads, key_heads, queries, keys, size, dtype, masked, causal) in KERNELS.items():
+        q = torch.zeros(2, heads, queries, size, dtype=dtype, device="cuda:0")
+        k = torch.zeros(2, key_heads, keys, size, dtype=dtype, device="cuda:0")
+        kind = {"boolean": torch.bool, "numbers": dtype}.get(masked)
+        mask = None if kind is None else torch.ones(2, 1, queries, keys, dtype=kind, device="cuda:0")
+        grouped = heads != key_heads
+        chosen = torch._fused_sdp_choice(q, k, k, mask, 0.0, causal, enable_gqa=grouped)
+        predicted = kernel(capability, q, k, k, mask, is_causal=causal, grouped=grouped)
+        rows.append({"what": what, "predicted": predicted.name, "measured": SDPBackend(chosen).name})
+    return rows
 
 
 def compared(predicted: Figures, measured: Figures) -> list[dict[str, Any]]:
@@ -127,10 +234,16 @@ def judged(memory: Path | None) -> list[dict[str, Any]]:
 
 
 def show(evidence: Mapping[str, Any]) -> None:
+    for row in evidence["kernels"]:
+        if row["predicted"] != row["measured"]:
+            print(f"attention, {row['what']}: {row['predicted']} predicted, {row['measured']} measured")
     for row in evidence["peaks"]:
         predicted, measured = (format_bytes(row[f"{side}_bytes"]) for side in ("predicted", "measured"))
         sides = f"{predicted:>11} predicted {measured:>11} measured {row['error']:+.3%}"
         print(f"{row['what']:<34}{row['figure']:<11}{sides}")
+    for row in evidence["differences"]:
+        times = f"{row['card']} x on the card, {row['simulated']} x simulated"
+        print(f"{row['what']}: {format_bytes(row['bytes'])} {times}: {row['line']}")
     for mode in evidence["judged"]:
         channels = ", ".join(f"{name} {verdict}" for name, verdict in mode["channels"].items())
         print(f"{mode['mode']}: {mode['verdict']}, {mode['laps']} x {mode['samples']} runs; {channels}")
@@ -155,7 +268,9 @@ def main() -> int:
     rehearsed = options.rehearse is not None
     card = find_card(options.rehearse) if rehearsed else card_here()
     measured = all_peaks(options.model, lambda: SimulatedCuda(card) if rehearsed else nullcontext())
+    free_bytes, total_bytes = (0, 0) if rehearsed else torch.cuda.mem_get_info()
     predicted = all_peaks(options.model, lambda: SimulatedCuda(card))
+    made = allocations(options.model, SimulatedCuda(card) if rehearsed else None)
     evidence = {
         "schema": 1,
         "rehearsal": rehearsed,
@@ -164,10 +279,15 @@ def main() -> int:
             "torch": str(torch.__version__),
             "transformers": transformers.__version__,
             "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
             "python": sys.version.split()[0],
         },
         "model": options.model,
+        # What the card lacks beside PyTorch's segments, which were just given back: its context, where it is alone.
+        "context_bytes": None if rehearsed else total_bytes - free_bytes - torch.cuda.memory_reserved(),
+        "kernels": [] if rehearsed else kernels(card.compute_capability),
         "peaks": compared(predicted, measured),
+        "differences": differences(made, allocations(options.model, SimulatedCuda(card))),
         "judged": judged(options.memory),
         "seconds": {} if rehearsed else times(options.model),
     }

@@ -90,7 +90,9 @@ def test_simulated_and_profiled_peaks_are_equal_to_the_byte(case: str) -> None:
     with torch.inference_mode():
         run(model)
         gc.collect()
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        with torch.profiler.profile(
+            activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True, acc_events=True
+        ) as profiled:
             run(model)
     results = profiled.profiler.kineto_results  # type: ignore[union-attr]
     changes = [event.nbytes() for event in results.events() if event.name() == "[memory]"]
