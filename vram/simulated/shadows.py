@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,7 +44,8 @@ class Shadows:
 
     def __init__(self, mode: FakeTensorMode, token: int) -> None:
         self._mode, self.token = mode, token
-        self._spoiled: set[int] = set()  # storages of shadows that something unknown was written into
+        # By address, storages of shadows that something unknown was written into; others may lie there later.
+        self._spoiled: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def faked(self, value: Any) -> Any:
         """`value` with every real tensor made fake; what it held stays known."""
@@ -108,7 +110,11 @@ class Shadows:
             if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
                 shadow = getattr(value, _SHADOW, None)
                 if shadow is not None:
-                    self._spoiled.add(shadow.untyped_storage()._cdata)
+                    self._lose(shadow.untyped_storage())
+
+    def _lose(self, storage: torch.UntypedStorage) -> None:
+        address = storage._cdata
+        self._spoiled[address] = weakref.ref(storage, lambda _: self._spoiled.pop(address, None))
 
     def _or_unknown(self, func: Any, known: Any) -> Any:
         if known is not None:

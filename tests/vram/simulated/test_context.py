@@ -100,6 +100,17 @@ def test_values_follow_writes_and_are_lost_where_something_unknown_is_written() 
             numbers[5].item()
 
 
+def test_what_is_unknown_ends_with_its_tensor() -> None:
+    """New tensors may lie where lost ones lay, and have values of their own."""
+    with device():
+        lost = [torch.arange(6, device="cuda") for _ in range(50)]
+        for numbers in lost:
+            numbers[:1].copy_(torch.randn(1, device="cuda"))
+        del lost, numbers
+        new = [torch.arange(6, device="cuda") for _ in range(50)]
+        assert [numbers.tolist() for numbers in new] == [list(range(6))] * 50
+
+
 def test_what_depends_on_activations_is_refused_by_operation_and_line() -> None:
     """Never a guess: the message has the operation, the line, and the way out."""
     with device():

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
-from itertools import accumulate
+from functools import partial
+from itertools import accumulate, product
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ import torch
 from torch import nn
 
 import vram
+from llava.modes import MODES, set_mode
+from tests.himap.models import llava_inputs, random_llava
 from vram.simulated.cards import Card
 from vram.simulated.context import SimulatedCuda
 
@@ -47,6 +50,26 @@ def llama(attention: str) -> Any:
     return model
 
 
+def llava(mode: str, attention: str) -> Any:
+    model = random_llava()
+    model.set_attn_implementation(attention)
+    set_mode(model, mode, **({"custom_first_index": 1} if mode == "custom-fps" else {}))
+    return model
+
+
+def about_an_image(use_cache: bool) -> Callable[[Any], None]:
+    inputs = llava_inputs()
+
+    def run(model: Any) -> None:
+        pixels = inputs["pixel_values"].to(model.dtype)
+        options = {"min_new_tokens": 3, "max_new_tokens": 3, "do_sample": False, "use_cache": use_cache}
+        model.generate(**inputs | {"pixel_values": pixels}, **options)
+        model.model.reset_hmapv()  # what is remembered of the choice
+        model.model.reset_custom_selection()
+
+    return run
+
+
 def in_numbers(use_cache: bool) -> Callable[[Any], None]:
     def run(model: Any) -> None:
         model.generate(
@@ -63,6 +86,9 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "Llama, SDPA, cache": (lambda: llama("sdpa"), in_numbers(True)),
     "Llama, SDPA, no cache": (lambda: llama("sdpa"), in_numbers(False)),
 }
+for mode, attention, use_cache in product(MODES, ("eager", "sdpa"), (True, False)):
+    name = f"LLaVA, {mode}, {attention}, {'cache' if use_cache else 'no cache'}"
+    CASES[name] = partial(llava, mode, attention), about_an_image(use_cache)
 
 
 WAYS = [(torch.float32, torch.inference_mode), (torch.float32, torch.no_grad)]
@@ -82,7 +108,10 @@ def test_simulated_and_followed_peaks_are_equal_to_the_byte(case: str, dtype: to
     assert simulated_peak_bytes(build, run, dtype, inference) == followed.peak_bytes - followed.before_bytes
 
 
-@pytest.mark.parametrize("case", ["MLP", "Llama, eager, cache"])
+PROFILED = ["MLP", "Llama, eager, cache", *(case for case in CASES if "LLaVA" in case and "sdpa" in case)]
+
+
+@pytest.mark.parametrize("case", PROFILED)
 def test_simulated_and_profiled_peaks_are_equal_to_the_byte(case: str) -> None:
     """In float32, where no kernel of these takes scratch memory of its own."""
     build, run = CASES[case]
