@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava.checkpoint import empty_model
@@ -28,6 +29,9 @@ def llava_inputs(model: Any) -> dict[str, Any]:
     return {"input_ids": ids.to(DEVICE), "pixel_values": torch.zeros(1, 3, 336, 336).half().to(DEVICE)}
 
 
+@pytest.mark.skipif(
+    not transformers.__version__.startswith("5.23."), reason="measured with transformers 5.23, whose CLIP holds its own"
+)
 @pytest.mark.parametrize(
     ("attention", "use_cache", "expected"),
     [("eager", True, (13916.21, 13796.99, 13792.96)), ("sdpa", False, (13547.18, 13550.63))],
