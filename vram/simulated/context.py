@@ -42,7 +42,7 @@ class SimulatedCuda:
     decide (see `vram.simulated.shadows`). Where there is no room, `torch.OutOfMemoryError` says it in CUDA's words.
 
     Not modelled: several streams or threads, CUDA graphs, quantised kernels, scratch memory of kernels beside cuBLAS's
-    workspace, cuDNN's attention, backward passes (refused), settings of the allocator (refused).
+    workspace, backward passes (refused), settings of the allocator (refused).
     """
 
     def __init__(
