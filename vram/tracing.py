@@ -16,7 +16,7 @@ from typing import Any, Literal, Self
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vram.meters.hooks import hides_parts, hooked
+from vram.meters.hooks import hides_parts, hooked, in_parts
 from vram.meters.tensor import has_bytes
 
 BEFORE = -1  # the run of what was alive before the trace began
@@ -422,7 +422,7 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if hides_parts(func, args):
             with self:
-                return func.decompose(*args, **(kwargs or {}))
+                return in_parts(func, args, kwargs or {})
         op = func._schema.name.replace("::", ".")
         # torch.tensor and its kin make a tensor where no mode sees it, then lift it.
         met = "tensor from data" if op == "aten.lift_fresh" else f"first used by {op}"

@@ -134,11 +134,19 @@ def composite(func: Any) -> bool:
     """Whether an operation is made of others on every device.
 
     Under inference mode it reaches a dispatch mode whole, and hides what its parts allocate, unless it is taken apart
-    (`func.decompose`).
+    (`in_parts`).
     """
     return func.namespace == "aten" and bool(
         torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
     )
+
+
+def in_parts(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A `composite` operation as its C++ composes it, each part dispatched by itself.
+
+    `func.decompose` would rather take a decomposition written in Python, which allocates otherwise.
+    """
+    return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
 
 
 def hides_parts(func: Any, args: tuple[Any, ...]) -> bool:

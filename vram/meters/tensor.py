@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vram.meters.hooks import hides_parts, hooked
+from vram.meters.hooks import hides_parts, hooked, in_parts
 
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _COMPRESSED_ROWS = ("crow_indices", "col_indices", "values")
@@ -177,7 +177,7 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return NotImplemented
         if not (left := any(map(_dispatches, types))) and hides_parts(func, args):
             with self:
-                return func.decompose(*args, **(kwargs or {}))
+                return in_parts(func, args, kwargs or {})
         # Inputs first: one that is new to us was made before, or elsewhere, and is no work of this operation's.
         self._see_all(args)
         if kwargs:

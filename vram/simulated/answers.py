@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -11,20 +12,29 @@ from typing import Any
 import torch
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vram.simulated.allocator import CachingAllocator, Stat
 from vram.simulated.cards import Card
+from vram.simulated.shadows import Shadows
 
 _NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled"
+_ONE_STREAM = "simulated CUDA has one stream: several, events and graphs are not modelled"
+_NO_SUMMARY = "simulated CUDA has no figures by pool: see torch.cuda.memory_stats()"
+_EAGER = "simulated CUDA runs what torch.compile was given eagerly, and compiled code allocates otherwise"
+_FAST_PATH = (
+    "on a card nn.MultiheadAttention and nn.TransformerEncoder take a fused path, whose memory simulated CUDA does not "
+    "model: figures are those after torch.backends.mha.set_fastpath_enabled(False)"
+)
 
 
 @contextmanager
-def answering(card: Card, allocator: CachingAllocator, mode: FakeTensorMode) -> Iterator[None]:
+def answering(card: Card, allocator: CachingAllocator, mode: FakeTensorMode, shadows: Shadows) -> Iterator[None]:
     """Inside, questions about the GPU are answered from `card` and `allocator`; backward passes are refused.
 
-    Parameters of `mode` can be moved and cast.
+    Parameters of `mode`, whose values are in `shadows`, can be moved and cast.
     """
-    places = _answers(card, allocator) | {(torch.utils, "swap_tensors"): _swapping(mode)}
+    places = _answers(card, allocator) | {(torch.utils, "swap_tensors"): _swapping(mode, shadows)}
     for owner, name in places:
         if not hasattr(owner, name):
             raise RuntimeError(
@@ -40,16 +50,20 @@ def answering(card: Card, allocator: CachingAllocator, mode: FakeTensorMode) -> 
             setattr(owner, name, answer)
 
 
-def _swapping(mode: FakeTensorMode) -> Callable[..., None]:
+def _swapping(mode: FakeTensorMode, shadows: Shadows) -> Callable[..., None]:
     """`torch.utils.swap_tensors`, by which `Module.to` moves fake parameters, and which refuses what is weakly held."""
     swap = torch.utils.swap_tensors
     memo = mode.fake_tensor_converter.meta_converter.tensor_memo  # what the mode knows its tensors by
 
     def swapping(first: torch.Tensor, second: torch.Tensor) -> None:
         memo.clear()
-        swap(first, second)  # type: ignore[no-untyped-call]
+        with shadows.swapping(first, second):
+            swap(first, second)  # type: ignore[no-untyped-call]
 
     return swapping
+
+
+_STATS = {"allocations": "allocation", "segments": "segment"}  # by our names, torch's
 
 
 def memory_stats(allocator: CachingAllocator) -> dict[str, int]:
@@ -57,6 +71,7 @@ def memory_stats(allocator: CachingAllocator) -> dict[str, int]:
     stats = allocator.stats
     figures: dict[str, int] = {"num_alloc_retries": stats.alloc_retries, "num_ooms": stats.ooms}
     for name, figure in vars(stats).items():
+        name = _STATS.get(name, name)
         if isinstance(figure, Stat):
             figures[f"{name}.all.current"], figures[f"{name}.all.peak"] = figure.current, figure.peak
     return figures
@@ -68,8 +83,17 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         name=card.name, total_memory=card.total_bytes, major=major, minor=minor, uuid="simulated"
     )
 
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise NotImplementedError(_NO_BACKWARD)
+    def refuse(why: str) -> Callable[..., Any]:
+        def refusing(*_: Any, **__: Any) -> Any:
+            raise NotImplementedError(why)
+
+        return refusing
+
+    def only_one(device: Any) -> int:
+        index = device if type(device) is int else torch.device(device).index
+        if index not in (None, -1, 0):
+            raise RuntimeError(f"CUDA error: invalid device ordinal: {device}, of one simulated card")
+        return 0
 
     def always(value: Any) -> Callable[..., Any]:
         return lambda *_, **__: value
@@ -79,7 +103,10 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "is_available": always(True),
         "device_count": always(1),
         "current_device": always(0),
-        "set_device": always(None),
+        "is_initialized": always(True),
+        "set_device": only_one,
+        "_exchange_device": only_one,
+        "_maybe_exchange_device": only_one,
         "synchronize": always(None),
         "get_rng_state": always(None),  # nothing is drawn
         "set_rng_state": always(None),
@@ -87,20 +114,94 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "get_device_name": always(card.name),
         "get_device_capability": always(card.compute_capability),
         "is_bf16_supported": always(card.compute_capability >= (8, 0)),
-        "mem_get_info": lambda *_: (allocator.free_bytes, card.total_bytes),
-        "memory_allocated": lambda *_: allocator.stats.allocated_bytes.current,
-        "max_memory_allocated": lambda *_: allocator.stats.allocated_bytes.peak,
-        "memory_reserved": lambda *_: allocator.stats.reserved_bytes.current,
-        "max_memory_reserved": lambda *_: allocator.stats.reserved_bytes.peak,
-        "memory_stats": lambda *_: memory_stats(allocator),
-        "reset_peak_memory_stats": lambda *_: allocator.reset_peak(),
+        "mem_get_info": lambda *_, **__: (allocator.free_bytes, card.total_bytes),
+        "memory_allocated": lambda *_, **__: allocator.stats.allocated_bytes.current,
+        "max_memory_allocated": lambda *_, **__: allocator.stats.allocated_bytes.peak,
+        "memory_reserved": lambda *_, **__: allocator.stats.reserved_bytes.current,
+        "max_memory_reserved": lambda *_, **__: allocator.stats.reserved_bytes.peak,
+        "memory_stats": lambda *_, **__: memory_stats(allocator),
+        "reset_peak_memory_stats": lambda *_, **__: allocator.reset_peak(),
+        "reset_max_memory_allocated": lambda *_, **__: allocator.reset_peak(),
+        "memory_snapshot": lambda *_, **__: allocator.snapshot()["segments"],
+        "memory_summary": refuse(_NO_SUMMARY),
         "empty_cache": allocator.empty_cache,
     }
     places: dict[tuple[Any, str], Callable[..., Any]] = {(torch.cuda, name): answer for name, answer in cuda.items()}
-    places |= {(torch.autograd, "backward"): refuse, (torch.autograd, "grad"): refuse}
+    # What is said there is also asked for there, and by functions that were imported before.
+    memory = torch.cuda.memory
+    places |= {(memory, name): answer for name, answer in cuda.items() if hasattr(memory, name)}
+    for name in ("Stream", "Event", "CUDAGraph"):
+        places[torch.cuda, name] = _refused_class(getattr(torch.cuda, name), _ONE_STREAM)
+    for name in ("current_stream", "default_stream"):
+        places[torch.cuda, name] = refuse(_ONE_STREAM)
+    places |= {(torch.autograd, "backward"): refuse(_NO_BACKWARD), (torch.autograd, "grad"): refuse(_NO_BACKWARD)}
+    places |= {
+        (torch, "compile"): _eagerly,
+        (torch.backends.cudnn, "is_acceptable"): always(False),  # of recurrent networks, which are refused
+        (torch.overrides, "has_torch_function"): _telling_of_the_fast_path(torch.overrides.has_torch_function),
+        (torch.nn.init, "_no_grad_trunc_normal_"): _drawn,
+        (torch._C._nn, "_parse_to"): _with_numbers(torch._C._nn._parse_to),
+    }
+    safetensors = sys.modules.get("safetensors.torch")
+    if safetensors is not None:  # would write to addresses that fake tensors have not
+        places[safetensors, "load_file"] = _loaded_first(safetensors.load_file)
     places[fake_tensor, "init_gpu_context"] = always(None)  # there is no GPU to wake, or it is none of ours
     # transformers builds masks for fake tensors that no real run has: it must take these for real.
     their_checks = sys.modules.get("transformers.utils.import_utils")
     if their_checks is not None:
         places[their_checks, "is_fake_tensor"] = always(False)
     return places
+
+
+def _refused_class(own: Any, why: str) -> Any:
+    """Of the name and kind of `own`, so that it can be asked for, and none can be made."""
+
+    def refusing(*_: Any, **__: Any) -> Any:
+        raise NotImplementedError(why)
+
+    return type(own.__name__, (own,), {"__new__": refusing})
+
+
+def _eagerly(model: Any = None, **_: Any) -> Any:
+    """`torch.compile`, also as a decorator."""
+    warnings.warn(_EAGER, stacklevel=2)
+    return model if model is not None else lambda function: function
+
+
+def _telling_of_the_fast_path(asked: Callable[..., bool]) -> Callable[..., bool]:
+    """Modules ask it last before they take the fused path: only since a simulation looks on they do not."""
+
+    def telling(tensors: Any) -> bool:
+        if sys._getframe(1).f_globals["__name__"].startswith("torch.nn.modules.") and not torch.is_grad_enabled():
+            warnings.warn(_FAST_PATH, stacklevel=2)
+        return asked(tensors)
+
+    return telling
+
+
+def _drawn(tensor: torch.Tensor, mean: float = 0.0, std: float = 1.0, *_: Any, **__: Any) -> torch.Tensor:
+    """`trunc_normal_` draws until all values fit, which depends on them."""
+    with torch.no_grad():
+        return tensor.normal_(mean, std)
+
+
+def _with_numbers(parse: Callable[..., Any]) -> Callable[..., Any]:
+    """`Module.to(0)` is `Module.to("cuda:0")`."""
+
+    def parsing(*args: Any, **kwargs: Any) -> Any:
+        if args and type(args[0]) is int:
+            args = (torch.device("cuda", args[0]), *args[1:])
+        return parse(*args, **kwargs)
+
+    return parsing
+
+
+def _loaded_first(load_file: Callable[..., Any]) -> Callable[..., Any]:
+    """Real tensors, which become fake where they are used; on the card at once where it is asked for."""
+
+    def loading(filename: Any, device: Any = "cpu") -> Any:
+        with _disable_current_modes():
+            loaded = load_file(filename)
+        return {name: tensor.to(device) for name, tensor in loaded.items()}
+
+    return loading

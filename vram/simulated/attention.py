@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,9 +11,10 @@ from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vram.meters.hooks import composite
+from vram.meters.hooks import composite, in_parts
 
 _aten = torch.ops.aten
+_attention = torch.nn.functional.scaled_dot_product_attention
 _CUDNN, _FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
 _EFFICIENT, _MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
 # What torch tries, from the first to the last: in general, and where it prefers cuDNN. It settles that once in a
@@ -38,9 +39,19 @@ class FusedAttention(TorchFunctionMode):
         super().__init__()
         self._capability = compute_capability
 
+    def __enter__(self) -> Self:
+        # By name too: functions that modes see whole, as `multi_head_attention_forward`, are run without modes.
+        self._before = torch.nn.functional.scaled_dot_product_attention
+        torch.nn.functional.scaled_dot_product_attention = self._attend
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *exc_info: Any) -> None:
+        torch.nn.functional.scaled_dot_product_attention = self._before
+        super().__exit__(*exc_info)  # type: ignore[no-untyped-call]
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.nn.functional.scaled_dot_product_attention:
+        if func is _attention:
             return self._attend(*args, **kwargs)
         return func(*args, **kwargs)
 
@@ -57,9 +68,10 @@ class FusedAttention(TorchFunctionMode):
     ) -> Tensor:
         q, k, v, mask = query, key, value, attn_mask
         if q.device.type != "cuda":
-            return torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-            )
+            return _attention(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if torch.is_autocast_enabled("cuda"):
+            q, k, v = _cast(q), _cast(k), _cast(v)
+            mask = None if mask is None else _cast(mask)
         chosen = kernel(self._capability, q, k, v, mask, dropout_p=dropout_p, is_causal=is_causal, grouped=enable_gqa)
         if mask is not None and mask.dtype == torch.bool:
             mask = torch.where(mask, 0.0, torch.scalar_tensor(float("-inf"), dtype=q.dtype, device=mask.device))
@@ -166,6 +178,13 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_causal: bool, s
     return out[..., :size] if pad else out
 
 
+def _cast(tensor: Tensor) -> Tensor:
+    """As autocast does."""
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype("cuda"))
+
+
 def _aligned(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     """The mask as the memory-efficient kernel takes it: expanded, with aligned rows; a copy where they are not."""
     if mask is None:
@@ -186,7 +205,7 @@ class _MathOnCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return _safe_softmax(*args)
         if composite(func):
             with self:
-                return func.decompose(*args, **(kwargs or {}))
+                return in_parts(func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
 

@@ -7,17 +7,17 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import _VF, Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from vram.meters.hooks import composite
+from vram.meters.hooks import composite, hooked, in_parts
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory
 from vram.simulated.answers import answering
 from vram.simulated.attention import FusedAttention
@@ -30,6 +30,9 @@ TOKEN = 7  # what argmax and multinomial choose: no end of a sentence, in any to
 _TESTED = ("2.11", "2.13")
 _SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _aten = torch.ops.aten
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+_RECURRENT = {_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu}
+_MASKED = {_aten.index.Tensor, _aten.masked_select.default}
 _MATMULS = {_aten.mm.default, _aten.bmm.default, _aten.addmm.default, _aten.baddbmm.default, _aten.addbmm.default}
 _WORKSPACE_BYTES = 8_519_680
 _HOPPER_WORKSPACE_BYTES = 32 * 2**20  # compute capability 9.0, 10.0, 12.0
@@ -61,6 +64,8 @@ class SimulatedCuda:
         # If set, called with an operation's name and its result wherever a storage is taken: the tag of its block.
         self.describe: Callable[[str, Tensor], object] | None = None
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        # Its tensors have it among their attributes, which a copy of a module copies.
+        self._mode.__deepcopy__ = lambda _: self._mode  # type: ignore[attr-defined]
         self._shadows = Shadows(self._mode, token)
         self._blocks: dict[int, tuple[int, Block]] = {}  # by storage address: bytes, block
         self._ends: dict[int, weakref.ref[Any]] = {}
@@ -71,12 +76,13 @@ class SimulatedCuda:
     def __enter__(self) -> Self:
         if self._depth == 0:
             with ExitStack() as stack:
+                stack.enter_context(hooked(self))
                 stack.enter_context(cuda_guard())
                 # First: entered on a card, fake tensors would try to initialise it.
                 stack.enter_context(self._mode)
-                stack.enter_context(answering(self.card, self.allocator, self._mode))
+                stack.enter_context(answering(self.card, self.allocator, self._mode, self._shadows))
                 stack.enter_context(_Follow(self))
-                stack.enter_context(_Indexed())
+                stack.enter_context(_Indexed(self._shadows))
                 stack.enter_context(FusedAttention(self.card.compute_capability))
                 self._modes = stack.pop_all()
         self._depth += 1
@@ -87,21 +93,60 @@ class SimulatedCuda:
         if self._depth == 0:
             self._modes.close()
 
+    def following(self) -> AbstractContextManager[object]:
+        """In another thread, around every operation: its tensors are the card's too."""
+        stack = ExitStack()
+        stack.enter_context(self._mode)
+        stack.enter_context(_Follow(self))
+        return stack
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage changed its size without an operation."""
+        address, n_bytes = storage._cdata, storage.nbytes()
+        known = self._blocks.get(address)
+        if known is not None and known[0] != n_bytes:
+            self._blocks[address] = n_bytes, self._take(n_bytes)
+            self.allocator.free(known[1])
+
+    def take_workspace(self) -> None:
+        """cuBLAS takes its workspace now, and not at the first matrix product: no figure depends on who comes first."""
+        if self._wants_workspace:
+            self._wants_workspace = False  # it stays for good, as no tensor's
+            hopper = self.card.compute_capability in ((9, 0), (10, 0), (12, 0))
+            self._take(_HOPPER_WORKSPACE_BYTES if hopper else _WORKSPACE_BYTES)
+
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operation: its result is followed, and its storage taken from the allocator."""
         if any(not isinstance(tensor, FakeTensor) for tensor in tensors((args, kwargs))):
             args, kwargs = self._shadows.faked(args), self._shadows.faked(kwargs)
+        if func in _MASKED:
+            func, args = self._by_index(func, args)
         result = self._shadows.run(func, args, kwargs)
         for tensor in tensors(result):
             self._see(tensor, func)
         if self._wants_workspace and func in _MATMULS and any(each.device == self.device for each in tensors(result)):
-            self._wants_workspace = False  # it stays for good, as no tensor's
-            hopper = self.card.compute_capability in ((9, 0), (10, 0), (12, 0))
-            self._take(_HOPPER_WORKSPACE_BYTES if hopper else _WORKSPACE_BYTES)
+            self.take_workspace()
         return result
+
+    def _by_index(self, func: Any, args: Any) -> tuple[Any, Any]:
+        """Boolean indexing with masks that are known, as a card does it: by where they are true."""
+        if func is _aten.masked_select.default:
+            shape = torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call]
+            mask = self._shadows.run(_aten.expand.default, (args[1], shape), {})
+            args = self._shadows.run(_aten.expand.default, (args[0], shape), {}), [mask]
+        indices: list[Tensor | None] = []
+        for index in args[1]:
+            if index is not None and index.dtype in (torch.bool, torch.uint8) and self._shadows.of(index) is not None:
+                places = self.run(_aten.nonzero.default, (index,), {})
+                indices.extend(self._shadows.run(_aten.select.int, (places, 1, dim), {}) for dim in range(index.dim()))
+            else:
+                indices.append(index)
+        return _aten.index.Tensor, (args[0], indices, *args[2:])
 
     def _see(self, tensor: Tensor, func: Any) -> None:
         if tensor.device != self.device:
+            if tensor.device.type == "cuda":  # in torch's words
+                raise RuntimeError(f"CUDA error: invalid device ordinal: {tensor.device}, of one simulated card")
             return
         try:
             storage = tensor.untyped_storage()
@@ -136,7 +181,9 @@ class SimulatedCuda:
 @functools.cache
 def simulated_cuda(card: str) -> SimulatedCuda:
     """The one simulated device of that card in this process; made when it is first asked for."""
-    return SimulatedCuda(card)
+    cuda = SimulatedCuda(card)
+    cuda.take_workspace()
+    return cuda
 
 
 class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -147,24 +194,48 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if composite(func):
             with self:  # what it is made of is what allocates
-                return func.decompose(*args, **(kwargs or {}))
+                return in_parts(func, args, kwargs or {})
         return self._cuda.run(func, args, kwargs or {})
 
 
 class _Indexed(TorchFunctionMode):
-    """ "cuda" is cuda:0: a torch without CUDA would take it for the meta device, in silence."""
+    """ "cuda" and 0 are cuda:0: a torch without CUDA would take the one for the meta device, in silence."""
+
+    def __init__(self, shadows: Shadows) -> None:
+        super().__init__()
+        self._shadows = shadows
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.device:
             return _with_index(func(*args, **kwargs))
         if func is torch.Tensor.cuda:
-            return args[0].to(DEVICE)
-        if kwargs.get("device") == "cuda":
-            kwargs["device"] = DEVICE
+            asked = kwargs.pop("device", None) if len(args) < 2 else args[1]
+            return args[0].to(_cuda_device(asked), *args[2:], **kwargs)
+        if func in _RECURRENT and args[0].device.type == "cuda":
+            raise NotImplementedError(f"simulated CUDA does not model cuDNN's {func.__name__}: measure on a GPU")
+        if func is torch.Tensor.__deepcopy__:
+            with warnings.catch_warnings():  # it asks for an address, which torch warns of
+                warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+                return func(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if func == _SET_DATA:
+            self._shadows.replace(*args)
+        if func in (torch.tensor, torch.as_tensor) and isinstance(args[0], list | tuple):
+            args = tree_map_only(Tensor, lambda each: each.item() if each.dim() == 0 else each, args[0]), *args[1:]
+        if type(asked := kwargs.get("device")) is int or asked == "cuda":
+            kwargs["device"] = _cuda_device(asked)
+        if func is torch.Tensor.to and len(args) > 1 and type(args[1]) is int:
+            args = (args[0], _cuda_device(args[1]), *args[2:])
         args = tuple(DEVICE if isinstance(value, str) and value == "cuda" else value for value in args)
         args, kwargs = tree_map_only(torch.device, _with_index, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _cuda_device(asked: Any) -> torch.device:
+    """What `cuda(asked)`, `to(asked)` of a number and `device=asked` mean."""
+    if asked is None:
+        return DEVICE
+    return torch.device("cuda", asked) if type(asked) is int else _with_index(torch.device(asked))
 
 
 def _with_index(device: torch.device) -> torch.device:

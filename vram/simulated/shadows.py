@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map, tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
 
 _aten = torch.ops.aten
 _MOST_ELEMENTS = 2**20
@@ -25,8 +27,8 @@ _KINDS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.u
 _FACTORIES = {
     f"aten::{name}" for name in ("arange", "empty", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros")
 }
-_DRAWN = {f"aten::{name}" for name in ("randint", "randperm")}  # small random integers are drawn for real
-_SHADOW = "_vram_shadow"
+_DRAWN = {f"aten::{name}" for name in ("randint", "randperm", "random_")}  # small random integers are drawn for real
+_REINTERPRETING = {_aten.view.dtype}
 _CPU = torch.device("cpu")
 
 
@@ -44,6 +46,10 @@ class Shadows:
 
     def __init__(self, mode: FakeTensorMode, token: int) -> None:
         self._mode, self.token = mode, token
+        # Not among the tensors' own attributes, which a copy of a module copies.
+        self._values: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
+        # Real tensors that were met: the fake one, and what they held.
+        self._outside: MutableMapping[Tensor, tuple[Tensor, Tensor]] = WeakIdKeyDictionary()
         # By address, storages of shadows that something unknown was written into; others may lie there later.
         self._spoiled: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -62,21 +68,29 @@ class Shadows:
             device = next((tensor.device for tensor in tensors((args, kwargs))), _CPU)
             return self._made(self._or_unknown(func, known), device)
         self._attach(func, result, known)
+        if func in _REINTERPRETING and self.of(result) is None:
+            self._lose(args[0])  # what is written through the one is not seen in the other
         return result
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """What `tensor` holds, on the CPU; None where that is not known."""
-        value: Tensor | None = getattr(tensor, _SHADOW, None)
+        value: Tensor | None = self._values.get(tensor)
         return None if value is None or value.untyped_storage()._cdata in self._spoiled else value
 
     def _fake(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor):
             return tensor
-        fake = self._mode.from_tensor(tensor)
+        if not _worth(tensor.dtype, tensor.numel()):
+            return self._mode.from_tensor(tensor)
         with _disable_current_modes():
-            value = tensor.detach().clone() if _worth(tensor.dtype, tensor.numel()) else None
-        if value is not None:
-            setattr(fake, _SHADOW, value)
+            held = tensor.detach()
+            known = self._outside.get(tensor)
+            if known is not None and torch.equal(known[1], held):
+                return known[0]  # and what was written into it here
+            held, value = held.clone(), held.clone()
+        fake = self._mode.from_tensor(tensor)
+        self._values[fake] = value
+        self._outside[tensor] = fake, held
         return fake
 
     def _on_values(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -86,7 +100,7 @@ class Shadows:
         known = all(value is not None for value in values) if found else _plain_factory(func, args, kwargs)
         seeded = torch.Tag.nondeterministic_seeded in func.tags and func._schema.name not in _DRAWN
         if not known or seeded:
-            self._spoil(func, args)
+            self._spoil(func, args, kwargs)
             return None
         real_args, real_kwargs = tree_map(self._real, (args, kwargs))
         if "device" in real_kwargs:
@@ -96,7 +110,7 @@ class Shadows:
             try:
                 return func(*real_args, **real_kwargs)
             except (NotImplementedError, RuntimeError):
-                self._spoil(func, args)
+                self._spoil(func, args, kwargs)
                 return None
 
     def _real(self, value: Any) -> Any:
@@ -104,17 +118,37 @@ class Shadows:
             return self.of(value)
         return _CPU if isinstance(value, torch.device) else value
 
-    def _spoil(self, func: Any, args: Any) -> None:
-        """What is written into with something unknown is not known any more, nor is any view of it."""
-        for argument, value in zip(func._schema.arguments, args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(value, Tensor):
-                shadow = getattr(value, _SHADOW, None)
-                if shadow is not None:
-                    self._lose(shadow.untyped_storage())
+    def replace(self, tensor: Tensor, data: Tensor) -> None:
+        """`tensor.data = data`, which is no operation."""
+        value = self.of(data)
+        if value is None:
+            self._values.pop(tensor, None)
+        else:
+            self._values[tensor] = value
 
-    def _lose(self, storage: torch.UntypedStorage) -> None:
-        address = storage._cdata
-        self._spoiled[address] = weakref.ref(storage, lambda _: self._spoiled.pop(address, None))
+    @contextmanager
+    def swapping(self, first: Tensor, second: Tensor) -> Iterator[None]:
+        """Around the swap of two tensors' contents, which tensors that are weakly held refuse."""
+        before = self._values.pop(first, None), self._values.pop(second, None)
+        yield
+        for tensor, value in zip((second, first), before, strict=True):
+            if value is not None:
+                self._values[tensor] = value
+
+    def _spoil(self, func: Any, args: Any, kwargs: Any) -> None:
+        """What is written into with something unknown is not known any more, nor is any view of it."""
+        for position, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written = args[position] if position < len(args) else kwargs.get(argument.name)
+                for tensor in tensors(written):
+                    self._lose(tensor)
+
+    def _lose(self, tensor: Tensor) -> None:
+        value = self._values.get(tensor)
+        if value is not None:
+            storage = value.untyped_storage()
+            address = storage._cdata
+            self._spoiled[address] = weakref.ref(storage, lambda _: self._spoiled.pop(address, None))
 
     def _or_unknown(self, func: Any, known: Any) -> Any:
         if known is not None:
@@ -131,7 +165,7 @@ class Shadows:
         if isinstance(value, Tensor):
             fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
             if _worth(value.dtype, value.numel()):
-                setattr(fake, _SHADOW, value)
+                self._values[fake] = value
             return fake
         return type(value)(self._made(each, device) for each in value) if isinstance(value, list | tuple) else value
 
@@ -142,7 +176,7 @@ class Shadows:
         elif isinstance(result, Tensor):
             value = self._assumed(func, result) if known is None else known
             if isinstance(value, Tensor) and value.shape == result.shape and _worth(value.dtype, value.numel()):
-                setattr(result, _SHADOW, value)
+                self._values[result] = value
 
     def _assumed(self, func: Any, result: Tensor) -> Tensor | None:
         if result.dtype != torch.int64 or not _worth(result.dtype, result.numel()):

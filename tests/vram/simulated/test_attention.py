@@ -19,6 +19,7 @@ HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32
 CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
 EFFICIENT, MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
 VOLTA, AMPERE, HOPPER = (7, 0), (8, 0), (9, 0)
+FLASH_RESULTS = 5  # the result, its sums, and what dropout draws
 attend = torch.nn.functional.scaled_dot_product_attention
 
 
@@ -147,6 +148,20 @@ def test_what_each_kernel_takes() -> None:
             ("constant_pad_nd", size * 2 * 52 * 56),
             ("efficient_attention", size * result),
         ]
+
+
+def test_attention_within_other_functions_and_autocast_runs_the_same_kernel() -> None:
+    """`nn.MultiheadAttention` calls it where no mode looks on; autocast makes it half precision, so flash."""
+    with SimulatedCuda(Card("test", 2**30, AMPERE, context_bytes=0)) as cuda, torch.no_grad():
+        taken: list[str] = []
+        cuda.describe = lambda name, _: taken.append(name)
+        layer = torch.nn.MultiheadAttention(64, 4, batch_first=True, device="cuda", dtype=HALF)
+        q = torch.zeros(1, 4, 8, 16, device="cuda")
+        layer(*[torch.zeros(1, 8, 64, device="cuda", dtype=HALF)] * 3, need_weights=False)
+        with torch.autocast("cuda", HALF):
+            assert attend(q, q, q).dtype == HALF
+        assert taken.count("aten._scaled_dot_product_flash_attention") == 2 * FLASH_RESULTS
+    assert torch.nn.functional.scaled_dot_product_attention is attend
 
 
 @pytest.mark.parametrize("dtype", [FLOAT, BRAIN])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 from torch._subclasses import fake_tensor
+from torch.cuda import max_memory_allocated
 
 import vram
 from vram.meters.simulated import SimulatedCudaMeter
@@ -59,6 +64,9 @@ MOVES: dict[str, Callable[[Any], Any]] = {
     "to a device without an index": lambda it: it.to(torch.device("cuda")),
     "to device=": lambda it: it.to(device="cuda"),
     "cuda()": lambda it: it.cuda(),
+    "to 0": lambda it: it.to(0),
+    "cuda(0)": lambda it: it.cuda(0),
+    "a copy of it": lambda it: copy.deepcopy(it.cuda()),
     "cast and moved": lambda it: it.to("cuda:0", torch.float16),
     "half": lambda it: it.cuda().half(),
 }
@@ -98,6 +106,119 @@ def test_values_follow_writes_and_are_lost_where_something_unknown_is_written() 
         numbers[:1].copy_(torch.randn(1, device="cuda"))
         with pytest.raises(UnknownValue, match=r"test_context\.py:\d+ test_values_follow.* depends on activations"):
             numbers[5].item()
+
+
+WRITES: dict[str, Callable[[torch.Tensor, torch.Tensor], object]] = {
+    "in place": lambda numbers, unknown: numbers.add_(unknown),
+    "out=": lambda numbers, unknown: torch.add(numbers, unknown, out=numbers),
+    "many at once": lambda numbers, unknown: torch._foreach_add_([numbers], [unknown]),
+    "data": lambda numbers, unknown: setattr(numbers, "data", unknown),
+    "as another dtype": lambda numbers, unknown: numbers.view(torch.float64).copy_(unknown),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_what_is_written_is_never_the_old_value(write: Callable[[torch.Tensor, torch.Tensor], object]) -> None:
+    """However the unknown comes into a tensor."""
+    with device():
+        numbers, unknown = torch.arange(60, device="cuda"), torch.randn(60, device="cuda").long()
+        write(numbers, unknown)
+        with pytest.raises(UnknownValue):
+            numbers[0].item()
+
+
+def test_writes_into_a_tensor_from_outside_are_kept() -> None:
+    """As long as it is not changed outside, which counts then."""
+    counter = torch.tensor([1, 2, 3])
+    cuda = device()
+    with cuda:
+        counter[0] = 7
+        assert counter.cuda().tolist() == [7, 2, 3]
+    counter[2] = 9
+    with cuda:
+        assert counter.cuda().tolist() == [1, 2, 9]
+
+
+def test_known_masks_choose() -> None:
+    """Of unknown values too: a card needs the mask alone to know how many."""
+    with device():
+        values, mask = torch.randn(4, 3, device="cuda"), torch.tensor([True, False, True, True], device="cuda")
+        assert values[mask].shape == (3, 3)
+        assert values[mask, 1].shape == (3,)
+        assert torch.masked_select(values, mask[:, None]).shape == (9,)
+        assert torch.arange(4, device="cuda")[mask].tolist() == [0, 2, 3]
+
+
+def test_random_numbers_that_programs_ask_for_are_drawn() -> None:
+    """A data loader's seed; and what is drawn until it fits, as some models' first weights, is taken to fit."""
+    numbers = torch.utils.data.TensorDataset(torch.arange(10))
+    with device():
+        assert [len(batch) for (batch,) in torch.utils.data.DataLoader(numbers, batch_size=4)] == [4, 4, 2]
+        assert nn.init.trunc_normal_(torch.empty(4, 4, device="cuda")).shape == (4, 4)
+        assert torch.tensor([torch.arange(3, device="cuda")[1], 5]).tolist() == [1, 5]
+
+
+def test_another_card_than_the_one_is_refused() -> None:
+    """Never counted as nothing."""
+    with device():
+        for ask in (
+            lambda: torch.zeros(3, device="cuda:1"),
+            lambda: torch.zeros(3).to("cuda:1"),
+            lambda: torch.zeros(3).cuda(1),
+            lambda: torch.cuda.set_device(1),
+        ):
+            with pytest.raises(RuntimeError, match="invalid device ordinal"):
+                ask()
+
+
+def test_other_threads_are_followed() -> None:
+    """What they make and run is the card's; so is a storage that is resized by hand."""
+    with device() as cuda:
+        first, made = torch.zeros(16, 16, device="cuda"), []
+        before = cuda.allocator.requested_bytes
+        thread = threading.Thread(target=lambda: made.extend([first + 1, torch.zeros(100, device="cuda")]))
+        thread.start()
+        thread.join()
+        assert cuda.allocator.requested_bytes - before == first.nbytes + 400
+        first.untyped_storage().resize_(0)
+        assert cuda.allocator.requested_bytes - before == 400
+
+
+def test_what_torch_s_functions_say_they_say_however_they_are_reached() -> None:
+    """Imported before, in `torch.cuda.memory`, and by the names that `memory_stats` has on a card."""
+    with device() as cuda:
+        kept = torch.zeros(1000, device="cuda")
+        assert max_memory_allocated() == torch.cuda.memory.max_memory_allocated() == cuda.allocator.allocated_bytes
+        stats = torch.cuda.memory_stats(device="cuda:0")
+        assert (stats["allocation.all.current"], stats["segment.all.peak"]) == (1, 1)
+        assert sum(segment["total_size"] for segment in torch.cuda.memory_snapshot()) == 2 * MiB
+        with torch.cuda.device(0):
+            assert torch.cuda.current_device() == kept.get_device() == 0
+
+
+def test_what_it_does_not_model_it_says() -> None:
+    """cuDNN's recurrent networks, streams, compiled code and the encoder's fused path: never a wrong figure in
+    silence."""
+    encoder = nn.TransformerEncoderLayer(16, 2, batch_first=True).eval()
+    with device(), torch.inference_mode():
+        x = torch.zeros(1, 4, 16, device="cuda")
+        with pytest.raises(NotImplementedError, match="cuDNN's lstm"):
+            nn.LSTM(16, 16).cuda()(x)
+        with pytest.raises(NotImplementedError, match="one stream"):
+            torch.cuda.Stream()
+        with pytest.warns(UserWarning, match="compiled code allocates otherwise"):
+            torch.compile(nn.Linear(16, 16).cuda())(x)
+        with pytest.warns(UserWarning, match="set_fastpath_enabled"):
+            encoder.cuda()(x)
+
+
+def test_weights_of_a_file_come_to_the_card(tmp_path: Path) -> None:
+    """safetensors reads them for real, first."""
+    safetensors.torch.save_file({"weight": torch.ones(4, 4)}, tmp_path / "model.safetensors")
+    with device() as cuda:
+        loaded = safetensors.torch.load_file(tmp_path / "model.safetensors", device="cuda:0")
+        assert loaded["weight"].device == DEVICE
+        assert cuda.allocator.requested_bytes == 64
 
 
 def test_what_is_unknown_ends_with_its_tensor() -> None:
