@@ -277,3 +277,26 @@ def test_a_storage_at_the_address_of_a_freed_one_is_new() -> None:
     assert leftovers.lines()[0].startswith("  60 float32 [10], 2.34 KiB, held by: ")
     del kept
     assert leftovers.lines() == []
+
+
+@pytest.mark.filterwarnings("ignore:simulated CUDA is tested with torch")
+def test_the_first_matrix_product_of_a_simulated_card_is_no_leak(pytester: pytest.Pytester) -> None:
+    """cuBLAS's workspace is no test's own, whichever test comes first, and no part of its limit."""
+    pytester.makepyfile(
+        """
+        import pytest, torch
+
+        @pytest.mark.vram_leak_free
+        @pytest.mark.vram_limit("3 KiB")
+        def test_product(vram):
+            matrix = torch.zeros(16, 16, device=vram.torch_device)
+            matrix @ matrix
+
+        @pytest.mark.vram_leak_free
+        def test_leak(vram, request):
+            request.config.kept = torch.zeros(1000, device=vram.torch_device)
+        """
+    )
+    result = pytester.runpytest_inprocess("--vram-device", "simulated", "--vram-card", "23.5GiB")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines("*keeps 4,000 B*")
