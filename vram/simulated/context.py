@@ -27,7 +27,7 @@ from vram.simulated.shadows import Shadows, tensors
 
 DEVICE = torch.device("cuda", 0)
 TOKEN = 7  # what argmax and multinomial choose: no end of a sentence, in any tokenizer we know of
-_TESTED = ("2.11", "2.13")
+_TESTED = ("2.11", "2.13", "2.14")
 _SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _aten = torch.ops.aten
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
@@ -247,7 +247,7 @@ def _warn_untested() -> None:
     version = ".".join(str(torch.__version__).split(".")[:2])
     if version not in _TESTED:
         warnings.warn(
-            f"simulated CUDA is tested with torch {' and '.join(_TESTED)}, not {torch.__version__}: unchecked are fake "
+            f"simulated CUDA is tested with torch {', '.join(_TESTED)}, not {torch.__version__}: unchecked are fake "
             "tensors, the dispatch of composite operations and the allocator's rules",
             stacklevel=4,
         )
