@@ -16,8 +16,9 @@ from llava.hf_layout import check_tokenizer_files, hf_config, hf_tokenizer
 from llava.original import is_original, original_config, original_tokenizer
 from llava.presets import PRESETS
 from llava.shapes import SHAPES, llava_config, our_tokenizer
-from llava.simulated import SYSTEM_TOKENS, Answers, Prompt
+from llava.simulated import ENDLESS_BYTES, SYSTEM_TOKENS, Answers, Prompt
 from vram.simulated.allocator import Block, CachingAllocator
+from vram.simulated.cards import Card
 from vram.simulated.trace import Played, Replay
 from vram.tracing import BEFORE, Allocation, Event
 
@@ -52,11 +53,16 @@ class SampleForecast:
     out_of_memory: str = ""
 
 
+class NoRoom(Exception):
+    """The card does not hold the model's weights: CUDA's message."""
+
+
 @dataclass
 class Forecast:
-    """Answers on one card, one after the other. Raises BadInput for a card that does not hold the model's weights."""
+    """Answers on one card, one after the other. Raises NoRoom for a card that does not hold the model's weights."""
 
     answers: Answers
+    card: Card | None = None  # another than the answers were asked for
     _alive: dict[Block, int] = field(default_factory=dict)  # by which number of block
     _numbers: Iterator[int] = field(default_factory=count)
     # What was done: whether a malloc, the block's number, its bytes, and its tag.
@@ -64,7 +70,7 @@ class Forecast:
     _log: list[tuple[bool, int, int, Any]] = field(default_factory=list)  # of one play
 
     def __post_init__(self) -> None:
-        card = self.answers.asked.card
+        card = self.card or self.answers.asked.card
         self.allocator = CachingAllocator(card.total_bytes, card.context_bytes)
         self.allocator.observer = self._note
         self._replay = Replay(self.allocator)
@@ -72,7 +78,7 @@ class Forecast:
         self._previous: list[Played] = []
         built = self._replay.play(self.answers.setup)
         if built.oom is not None:
-            raise BadInput(f"the card must hold the model's weights at least: {built.oom}")
+            raise NoRoom(str(built.oom))
 
     def answer(self, prompt: Prompt, tokens: int) -> SampleForecast:
         """One more, of so many tokens. After one that had no room nothing may follow."""
@@ -127,6 +133,58 @@ class Forecast:
             key = self._alive.pop(block)
         self._log.append((malloc, key, block.size, block.tag))
         self._events.append((malloc, key, block.requested, block.tag))
+
+
+def weights_bytes(answers: Answers) -> int:
+    """What the weights alone reserve."""
+    return Replay(CachingAllocator(ENDLESS_BYTES)).play(answers.setup).reserved_bytes
+
+
+def token_bytes(answers: Answers) -> int | None:
+    """What every token of an answer adds for good: its keys and values. None where more than those stays."""
+    asked, text = answers.asked, answers.config.text_config
+    if asked.mode != "baseline" or not asked.use_cache:
+        return None
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * text.num_key_value_heads * head_size * asked.dtype.itemsize * asked.batch)
+
+
+def most_tokens(answers: Answers, prompt: Prompt) -> int | None:
+    """Of the longest answer that fits the context and, with nothing before it, the card. None where that can't be put
+    together, or not as long."""
+    tokens = answers.room(prompt)
+    traces = answers.put_together(prompt, tokens) if answers.in_steps(tokens) else None
+    if traces is None:
+        return None
+    replay = _silent(answers, answers.asked.card)._replay
+    reached = next((before for before, trace in enumerate(traces) if replay.play(trace).oom is not None), None)
+    if reached is None:
+        return tokens if prompt.tokens + tokens == answers.context else None
+    # An answer's end could need what the next token would have needed.
+    while reached and _silent(answers, answers.asked.card).answer(prompt, reached).out_of_memory:
+        reached -= 1
+    return reached
+
+
+def smallest_card(answers: Answers, wanted: Iterable[tuple[Prompt, int]], cards: Iterable[Card]) -> Card | None:
+    """The first of `cards` on which all answers fit, one after the other, as kernels for the asked card need it."""
+    pairs = list(wanted)
+    for card in cards:
+        try:
+            forecast = _silent(answers, card)
+        except NoRoom:
+            continue
+        if not any(forecast.answer(prompt, tokens).out_of_memory for prompt, tokens in pairs):
+            return card
+    return None
+
+
+def _silent(answers: Answers, card: Card) -> Forecast:
+    """A forecast of figures alone, faster: without holders and snapshot."""
+    forecast = Forecast(answers, card)
+    forecast.allocator.observer = None
+    forecast._alive.clear()
+    return forecast
 
 
 def least_prompt_tokens(config: HimapLlavaConfig) -> int:

@@ -22,8 +22,9 @@ from vram.simulated.context import DEVICE, SimulatedCuda
 from vram.simulated.trace import Recorder, Trace, interpolated
 from vram.tracing import Describing
 
+MOST_TOKENS = 2**20  # of prompts and answers in a batch: the values of more are not followed, see vram's Shadows
 SYSTEM_TOKENS = 35  # before the image, in LLaVA-1.5's prompt
-_ENDLESS_BYTES = 2**50
+ENDLESS_BYTES = 2**50
 _TESTED = ("5.17", "5.23")  # transformers
 _STEPS = 7  # simulated at either end of a long answer
 _UNLIKE = 2  # of these, after the first: they free what the prompt left, as no other does
@@ -66,10 +67,10 @@ class Answers:
     """Each answer of as many tokens to a prompt of as many is simulated once; the first one twice, since what is done
     once is in it. What an answer leaves is let go when the next one is there.
 
-    Of a long answer with a cache only the first and the last steps are simulated, and those between put together from
-    them, where they differ from one another in sizes alone and each size lies on one line (see
-    `vram.simulated.trace.interpolated`); `stepwise` counts the long answers where that was not so. Others are simulated
-    until they end, or until the card can't hold them any more.
+    Of a long answer with a cache only the first steps and the last that the context allows are simulated, and those
+    between put together from them, where they differ from one another in sizes alone and each size lies on one line
+    (see `vram.simulated.trace.interpolated`); `stepwise` counts the long answers where that was not so. Others are
+    simulated until they end, or until the card can't hold them any more.
     """
 
     asked: Asked
@@ -84,7 +85,7 @@ class Answers:
     def __post_init__(self) -> None:
         _warn_untested()
         asked = self.asked
-        self._cuda = SimulatedCuda(replace(asked.card, total_bytes=_ENDLESS_BYTES))
+        self._cuda = SimulatedCuda(replace(asked.card, total_bytes=ENDLESS_BYTES))
         self._recorder = Recorder(self._cuda.allocator)
         attention = "eager" if asked.keep_attentions else asked.attention
         with self._cuda:
@@ -97,26 +98,52 @@ class Answers:
 
     def of(self, prompt: Prompt, tokens: int) -> Iterator[Trace]:
         """The answer's traces: one to each token, and one to the end. What the program keeps of it is left alive."""
-        asked = self.asked
-        if tokens > 2 * _STEPS and asked.use_cache and not asked.keep_attentions and not asked.every_step:
-            start = self._answer(prompt, _STEPS, whole=True)
-            if (rest := self._between(start, prompt, tokens)) is not None:
+        if self.in_steps(tokens):
+            if (traces := self.put_together(prompt, tokens)) is not None:
                 self.linear += 1
-                yield start.start
-                yield from rest
+                yield from traces
                 return
             self.stepwise += 1
         answer = self._answer(prompt, tokens)
         yield from (answer.start, *answer.steps, answer.end)
 
-    def _between(self, first: _Answer, prompt: Prompt, tokens: int) -> Iterator[Trace] | None:
-        """All traces of a long answer but that to its first token; None where sizes are not linear."""
-        last = self._answer(replace(prompt, tokens=prompt.tokens + tokens - _STEPS), _STEPS, whole=True)
+    def in_steps(self, tokens: int) -> bool:
+        """Whether an answer of so many is to be put together."""
+        asked = self.asked
+        return tokens > 2 * _STEPS and asked.use_cache and not asked.keep_attentions and not asked.every_step
+
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer at most."""
+        return int(self.config.text_config.max_position_embeddings)
+
+    def to_the_end(self, prompt: Prompt, tokens: int) -> bool:
+        """Whether the answer is simulated to its end, whatever the card holds."""
+        if tokens <= 2 * _STEPS:
+            return self.asked.use_cache
+        return self.in_steps(tokens) and self.put_together(prompt, tokens) is not None
+
+    def room(self, prompt: Prompt) -> int:
+        """Tokens of the longest answer: what the context leaves, and a simulation can follow."""
+        return min(self.context, MOST_TOKENS // self.asked.batch) - prompt.tokens
+
+    def put_together(self, prompt: Prompt, tokens: int) -> Iterator[Trace] | None:
+        """A long answer's traces from its first and last steps; None where sizes are not linear."""
+        first = self._answer(prompt, _STEPS, whole=True)
+        # With the longest answer's last steps, those of all lengths are known.
+        for longest in dict.fromkeys((max(self.room(prompt), tokens), tokens)):
+            if (rest := self._between(first, prompt, tokens, longest)) is not None:
+                return chain((first.start,), rest)
+        return None
+
+    def _between(self, first: _Answer, prompt: Prompt, tokens: int, longest: int) -> Iterator[Trace] | None:
+        """All traces but that to the first token, from the last steps of the answer of `longest` tokens."""
+        last = self._answer(replace(prompt, tokens=prompt.tokens + longest - _STEPS), _STEPS, whole=True)
         alike = 2 + _UNLIKE
         known = dict(enumerate(first.steps[_UNLIKE:], start=alike))
-        known |= dict(enumerate(last.steps[_UNLIKE:], start=alike + tokens - _STEPS))
+        known |= dict(enumerate(last.steps[_UNLIKE:], start=alike + longest - _STEPS))
         step = interpolated(known)
-        end = interpolated({_STEPS: first.end, tokens: last.end})
+        end = interpolated({_STEPS: first.end, longest: last.end})
         if step is None or end is None:
             return None
         return chain(first.steps[:_UNLIKE], map(step, range(alike, tokens + 1)), (end(tokens),))
@@ -131,12 +158,14 @@ class Answers:
 
     def _simulated(self, prompt: Prompt, tokens: int, whole: bool) -> _Answer:
         traces: list[Trace] = []
+        # A few steps are soon done, and then are known for larger cards too.
+        may_cut = not whole and not (self.asked.use_cache and tokens <= 2 * _STEPS)
         name = f"answer {self._count}"
 
         def cut(_: str = "") -> None:
             # What the prompt left is freed long after: it has a name.
             traces.append(self._recorder.cut("" if traces else name).alone(len(traces), (name,)))
-            if not whole and self._needs_more_than_the_card():
+            if may_cut and self._needs_more_than_the_card():
                 raise _Enough
 
         with self._cuda, listening(cut):

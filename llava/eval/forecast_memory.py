@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,13 @@ from llava.eval.common import BAD_INPUT, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY, 
 
 if TYPE_CHECKING:
     from llava.forecast import Forecast, SampleForecast
-    from llava.simulated import Asked, Prompt
+    from llava.simulated import Answers, Asked, Prompt
+    from vram.simulated.cards import Card
 
 _MODES = ("baseline", "himap", "custom-fps", "custom-tome")
 _TOLD = 5  # holders on the terminal; the file has ten
 _ROWS = 12  # samples on the terminal; of more, those with a new highest peak
+_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _TIMES = 8  # tokens of the timeline on the terminal
 
 
@@ -65,12 +68,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from llava.eval.results import check_output, write_json
-    from vram.simulated.cards import find_card
+    from vram.simulated.allocator import refuse_settings
+    from vram.simulated.cards import find_card, smallest_that_fits
+    from vram.units import format_bytes
 
     try:
         card = find_card(options.card)
     except ValueError as error:
         raise BadInput(f"--card: {error}") from None
+    for name in _SETTINGS:
+        try:
+            refuse_settings(os.environ.get(name, ""))
+        except ValueError as error:
+            raise BadInput(f"{name}: {error}") from None
     if options.question_file is not None and options.prompt_tokens is not None:
         raise BadInput("prompts must come from --question-file or --prompt-tokens, got both")
     output, snapshot = (
@@ -81,7 +91,15 @@ def _run(options: argparse.Namespace) -> int:
         raise BadInput(f"the snapshot must be called *.pickle, for the viewer, got {snapshot.name}")
     import torch
 
-    from llava.forecast import Forecast, check_prompt_tokens, config_of, least_prompt_tokens
+    from llava.forecast import (
+        Forecast,
+        NoRoom,
+        check_prompt_tokens,
+        config_of,
+        least_prompt_tokens,
+        token_bytes,
+        weights_bytes,
+    )
     from llava.simulated import Answers, Asked, Prompt
 
     asked = Asked(
@@ -105,15 +123,26 @@ def _run(options: argparse.Namespace) -> int:
     if longest > (most := config.text_config.max_position_embeddings):
         raise BadInput(f"prompt and answer must be at most the context of {most} tokens, got {longest}")
     print(_assumptions(asked, prompts))
-    forecast = Forecast(Answers(asked, config))
+    answers = Answers(asked, config)
+    try:
+        forecast = Forecast(answers)
+    except NoRoom as error:
+        needed = weights_bytes(answers)
+        found = _Found(token_bytes(answers), None, smallest_that_fits(needed), out_of_memory=True)
+        if output is not None:
+            write_json(output, _json(answers, [], found))
+        told = f"the card must hold the model's weights, {format_bytes(needed)}, got {card}: {_short(str(error))}"
+        return _fail(f"{told} The smallest listed card that does: {found.smallest_card or 'none'}", OUT_OF_MEMORY)
     wanted = list(_pairs(prompts, options.answers))
-    samples = _answer(forecast, islice(cycle(wanted), options.samples or len(wanted)))
+    count = options.samples or len(wanted)
+    samples = _answer(forecast, islice(cycle(wanted), count))
+    found = _find(answers, samples, wanted, count)
     if output is not None:
-        write_json(output, _json(asked, samples))
+        write_json(output, _json(answers, samples, found))
     if snapshot is not None:
         _save(snapshot, forecast)
-    _tell(forecast, samples, wanted)
-    return OUT_OF_MEMORY if samples[-1].out_of_memory else 0
+    _tell(forecast, samples, wanted, found)
+    return OUT_OF_MEMORY if found.out_of_memory else 0
 
 
 def _prompts(options: argparse.Namespace) -> list[Prompt]:
@@ -185,34 +214,85 @@ def _save(path: Path, forecast: Forecast) -> None:
     print(f"snapshot for pytorch.org/memory_viz: {path}")
 
 
-def _tell(forecast: Forecast, samples: Sequence[SampleForecast], wanted: Sequence[tuple[Prompt, int]]) -> None:
-    from vram.simulated.cards import smallest_that_fits
+@dataclass(frozen=True)
+class _Found:
+    """Of all samples. `most_tokens` in one answer to the prompt of the longest one; None where it is not known, as
+    `smallest_card`, which is also None where no listed card does."""
+
+    token_bytes: int | None
+    most_tokens: int | None
+    smallest_card: Card | None
+    out_of_memory: bool
+    card_known: bool = True
+    interpolated: int = 0  # samples put together
+    stepwise: int = 0  # long ones that could not be
+
+
+def _find(
+    answers: Answers, samples: Sequence[SampleForecast], wanted: Sequence[tuple[Prompt, int]], count: int
+) -> _Found:
+    from llava.forecast import most_tokens, smallest_card, token_bytes
+    from vram.simulated.cards import CARDS, smallest_that_fits
+
+    counts = answers.linear, answers.stepwise  # before more answers are played
+    most, fitting, known = None, None, True
+    prompt, longest = _of_longest(wanted)
+    # Only where a long answer was simulated anyway: its ends take longer than all the rest of short ones.
+    if answers.linear and answers.in_steps(longest):
+        most = most_tokens(answers, prompt)
+    if not samples[-1].out_of_memory:
+        fitting = smallest_that_fits(max(one.reserved_bytes for one in samples))
+    elif known := all(answers.to_the_end(*pair) for pair in wanted[:count]):
+        larger = [card for card in CARDS if card.total_bytes > answers.asked.card.total_bytes]
+        larger.sort(key=lambda card: card.total_bytes)
+        fitting = smallest_card(answers, islice(cycle(wanted), count), larger)
+    return _Found(token_bytes(answers), most, fitting, bool(samples[-1].out_of_memory), known, *counts)
+
+
+def _of_longest(wanted: Sequence[tuple[Prompt, int]]) -> tuple[Prompt, int]:
+    return max(wanted, key=lambda pair: (pair[1], pair[0].tokens))
+
+
+def _tell(
+    forecast: Forecast, samples: Sequence[SampleForecast], wanted: Sequence[tuple[Prompt, int]], found: _Found
+) -> None:
     from vram.units import format_bytes
 
     largest = max(samples, key=lambda one: one.peak_bytes)
     print(f"at the peak, in sample {largest.sample}:")
     for holder in largest.holders[:_TOLD]:
         print(f"  {format_bytes(holder.n_bytes)} in {holder.count:,}: {holder.line}")
-    print("alive at each of its tokens, and the most until then:")
+    if largest.tokens:
+        print("alive at each of its tokens, and the most until then:")
     for token in _spread(len(largest.tokens)):
         sizes = [format_bytes(bytes_of[token]) for bytes_of in (largest.tokens, largest.token_peaks)]
         print(f"  token {token + 1:<6}{sizes[0]:<13}{sizes[1]}")
-    answers = forecast.answers
-    if answers.linear:
-        print(f"long answers put together from their first and last steps, as sizes are linear: {answers.linear}")
-    if answers.stepwise:
-        print(f"long answers simulated at every step, as sizes are not linear: {answers.stepwise}")
-    if samples[-1].out_of_memory:
-        print(f"sample {samples[-1].sample}: {samples[-1].out_of_memory.partition(' Including')[0]}")
-        return
-    card = answers.asked.card
-    reserved_bytes = max(one.reserved_bytes for one in samples)
-    tokens = max((one.tokens for one in samples), key=len)
-    if len(tokens) > 2 and (a_token := (tokens[-1] - tokens[1]) // (len(tokens) - 2)) > 0:
-        more = (card.total_bytes - card.context_bytes - reserved_bytes) // a_token
-        print(f"a token adds {format_bytes(a_token)}: the card is full after {more:,} more in one answer")
-    print(_to_come(forecast, samples, wanted))
-    print(f"the smallest listed card that fits: {smallest_that_fits(reserved_bytes) or 'none'}")
+    if found.interpolated:
+        print(f"long answers put together from their first and last steps, as sizes are linear: {found.interpolated}")
+    if found.stepwise:
+        print(f"long answers simulated at every step, as sizes are not linear: {found.stepwise}")
+    if found.token_bytes is not None:
+        print(f"a token adds {format_bytes(found.token_bytes)} of keys and values")
+    if found.most_tokens is not None:
+        print(_longest(forecast.answers, found.most_tokens, wanted))
+    if found.out_of_memory:
+        print(f"sample {samples[-1].sample}: {_short(samples[-1].out_of_memory)}")
+    else:
+        print(_to_come(forecast, samples, wanted))
+    if found.card_known:
+        print(f"the smallest listed card that fits: {found.smallest_card or 'none'}")
+
+
+def _longest(answers: Answers, most: int, wanted: Sequence[tuple[Prompt, int]]) -> str:
+    prompt, _ = _of_longest(wanted)
+    if prompt.tokens + most == answers.context:
+        return f"an answer may have all {most:,} tokens that the context of {answers.context:,} leaves"
+    return f"an answer to {prompt.tokens:,} tokens may have {most:,} on this card; the next is out of memory"
+
+
+def _short(message: str) -> str:
+    """CUDA's message without its advice, which a simulation can't take."""
+    return message.partition(" Including")[0]
 
 
 def _to_come(forecast: Forecast, samples: Sequence[SampleForecast], wanted: Sequence[tuple[Prompt, int]]) -> str:
@@ -241,7 +321,8 @@ def _spread(count: int) -> list[int]:
     return [round(index * (count - 1) / (_TIMES - 1)) for index in range(_TIMES)]
 
 
-def _json(asked: Asked, samples: Sequence[SampleForecast]) -> dict[str, Any]:
+def _json(answers: Answers, samples: Sequence[SampleForecast], found: _Found) -> dict[str, Any]:
+    asked = answers.asked
     return {
         "schema": 1,
         "simulated": True,
@@ -253,6 +334,12 @@ def _json(asked: Asked, samples: Sequence[SampleForecast]) -> dict[str, Any]:
         "attention": asked.attention,
         "use_cache": asked.use_cache,
         "keep_attentions": asked.keep_attentions,
+        "token_bytes": found.token_bytes,
+        "most_tokens": found.most_tokens,
+        "smallest_card": found.smallest_card.name if found.smallest_card else None,
+        "out_of_memory": found.out_of_memory,
+        "interpolated": found.interpolated,
+        "stepwise": found.stepwise,
         "samples": [asdict(one) for one in samples],
     }
 

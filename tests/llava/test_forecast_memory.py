@@ -65,7 +65,6 @@ def test_kept_attentions_grow_with_every_token(tmp_path: Path) -> None:
         (("--answers", "2,x"), "answers must be numbers of tokens, as in 2,2,5,24"),
         (("--model", "9b"), "the model must be one of tiny, 7b, 13b or a folder"),
         (("--prompt-tokens", "10"), "the prompt must have at least 100 tokens, its image's included, got 10"),
-        (("--model", "7b", "--card", "8GiB"), "the card must hold the model's weights at least: CUDA out of memory"),
         (("--mode", "fast"), "invalid choice"),
         (("--prompt-tokens", "120", "--question-file", "q.json"), "--question-file or --prompt-tokens, got both"),
         (("--question-file", "nowhere.json"), "the question file must be readable UTF-8 JSON"),
@@ -97,9 +96,83 @@ def test_what_comes_after_the_end_is_not_simulated() -> None:
 def test_a_long_answer_is_what_its_every_step_is(tmp_path: Path, mode: str, attention: str) -> None:
     """Put together from its first and last steps: every figure, at every token, and the holders."""
     arguments = ("--mode", mode, "--attn", attention, "--answers", "2,16")
-    short = forecast(tmp_path, *arguments)
-    assert short == forecast(tmp_path, *arguments, "--every-step")
+    short, stepwise = forecast(tmp_path, *arguments), forecast(tmp_path, *arguments, "--every-step")
+    assert (short["interpolated"], stepwise["interpolated"]) == (1, 0)
+    assert short["samples"] == stepwise["samples"]
     assert [len(sample["tokens"]) for sample in short["samples"]] == [2, 16]
+
+
+def test_most_tokens_of_an_answer_fit_and_one_more_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Played to the token it dies at, which bytes a token, without peaks and fragments, put too far."""
+    arguments = ["--model", "tiny", "--batch", "64", "--card", "600MiB"]
+    path = tmp_path / "forecast.json"
+    assert main([*arguments, "--answers", "206", "--output-file", str(path)]) == 0
+    assert "an answer to 115 tokens may have 206 on this card; the next is out of memory" in capsys.readouterr().out
+    read = json.loads(path.read_text())
+    assert (read["most_tokens"], read["token_bytes"], read["out_of_memory"]) == (206, 64 * 2**11, False)
+    assert main([*arguments, "--answers", "207", "--output-file", str(path)]) == 1
+    read = json.loads(path.read_text())
+    assert (read["most_tokens"], read["smallest_card"], read["out_of_memory"]) == (206, "V100-16", True)
+    assert "the smallest listed card that fits: V100-16" in capsys.readouterr().out
+
+
+def test_the_context_ends_an_answer_that_the_card_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    """On a large card a tiny model answers until its context is full."""
+    assert main([*TINY, "--answers", "15"]) == 0
+    out = capsys.readouterr().out
+    assert "a token adds 2.00 KiB of keys and values" in out
+    assert "an answer may have all 3,981 tokens that the context of 4,096 leaves" in out
+
+
+@pytest.mark.parametrize("arguments", [("--answers", "15", "--no-cache"), ("--answers", "15", "--every-step")])
+def test_an_answer_s_most_tokens_are_told_only_where_put_together(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Else thousands of steps would have to be simulated, or a guess be made."""
+    read = forecast(tmp_path, *arguments)
+    assert read["most_tokens"] is None
+    assert (read["token_bytes"] is None) == ("--no-cache" in arguments)
+
+
+def test_weights_that_do_not_fit_are_out_of_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 1, what they need, and a card that has it; without the advice that is refused."""
+    path = tmp_path / "forecast.json"
+    assert main(["--model", "7b", "--card", "8GiB", "--output-file", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert "the card must hold the model's weights, 13.17 GiB, got 8GiB" in err
+    assert "CUDA out of memory. Tried to allocate" in err
+    assert "The smallest listed card that does: V100-16" in err
+    assert "expandable_segments" not in err
+    assert err.count("\n") == 1
+    read = json.loads(path.read_text())
+    assert (read["samples"], read["out_of_memory"], read["smallest_card"]) == ([], True, "V100-16")
+
+
+def test_a_first_token_that_does_not_fit_has_no_timeline(capsys: pytest.CaptureFixture[str]) -> None:
+    """No heading of nothing; and the card that the same samples fit, the short ones simulated to their ends."""
+    assert main(["--model", "tiny", "--batch", "2000", "--card", "1GiB", "--answers", "2,3"]) == 1
+    out = capsys.readouterr().out
+    assert "out of memory after 0 tokens" in out
+    assert "alive at each of its tokens" not in out
+    assert "the smallest listed card that fits: V100-16" in out
+
+
+def test_what_was_cut_at_the_card_s_end_names_no_larger_card(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a cache what comes after the end is not simulated: no card is guessed."""
+    arguments = ["--model", "tiny", "--keep-attentions", "--batch", "16", "--card", "570MiB"]
+    assert main([*arguments, "--answers", "100"]) == 1
+    assert "the smallest listed card" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+def test_settings_that_are_not_modelled_are_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is printed, in one line."""
+    monkeypatch.setenv(name, "expandable_segments:True")
+    assert main(list(TINY)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"{name}: simulated CUDA must run with the allocator's default settings" in err
+    assert err.count("\n") == 1
 
 
 def test_what_was_put_together_is_said(capsys: pytest.CaptureFixture[str]) -> None:
