@@ -12,7 +12,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava.errors import BadInput
+from llava.errors import BadInput, shown
 from llava.eval.common import BAD_INPUT, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY, Parser, whole
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ _MODES = ("baseline", "himap", "custom-fps", "custom-tome")
 _TOLD = 5  # holders on the terminal; the file has ten
 _ROWS = 12  # samples on the terminal; of more, those with a new highest peak
 _SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_MOST_SAMPLES = 2**20
 _TIMES = 8  # tokens of the timeline on the terminal
 
 
@@ -66,6 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return OUR_FAULT
 
 
+def _print(text: str) -> None:
+    """At once, and whatever the terminal's characters are: names of files may have others."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain again while it exits
+        if not isinstance(error, BrokenPipeError):  # `| head` has read enough; files and exit code are still wanted
+            raise BadInput(f"the standard output must be writable, got {error}") from None
+
+
 def _run(options: argparse.Namespace) -> int:
     from llava.eval.results import check_output, write_json
     from vram.simulated.allocator import refuse_settings
@@ -81,14 +93,20 @@ def _run(options: argparse.Namespace) -> int:
             refuse_settings(os.environ.get(name, ""))
         except ValueError as error:
             raise BadInput(f"{name}: {error}") from None
+    if options.samples is not None and options.samples > _MOST_SAMPLES:
+        raise BadInput(f"--samples: must be at most {_MOST_SAMPLES:,}, got {shown(options.samples)}")
+    if options.image_folder is not None and options.question_file is None:
+        raise BadInput("--image-folder must come with --question-file, got it alone")
     if options.question_file is not None and options.prompt_tokens is not None:
         raise BadInput("prompts must come from --question-file or --prompt-tokens, got both")
     output, snapshot = (
-        None if path is None else check_output(path, options.question_file)
-        for path in (options.output_file, options.snapshot)
+        None if path is None else check_output(path, options.question_file, what)
+        for path, what in ((options.output_file, "output file"), (options.snapshot, "snapshot"))
     )
+    if snapshot is not None and snapshot == output:
+        raise BadInput(f"the snapshot must not be the output file, got {shown(str(snapshot))} for both")
     if snapshot is not None and snapshot.suffix != ".pickle":
-        raise BadInput(f"the snapshot must be called *.pickle, for the viewer, got {snapshot.name}")
+        raise BadInput(f"the snapshot must be called *.pickle, for the viewer, got {shown(snapshot.name)}")
     import torch
 
     from llava.forecast import (
@@ -100,7 +118,7 @@ def _run(options: argparse.Namespace) -> int:
         token_bytes,
         weights_bytes,
     )
-    from llava.simulated import Answers, Asked, Prompt
+    from llava.simulated import MOST_TOKENS, Answers, Asked, Prompt
 
     asked = Asked(
         model=options.model,
@@ -122,7 +140,11 @@ def _run(options: argparse.Namespace) -> int:
     longest = max(prompt.tokens for prompt in prompts) + max(options.answers)
     if longest > (most := config.text_config.max_position_embeddings):
         raise BadInput(f"prompt and answer must be at most the context of {most} tokens, got {longest}")
-    print(_assumptions(asked, prompts))
+    if options.batch * longest > MOST_TOKENS:
+        raise BadInput(
+            f"a batch must have at most {MOST_TOKENS:,} tokens with its answers, got {shown(options.batch)} x {longest:,}"
+        )
+    _print(_assumptions(asked, prompts))
     answers = Answers(asked, config)
     try:
         forecast = Forecast(answers)
@@ -166,21 +188,21 @@ _ROW = "{:<8}{:<8}{:<8}{:<13}{:<13}{}"
 
 
 def _answer(forecast: Forecast, wanted: Iterator[tuple[Prompt, int]]) -> list[SampleForecast]:
-    print(_ROW.format("sample", "prompt", "tokens", "peak", "alive after", "reserved"))
+    _print(_ROW.format("sample", "prompt", "tokens", "peak", "alive after", "reserved"))
     samples: list[SampleForecast] = []
     highest, silent = 0, 0
     for prompt, tokens in wanted:
         one = forecast.answer(prompt, tokens)
         samples.append(one)
         if len(samples) <= _ROWS or one.peak_bytes > highest or one.out_of_memory:
-            print(_row(one), flush=True)
+            _print(_row(one))
         else:
             silent += 1
         highest = max(highest, one.peak_bytes)
         if one.out_of_memory:
             break
     if silent:
-        print(f"and {silent} more, none with a higher peak")
+        _print(f"and {silent} more, none with a higher peak")
     return samples
 
 
@@ -210,8 +232,8 @@ def _save(path: Path, forecast: Forecast) -> None:
     try:
         dump_snapshot(path, forecast.snapshot())
     except OSError as error:
-        raise BadInput(f"the snapshot must be writable, got {path}: {error}") from error
-    print(f"snapshot for pytorch.org/memory_viz: {path}")
+        raise BadInput(f"the snapshot must be writable, got {shown(str(path))}: {error}") from error
+    _print(f"snapshot for pytorch.org/memory_viz: {path}")
 
 
 @dataclass(frozen=True)
@@ -259,28 +281,28 @@ def _tell(
     from vram.units import format_bytes
 
     largest = max(samples, key=lambda one: one.peak_bytes)
-    print(f"at the peak, in sample {largest.sample}:")
+    _print(f"at the peak, in sample {largest.sample}:")
     for holder in largest.holders[:_TOLD]:
-        print(f"  {format_bytes(holder.n_bytes)} in {holder.count:,}: {holder.line}")
+        _print(f"  {format_bytes(holder.n_bytes)} in {holder.count:,}: {holder.line}")
     if largest.tokens:
-        print("alive at each of its tokens, and the most until then:")
+        _print("alive at each of its tokens, and the most until then:")
     for token in _spread(len(largest.tokens)):
         sizes = [format_bytes(bytes_of[token]) for bytes_of in (largest.tokens, largest.token_peaks)]
-        print(f"  token {token + 1:<6}{sizes[0]:<13}{sizes[1]}")
+        _print(f"  token {token + 1:<6}{sizes[0]:<13}{sizes[1]}")
     if found.interpolated:
-        print(f"long answers put together from their first and last steps, as sizes are linear: {found.interpolated}")
+        _print(f"long answers put together from their first and last steps, as sizes are linear: {found.interpolated}")
     if found.stepwise:
-        print(f"long answers simulated at every step, as sizes are not linear: {found.stepwise}")
+        _print(f"long answers simulated at every step, as sizes are not linear: {found.stepwise}")
     if found.token_bytes is not None:
-        print(f"a token adds {format_bytes(found.token_bytes)} of keys and values")
+        _print(f"a token adds {format_bytes(found.token_bytes)} of keys and values")
     if found.most_tokens is not None:
-        print(_longest(forecast.answers, found.most_tokens, wanted))
+        _print(_longest(forecast.answers, found.most_tokens, wanted))
     if found.out_of_memory:
-        print(f"sample {samples[-1].sample}: {_short(samples[-1].out_of_memory)}")
+        _print(f"sample {samples[-1].sample}: {_short(samples[-1].out_of_memory)}")
     else:
-        print(_to_come(forecast, samples, wanted))
+        _print(_to_come(forecast, samples, wanted))
     if found.card_known:
-        print(f"the smallest listed card that fits: {found.smallest_card or 'none'}")
+        _print(f"the smallest listed card that fits: {found.smallest_card or 'none'}")
 
 
 def _longest(answers: Answers, most: int, wanted: Sequence[tuple[Prompt, int]]) -> str:

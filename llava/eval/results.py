@@ -94,23 +94,23 @@ def _peak(memory: Mapping[str, Any]) -> str:
     return f"{peak}, of rank {memory['worst_rank']}, the worst of {len(memory['ranks'])}"
 
 
-def check_output(path: Path, question_file: Path | None) -> Path:
+def check_output(path: Path, question_file: Path | None, what: str = "output file") -> Path:
     """`path` with its links followed. Raises BadInput unless a file can be written there; never over the questions."""
     name = shown(str(path))
     try:
         target = path.resolve()
         if not target.parent.is_dir():
-            raise BadInput(f"the output file must be in an existing folder, got {name}")
+            raise BadInput(f"the {what} must be in an existing folder, got {name}")
         if target.exists() and not target.is_file():
-            raise BadInput(f"the output file must be a regular file, got {name}")
+            raise BadInput(f"the {what} must be a regular file, got {name}")
         if question_file is not None and question_file.resolve() == target:
-            raise BadInput(f"the output file must not be the question file, got {name}")
+            raise BadInput(f"the {what} must not be the question file, got {name}")
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"the output file must be writable, got {name}: {error}") from error
+        raise BadInput(f"the {what} must be writable, got {name}: {error}") from error
     return target
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +72,13 @@ def test_kept_attentions_grow_with_every_token(tmp_path: Path) -> None:
         (("--prompt-tokens", "120", "--question-file", "q.json"), "--question-file or --prompt-tokens, got both"),
         (("--question-file", "nowhere.json"), "the question file must be readable UTF-8 JSON"),
         (("--snapshot", "snapshot.bin"), "the snapshot must be called *.pickle"),
-        (("--snapshot", "nowhere/snapshot.pickle"), "must be in an existing folder"),
+        (("--snapshot", "nowhere/snapshot.pickle"), "the snapshot must be in an existing folder"),
+        (("--batch", "9119"), "a batch must have at most 1,048,576 tokens with its answers, got 9119 x 118"),
+        (("--batch", "9" * 30), "a batch must have at most 1,048,576 tokens with its answers"),
+        (("--samples", "9" * 30), "--samples: must be at most 1,048,576"),
+        (("--card", "9" * 400 + "GiB"), "--card: a card must be one of V100-16"),
+        (("--image-folder", "."), "--image-folder must come with --question-file"),
+        (("--answers", "9" * 30), "prompt and answer must be at most the context of"),
         (("--answers", "5000"), "prompt and answer must be at most the context of"),
     ],
 )
@@ -224,6 +233,57 @@ def test_the_snapshot_is_the_viewer_s(tmp_path: Path, capsys: pytest.CaptureFixt
     assert any(
         frame["name"] == "LlamaMLP.forward" for event in snapshot["device_traces"][0] for frame in event["frames"]
     )
+
+
+def test_one_file_for_two_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """However it is written: the snapshot would replace the figures."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "both.pickle"
+    assert main([*TINY, "--output-file", "both.pickle", "--snapshot", str(path)]) == 2
+    assert "the snapshot must not be the output file" in capsys.readouterr().err
+    assert not path.exists()
+
+
+def run(stdout: int, *arguments: str, encoding: str = "utf-8") -> tuple[int, str]:
+    """The program's exit code, and what it says on stderr."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "llava.eval.forecast_memory", *TINY, *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        timeout=120,
+        check=False,
+    )
+    return ran.returncode, ran.stderr.decode()
+
+
+def test_a_closed_pipe_is_no_fault(tmp_path: Path) -> None:
+    """`| head -1` has read enough: the file is written, and the exit code is the forecast's."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        assert run(writing, "--output-file", str(tmp_path / "forecast.json")) == (0, "")
+    finally:
+        os.close(writing)
+    assert len(json.loads((tmp_path / "forecast.json").read_text())["samples"]) == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line() -> None:
+    """Where what is printed can't be written."""
+    with Path("/dev/full").open("wb") as full:
+        code, err = run(full.fileno())
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the standard output must be writable, got" in err
+
+
+def test_a_name_that_the_terminal_can_t_print_is_no_fault(tmp_path: Path) -> None:
+    """It is escaped."""
+    path = tmp_path / "\u00fc\u4e2d.pickle"
+    assert run(subprocess.DEVNULL, "--snapshot", str(path), encoding="ascii") == (0, "")
+    assert path.exists()
 
 
 def test_an_original_folder_needs_a_config_only(tmp_path: Path) -> None:

@@ -53,11 +53,11 @@ def find_card(name: str) -> Card:
     A size is a card of just so many bytes, of compute capability 8.0. Raises ValueError, with the list.
     """
     wanted = _plain(name)
-    for card in CARDS:
+    for card in CARDS if name.isascii() else ():
         if wanted in (_plain(card.name), _plain(f"{card.name} {_NOMINAL_GB.get(card.name, '')}")):
             return card
     # Rounded: a capacity read off a message, "23.69 GiB", is no whole number of bytes.
-    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]iB)\s*", name)
+    size = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]iB)\s*", name)
     total_bytes = round(float(size[1]) * parse_bytes(f"1 {size[2]}")) if size else 0
     if total_bytes <= _CONTEXT_BYTES:
         known = ", ".join(card.name for card in CARDS)
@@ -75,4 +75,5 @@ def smallest_that_fits(n_bytes: int) -> Card | None:
 
 def _plain(name: str) -> str:
     """ "NVIDIA A100-SXM4-80GB" -> "a10080"."""
-    return re.sub(r"nvidia|geforce|tesla|rtx|sxm\d?|pcie|hbm\d?e?|gib|gb|[^a-z0-9]", "", name.lower())
+    plain = re.sub(r"nvidia|geforce|tesla|rtx|sxm\d?|pcie|hbm\d?e?|[^a-z0-9]", "", name.lower())
+    return re.sub(r"gi?b$", "", plain)

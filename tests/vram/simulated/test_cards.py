@@ -45,9 +45,29 @@ def test_a_card_goes_by_other_names(name: str, listed: str) -> None:
     assert find_card(name).name == listed
 
 
-@pytest.mark.parametrize("name", ["A100", "V100", "A10G", "RTX 3080", "24", "24 GB", "", "-1GiB", "500MiB", "0 B"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "A100",
+        "V100",
+        "A10G",
+        "RTX 3080",
+        "24",
+        "24 GB",
+        "",
+        "-1GiB",
+        "500MiB",
+        "0 B",
+        "Lgb4",
+        "\u0662\u0664GiB",  # 24 in Arabic digits
+        "L4\u0664",
+        "9" * 400 + "GiB",
+    ],
+    ids=lambda name: ascii(name)[:20],
+)
 def test_an_unknown_card_is_refused_with_the_list(name: str) -> None:
-    """Also one of two sizes, a decimal unit, and a size that the context alone would fill."""
+    """Also one of two sizes, a decimal unit, a size that the context alone would fill or no float holds, and digits
+    that are not ASCII."""
     with pytest.raises(
         ValueError, match=r"must be one of V100-16, L4, .* H200, or a size above 500.00 MiB as in 24GiB"
     ):
