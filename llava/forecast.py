@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vram.simulated.trace import Played, Replay
 from vram.tracing import BEFORE, Allocation, Event
 
 _HOLDERS = 10
+_MOST_OPERATIONS = 2**24  # of a longest answer that is played: some ten seconds
 _MOST_EVENTS = 100_000  # of the snapshot; the oldest are dropped, as PyTorch's own ring buffer does
 
 
@@ -151,11 +152,16 @@ def token_bytes(answers: Answers) -> int | None:
 
 def most_tokens(answers: Answers, prompt: Prompt) -> int | None:
     """Of the longest answer that fits the context and, with nothing before it, the card. None where that can't be put
-    together, or not as long."""
+    together, or not as long, or would
+    be played too long."""
     tokens = answers.room(prompt)
     traces = answers.put_together(prompt, tokens) if answers.in_steps(tokens) else None
     if traces is None:
         return None
+    first, second = next(traces), next(traces)
+    if tokens * len(second) > _MOST_OPERATIONS:
+        return None
+    traces = chain((first, second), traces)
     replay = _silent(answers, answers.asked.card)._replay
     reached = next((before for before, trace in enumerate(traces) if replay.play(trace).oom is not None), None)
     if reached is None:

@@ -142,7 +142,8 @@ def _run(options: argparse.Namespace) -> int:
         raise BadInput(f"prompt and answer must be at most the context of {most} tokens, got {longest}")
     if options.batch * longest > MOST_TOKENS:
         raise BadInput(
-            f"a batch must have at most {MOST_TOKENS:,} tokens with its answers, got {shown(options.batch)} x {longest:,}"
+            f"a batch must have at most {MOST_TOKENS:,} tokens with its answers, got "
+            f"{shown(options.batch)} x {longest:,}"
         )
     _print(_assumptions(asked, prompts))
     answers = Answers(asked, config)
