@@ -95,6 +95,7 @@ def empty_model(
         model: HimapLlavaForConditionalGeneration = HimapLlavaForConditionalGeneration._from_config(
             copy.deepcopy(config), dtype=dtype, attn_implementation=attn_implementation
         )
+        model.tie_weights()  # where the config ties them; `no_init_weights` leaves that out
     return model
 
 

@@ -152,8 +152,7 @@ def token_bytes(answers: Answers) -> int | None:
 
 def most_tokens(answers: Answers, prompt: Prompt) -> int | None:
     """Of the longest answer that fits the context and, with nothing before it, the card. None where that can't be put
-    together, or not as long, or would
-    be played too long."""
+    together, or not as long, or would be played too long."""
     tokens = answers.room(prompt)
     traces = answers.put_together(prompt, tokens) if answers.in_steps(tokens) else None
     if traces is None:
@@ -213,6 +212,11 @@ def config_of(model: str) -> HimapLlavaConfig:
     if not folder.is_dir():
         raise BadInput(f"the model must be one of {', '.join(PRESETS)} or a folder with a config, got {shown(model)}")
     raw = read_config(folder)
+    if raw.get("quantization_config") is not None:
+        raise BadInput(
+            "a forecast's config must have no quantization_config, as quantised kernels are not modelled, got one in "
+            f"{shown(str(folder))}"
+        )
     return original_config(folder, raw) if is_original(raw) else hf_config(folder)
 
 

@@ -331,6 +331,34 @@ def test_a_folder_needs_a_config_only(tmp_path: Path) -> None:
     assert forecast(tmp_path, "--model", str(tmp_path / "model"))["samples"] == forecast(tmp_path)["samples"]
 
 
+def test_a_quantised_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its weights would be counted as if they were not."""
+    from llava.presets import tiny_folder
+
+    raw = json.loads((tiny_folder() / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**raw, "quantization_config": {"quant_method": "awq"}}))
+    assert main([*TINY, "--model", str(tmp_path)]) == 2
+    assert "must have no quantization_config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_embeddings_are_counted_once(tied: bool) -> None:
+    """As many parameters as transformers' own model has."""
+    import copy
+
+    import torch
+    from transformers import LlavaForConditionalGeneration
+
+    from llava.checkpoint import empty_model
+
+    config = config_of("tiny")
+    config.tie_word_embeddings = tied
+    with torch.device("meta"):
+        theirs = LlavaForConditionalGeneration(copy.deepcopy(config))
+    ours = empty_model(config, torch.device("meta"))
+    assert sum(each.nbytes for each in ours.parameters()) == sum(each.nbytes for each in theirs.parameters())
+
+
 def test_the_incident_is_replayed(capsys: pytest.CaptureFixture[str]) -> None:
     """The original call on a card of 24 GiB, answers of 2, 2, 5, 24 tokens: dead in sample 3, as was reported."""
     arguments = ["--model", "7b", "--card", "24GiB", "--keep-attentions", "--prompt-tokens", "627"]
