@@ -6,7 +6,7 @@ import functools
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from llava.checkpoint import empty_model, image_token_count
 from llava.modes import set_mode
 from vram.marks import listening, mark
 from vram.simulated.cards import Card
-from vram.simulated.context import DEVICE, SimulatedCuda
+from vram.simulated.context import DEVICE, TOKEN, SimulatedCuda
 from vram.simulated.trace import Recorder, Trace, interpolated
 from vram.tracing import Describing
 
@@ -85,7 +85,8 @@ class Answers:
     def __post_init__(self) -> None:
         _warn_untested()
         asked = self.asked
-        self._cuda = SimulatedCuda(replace(asked.card, total_bytes=ENDLESS_BYTES))
+        token = next(each for each in count(TOKEN) if each not in _ends(self.config))
+        self._cuda = SimulatedCuda(replace(asked.card, total_bytes=ENDLESS_BYTES), token=token)
         self._recorder = Recorder(self._cuda.allocator)
         attention = "eager" if asked.keep_attentions else asked.attention
         with self._cuda:
@@ -196,7 +197,7 @@ class Answers:
         """Answer; what the program keeps until the next answer is there."""
         asked, config = self.asked, self.config
         image_tokens = image_token_count(config)
-        ids = torch.full((asked.batch, prompt.tokens), 1)
+        ids = torch.full((asked.batch, prompt.tokens), 2 if config.image_token_id == 1 else 1)
         if prompt.image:
             ids[:, SYSTEM_TOKENS : SYSTEM_TOKENS + image_tokens] = config.image_token_id
         side = config.vision_config.image_size
@@ -222,6 +223,12 @@ class Answers:
         finally:
             hook.remove()
         return [output, logits]
+
+
+def _ends(config: HimapLlavaConfig) -> set[int]:
+    """Tokens that end an answer."""
+    found = [getattr(part, "eos_token_id", None) for part in (config, config.text_config)]
+    return {each for ids in found if ids is not None for each in (ids if isinstance(ids, list) else [ids])}
 
 
 @functools.cache

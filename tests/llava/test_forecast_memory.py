@@ -341,6 +341,18 @@ def test_a_quantised_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert "must have no quantization_config" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("ids", [{"image_token_index": 1}, {"eos_token_id": 7}])
+def test_assumed_tokens_are_neither_the_image_nor_an_end(tmp_path: Path, ids: dict[str, int]) -> None:
+    """A config whose ids are those assumed gives the same figures as any other."""
+    from llava.presets import tiny_folder
+
+    raw = json.loads((tiny_folder() / "config.json").read_text())
+    raw |= {name: value for name, value in ids.items() if name in raw or name == "image_token_index"}
+    raw["text_config"] |= {name: value for name, value in ids.items() if name == "eos_token_id"}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert forecast(tmp_path, "--model", str(tmp_path))["samples"] == forecast(tmp_path)["samples"]
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_embeddings_are_counted_once(tied: bool) -> None:
     """As many parameters as transformers' own model has."""
