@@ -9,6 +9,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from transformers.activations import ACT2FN
+
 from himap import HimapLlavaConfig
 from llava.checkpoint import image_token_count, read_config
 from llava.errors import BadInput, shown
@@ -217,7 +219,48 @@ def config_of(model: str) -> HimapLlavaConfig:
             "a forecast's config must have no quantization_config, as quantised kernels are not modelled, got one in "
             f"{shown(str(folder))}"
         )
-    return original_config(folder, raw) if is_original(raw) else hf_config(folder)
+    config = original_config(folder, raw) if is_original(raw) else hf_config(folder)
+    _check_possible(config)
+    return config
+
+
+def _check_possible(config: HimapLlavaConfig) -> None:
+    """Raise BadInput for a config that can be read, and of which no model can be made."""
+    text, vision, layer = config.text_config, config.vision_config, config.vision_feature_layer
+    side, patch = vision.image_size, vision.patch_size
+    deepest = vision.num_hidden_layers
+    acts = {config.projector_hidden_act, text.hidden_act, vision.hidden_act}
+    for name, possible, rule, value in (
+        ("num_hidden_layers", text.num_hidden_layers >= 0, "be 0 or more", text.num_hidden_layers),
+        (
+            "num_key_value_heads",
+            text.num_key_value_heads > 0 and text.num_attention_heads % text.num_key_value_heads == 0,
+            f"divide its {text.num_attention_heads} heads",
+            text.num_key_value_heads,
+        ),
+        ("patch_size", vision.patch_size > 0, "be more than 0", vision.patch_size),
+        (
+            "image_size",
+            vision.image_size >= vision.patch_size,
+            f"hold a patch of {vision.patch_size}",
+            vision.image_size,
+        ),
+        (
+            "vision_feature_layer",
+            all(-deepest - 1 <= each <= deepest for each in (layer if isinstance(layer, list) else [layer])),
+            f"be in {-deepest - 1}..{deepest}",
+            layer,
+        ),
+        ("activations", acts <= ACT2FN.keys(), "be those of transformers", ", ".join(map(str, acts - ACT2FN.keys()))),
+        (
+            "image_token_index",
+            0 <= config.image_token_id < text.vocab_size,
+            f"be in 0..{text.vocab_size - 1}, the vocabulary",
+            config.image_token_id,
+        ),
+    ):
+        if not possible:
+            raise BadInput(f"the config's {name} must {rule}, got {shown(value)}")
 
 
 def tokenizer_of(model: str) -> Any:

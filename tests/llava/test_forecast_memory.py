@@ -341,6 +341,35 @@ def test_a_quantised_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     assert "must have no quantization_config" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("text_config", "num_hidden_layers", -1),
+        ("text_config", "num_key_value_heads", 3),
+        ("text_config", "hidden_act", "nope"),
+        ("vision_config", "patch_size", 0),
+        ("vision_config", "image_size", 1),
+        ("", "vision_feature_layer", -9),
+        ("", "projector_hidden_act", "nope"),
+        ("", "image_token_index", 10**6),
+        ("", "image_token_index", -1),
+    ],
+)
+def test_a_config_that_makes_no_model_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, name: str, value: object
+) -> None:
+    """Exit code 2, with the config's own name of what is wrong; no traceback."""
+    from llava.presets import tiny_folder
+
+    raw = json.loads((tiny_folder() / "config.json").read_text())
+    (raw[part] if part else raw)[name] = value
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    assert main([*TINY, "--model", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert ("activations" if name.endswith("_act") else name) in told
+
+
 @pytest.mark.parametrize("ids", [{"image_token_index": 1}, {"eos_token_id": 7}])
 def test_assumed_tokens_are_neither_the_image_nor_an_end(tmp_path: Path, ids: dict[str, int]) -> None:
     """A config whose ids are those assumed gives the same figures as any other."""
