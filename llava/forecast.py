@@ -238,13 +238,8 @@ def _check_possible(config: HimapLlavaConfig) -> None:
             f"divide its {text.num_attention_heads} heads",
             text.num_key_value_heads,
         ),
-        ("patch_size", vision.patch_size > 0, "be more than 0", vision.patch_size),
-        (
-            "image_size",
-            vision.image_size >= vision.patch_size,
-            f"hold a patch of {vision.patch_size}",
-            vision.image_size,
-        ),
+        ("patch_size", patch > 0, "be more than 0", patch),
+        ("image_size", side >= patch, f"hold a patch of {patch}", side),
         (
             "vision_feature_layer",
             all(-deepest - 1 <= each <= deepest for each in (layer if isinstance(layer, list) else [layer])),
