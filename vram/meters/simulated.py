@@ -12,8 +12,8 @@ from vram.simulated.context import SimulatedCuda
 class SimulatedCudaMeter:
     """The figures of a `SimulatedCuda`: exact on every channel, with no GPU.
 
-    Sees what PyTorch's allocator would be asked for by this thread. Blind to what the simulation does not model (see
-    `vram.simulated.context`): scratch memory of kernels, other streams and threads, the driver.
+    Sees what PyTorch's allocator would be asked for by this thread and those started meanwhile. Blind to what the
+    simulation does not model (see `vram.simulated.context`): scratch memory of kernels, other streams, the driver.
     """
 
     exact = frozenset({"requested", "requested_peak", "allocated", "allocated_peak", "reserved"})

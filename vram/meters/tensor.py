@@ -33,9 +33,10 @@ class TensorMeter:
     its last owner lets go; tasks of asyncio, and threads that start while it or another meter watches, are followed to
     their end. Blind to: other threads (a pool's that started before) and those of no `threading.Thread`, until a
     followed thread touches what they made; scratch memory inside kernels (conv2d, half-precision matrix products,
-    sort); memory that is not a tensor's (Python objects, NumPy arrays of their own, storages without a tensor), or of a
-    tensor that shows none (oneDNN's); other processes; work on other devices. What was hidden by `gc.freeze` when the
-    meter started counts from its first use. Fake tensors and tensors that wrap others have no bytes of their own.
+    sort, the fused path of nn.TransformerEncoder); memory that is not a tensor's (Python objects, NumPy arrays of their
+    own, storages without a tensor), or of a tensor that shows none (oneDNN's); other processes; work on other devices.
+    What was hidden by `gc.freeze` when the meter started counts from its first use. Fake tensors and tensors that wrap
+    others have no bytes of their own.
     """
 
     source = "CPU tensors"

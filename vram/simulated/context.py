@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import warnings
 import weakref
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
@@ -44,8 +45,9 @@ class SimulatedCuda:
     Enter it as often as you like: what is alive stays so. Models must be built inside. Values are known where they
     decide (see `vram.simulated.shadows`). Where there is no room, `torch.OutOfMemoryError` says it in CUDA's words.
 
-    Not modelled: several streams or threads, CUDA graphs, quantised kernels, scratch memory of kernels beside cuBLAS's
-    workspace, backward passes (refused), settings of the allocator (refused).
+    Threads that are started inside are followed. Not modelled: several streams, CUDA graphs, quantised kernels, scratch
+    memory of kernels beside cuBLAS's workspace. Refused: recurrent networks, backward passes, settings of the
+    allocator, other cards than the one. Compiled code and the fused path of nn.TransformerEncoder warn.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class SimulatedCuda:
         # Its tensors have it among their attributes, which a copy of a module copies.
         self._mode.__deepcopy__ = lambda _: self._mode  # type: ignore[attr-defined]
         self._shadows = Shadows(self._mode, token)
+        # Whoever runs an operation, as fake tensors' mode is not for several threads. Finalizers may come in between.
+        self._asking = threading.RLock()
         self._blocks: dict[int, tuple[int, Block]] = {}  # by storage address: bytes, block
         self._ends: dict[int, weakref.ref[Any]] = {}
         self._wants_workspace = cublas_workspace
@@ -93,12 +97,11 @@ class SimulatedCuda:
         if self._depth == 0:
             self._modes.close()
 
-    def following(self) -> AbstractContextManager[object]:
-        """In another thread, around every operation: its tensors are the card's too."""
-        stack = ExitStack()
-        stack.enter_context(self._mode)
-        stack.enter_context(_Follow(self))
-        return stack
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """In another thread, around every operation: its tensors are the card's too. Threads take turns."""
+        with self._asking, self._mode, _Follow(self):
+            yield
 
     def resized(self, storage: torch.UntypedStorage) -> None:
         """A storage changed its size without an operation."""
@@ -106,7 +109,7 @@ class SimulatedCuda:
         known = self._blocks.get(address)
         if known is not None and known[0] != n_bytes:
             self._blocks[address] = n_bytes, self._take(n_bytes)
-            self.allocator.free(known[1])
+            self._give_back(known[1])
 
     def take_workspace(self) -> None:
         """cuBLAS takes its workspace now, and not at the first matrix product: no figure depends on who comes first."""
@@ -117,6 +120,10 @@ class SimulatedCuda:
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operation: its result is followed, and its storage taken from the allocator."""
+        with self._asking:
+            return self._run(func, args, kwargs)
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         if any(not isinstance(tensor, FakeTensor) for tensor in tensors((args, kwargs))):
             args, kwargs = self._shadows.faked(args), self._shadows.faked(kwargs)
         if func in _MASKED:
@@ -161,7 +168,7 @@ class SimulatedCuda:
         if known is None:
             self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
         else:  # resized in place: the new block is there before the old one goes
-            self.allocator.free(known[1])
+            self._give_back(known[1])
         self._blocks[address] = n_bytes, block
 
     def _take(self, n_bytes: int, tag: object = None) -> Block:
@@ -175,7 +182,11 @@ class SimulatedCuda:
         self._ends.pop(address, None)
         known = self._blocks.pop(address, None)
         if known is not None:
-            self.allocator.free(known[1])
+            self._give_back(known[1])
+
+    def _give_back(self, block: Block) -> None:
+        with self._asking:
+            self.allocator.free(block)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ import copy
 import gc
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,21 @@ def test_other_threads_are_followed() -> None:
         assert cuda.allocator.requested_bytes - before == first.nbytes + 400
         first.untyped_storage().resize_(0)
         assert cuda.allocator.requested_bytes - before == 400
+
+
+def test_threads_at_once_take_turns() -> None:
+    """Each matrix is there once, however they interleave."""
+
+    def powers(_: int) -> torch.Tensor:
+        matrix = torch.zeros(16, 16, device="cuda")
+        for _ in range(30):
+            matrix = matrix @ matrix + 1
+        return matrix
+
+    with device() as cuda:
+        with ThreadPoolExecutor(4) as pool:
+            made = list(pool.map(powers, range(8)))
+        assert cuda.allocator.requested_bytes == sum(matrix.nbytes for matrix in made) == 8 * 16 * 16 * 4
 
 
 def test_what_torch_s_functions_say_they_say_however_they_are_reached() -> None:
