@@ -231,7 +231,7 @@ class _Indexed(TorchFunctionMode):
                 return func(*args, **kwargs)  # type: ignore[no-untyped-call]
         if func == _SET_DATA:
             self._shadows.replace(*args)
-        if func in (torch.tensor, torch.as_tensor) and isinstance(args[0], list | tuple):
+        if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], list | tuple):
             args = tree_map_only(Tensor, lambda each: each.item() if each.dim() == 0 else each, args[0]), *args[1:]
         if type(asked := kwargs.get("device")) is int or asked == "cuda":
             kwargs["device"] = _cuda_device(asked)

@@ -80,7 +80,7 @@ class Shadows:
     def _fake(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor):
             return tensor
-        if not _worth(tensor.dtype, tensor.numel()):
+        if tensor.layout is not torch.strided or not _worth(tensor.dtype, tensor.numel()):
             return self._mode.from_tensor(tensor)
         with _disable_current_modes():
             held = tensor.detach()
