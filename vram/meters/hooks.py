@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -80,7 +80,10 @@ def _followed(start: Callable[[threading.Thread], None]) -> Callable[[threading.
 
             def followed() -> None:
                 _reset(thread, own)
-                with _Relay(watchers):
+                with ExitStack() as stack:
+                    for watcher in watchers:  # some want more of a thread than its operations
+                        stack.enter_context(getattr(watcher, "within_thread", nullcontext)())
+                    stack.enter_context(_Relay(watchers))
                     run()
 
             vars(thread)["run"] = followed

@@ -8,7 +8,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
@@ -97,9 +97,19 @@ class SimulatedCuda:
         if self._depth == 0:
             self._modes.close()
 
+    def following(self) -> AbstractContextManager[object]:
+        """In another thread, around every operation: its tensors are the card's too."""
+        elsewhere: AbstractContextManager[object] = _Elsewhere(self)
+        return elsewhere
+
+    def within_thread(self) -> AbstractContextManager[object]:
+        """Around all of another thread that starts inside: a device without an index is the card."""
+        indexed: AbstractContextManager[object] = _Indexed(self._shadows)
+        return indexed
+
     @contextmanager
-    def following(self) -> Iterator[None]:
-        """In another thread, around every operation: its tensors are the card's too. Threads take turns."""
+    def taking_a_turn(self) -> Iterator[None]:
+        """In another thread: one operation on the card."""
         with self._asking, self._mode, _Follow(self):
             yield
 
@@ -207,6 +217,23 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             with self:  # what it is made of is what allocates
                 return in_parts(func, args, kwargs or {})
         return self._cuda.run(func, args, kwargs or {})
+
+
+class _Elsewhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """In another thread. What it does with real tensors alone, as reading a file, it does for real."""
+
+    def __init__(self, cuda: SimulatedCuda) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._cuda = cuda
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        there = device is not None and torch.device(device).type == "cuda"
+        if there or any(isinstance(tensor, FakeTensor) for tensor in tensors((args, kwargs))):
+            with self._cuda.taking_a_turn():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 class _Indexed(TorchFunctionMode):

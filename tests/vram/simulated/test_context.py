@@ -173,16 +173,22 @@ def test_another_card_than_the_one_is_refused() -> None:
 
 
 def test_other_threads_are_followed() -> None:
-    """What they make and run is the card's; so is a storage that is resized by hand."""
+    """What they make and run on the card is the card's; what they read into main memory stays real, as transformers'
+    loading does. A storage that is resized by hand is followed too."""
     with device() as cuda:
         first, made = torch.zeros(16, 16, device="cuda"), []
         before = cuda.allocator.requested_bytes
-        thread = threading.Thread(target=lambda: made.extend([first + 1, torch.zeros(100, device="cuda")]))
+        thread = threading.Thread(
+            target=lambda: made.extend(
+                [first + 1, torch.zeros(100, device="cuda"), torch.ones(3), torch.ones(3).cuda()]
+            )
+        )
         thread.start()
         thread.join()
-        assert cuda.allocator.requested_bytes - before == first.nbytes + 400
+        assert cuda.allocator.requested_bytes - before == first.nbytes + 400 + 12
+        assert [type(tensor) is fake_tensor.FakeTensor for tensor in made] == [True, True, False, True]
         first.untyped_storage().resize_(0)
-        assert cuda.allocator.requested_bytes - before == 400
+        assert cuda.allocator.requested_bytes - before == 400 + 12
 
 
 def test_threads_at_once_take_turns() -> None:
