@@ -221,6 +221,12 @@ def card_here() -> Card:
     return Card(card.name, card.total_memory, (card.major, card.minor))
 
 
+def context_here() -> int:
+    """What the card lacks beside PyTorch's segments: the CUDA context, where this process is alone on it."""
+    free_bytes, total_bytes = torch.cuda.mem_get_info()
+    return total_bytes - free_bytes - torch.cuda.memory_reserved()
+
+
 def judged(memory: Path | None) -> list[dict[str, Any]]:
     """What the suite's report says of each mode, without its readings."""
     if memory is None:
@@ -268,7 +274,7 @@ def main() -> int:
     rehearsed = options.rehearse is not None
     card = find_card(options.rehearse) if rehearsed else card_here()
     measured = all_peaks(options.model, lambda: SimulatedCuda(card) if rehearsed else nullcontext())
-    free_bytes, total_bytes = (0, 0) if rehearsed else torch.cuda.mem_get_info()
+    context_bytes = None if rehearsed else context_here()
     predicted = all_peaks(options.model, lambda: SimulatedCuda(card))
     made = allocations(options.model, SimulatedCuda(card) if rehearsed else None)
     evidence = {
@@ -283,8 +289,7 @@ def main() -> int:
             "python": sys.version.split()[0],
         },
         "model": options.model,
-        # What the card lacks beside PyTorch's segments, which were just given back: its context, where it is alone.
-        "context_bytes": None if rehearsed else total_bytes - free_bytes - torch.cuda.memory_reserved(),
+        "context_bytes": context_bytes,
         "kernels": [] if rehearsed else kernels(card.compute_capability),
         "peaks": compared(predicted, measured),
         "differences": differences(made, allocations(options.model, SimulatedCuda(card))),

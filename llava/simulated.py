@@ -91,7 +91,7 @@ class Answers:
         attention = "eager" if asked.keep_attentions else asked.attention
         with self._cuda:
             model = empty_model(self.config, DEVICE, dtype=asked.dtype, attn_implementation=attention).eval()
-            torch.empty(1, 1, device=DEVICE).mm(torch.empty(1, 1, device=DEVICE))  # cuBLAS's workspace, for good
+            self._cuda.take_workspace()
         self._model: HimapLlavaForConditionalGeneration = model
         set_mode(model, asked.mode)
         self._cuda.describe = Describing()

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 _MODES = ("baseline", "himap", "custom-fps", "custom-tome")
 _TOLD = 5  # holders on the terminal; the file has ten
 _ROWS = 12  # samples on the terminal; of more, those with a new highest peak
-_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _MOST_SAMPLES = 2**20
 _TIMES = 8  # tokens of the timeline on the terminal
 
@@ -80,7 +79,7 @@ def _print(text: str) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from llava.eval.results import check_output, write_json
-    from vram.simulated.allocator import refuse_settings
+    from vram.simulated.allocator import SETTINGS, refuse_settings
     from vram.simulated.cards import find_card, smallest_that_fits
     from vram.units import format_bytes
 
@@ -88,7 +87,7 @@ def _run(options: argparse.Namespace) -> int:
         card = find_card(options.card)
     except ValueError as error:
         raise BadInput(f"--card: {error}") from None
-    for name in _SETTINGS:
+    for name in SETTINGS:
         try:
             refuse_settings(os.environ.get(name, ""))
         except ValueError as error:

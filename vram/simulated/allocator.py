@@ -38,6 +38,7 @@ _OWN_SEGMENT_BYTES = 10 * _MIB  # kMinLargeAlloc
 _PAGE_BYTES = 2 * _MIB  # kRoundLarge, and the driver's page
 _FIRST_ADDRESS = 0x7F00_0000_0000  # where the driver puts segments on Linux; no figure depends on it
 
+SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # variables of the environment
 _SETTING = re.compile(r"\s*(\w+)\s*:\s*(\[[^\]]*\]|[^,\[\]]+)\s*(?:,|$)\s*")
 _HARMLESS = {  # what is so anyway
     "backend": ("native",),

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from vram.meters.hooks import composite, hooked, in_parts
-from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory
+from vram.simulated.allocator import SETTINGS, Block, CachingAllocator, SimulatedOutOfMemory
 from vram.simulated.answers import answering
 from vram.simulated.attention import FusedAttention
 from vram.simulated.cards import Card, find_card
@@ -29,7 +29,6 @@ from vram.simulated.shadows import Shadows, tensors
 DEVICE = torch.device("cuda", 0)
 TOKEN = 7  # what argmax and multinomial choose: no end of a sentence, in any tokenizer we know of
 _TESTED = ("2.11", "2.13", "2.14")
-_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 _aten = torch.ops.aten
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _RECURRENT = {_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu}
@@ -60,7 +59,7 @@ class SimulatedCuda:
         check()
         _warn_untested()
         self.card = find_card(card) if isinstance(card, str) else card
-        settings = ",".join(os.environ[name] for name in _SETTINGS if os.environ.get(name))
+        settings = ",".join(os.environ[name] for name in SETTINGS if os.environ.get(name))
         self.allocator = CachingAllocator(self.card.total_bytes, self.card.context_bytes, settings=settings)
         self.device = device
         # If set, called with an operation's name and its result wherever a storage is taken: the tag of its block.
