@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from vram.collector import cheap_collections
 from vram.meters import Meter
 from vram.meters.cuda import CudaMeter
 from vram.meters.host import HostMeter
 from vram.meters.nvml import Identity, NvmlMeter
 from vram.meters.tensor import TensorMeter
-from vram.replaying import cheap_collections
 from vram.tracing import TensorTracer
 
 LAYERS, HIDDEN, PROMPT = 8, 512, 671

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from vram.holders import holder, unfrozen
+from vram.collector import unfrozen
+from vram.holders import holder
 from vram.markers import Wanted
 from vram.measuring import measure
 from vram.meters import torch_device

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vram.collector import cheap_collections, unfrozen
 from vram.marks import listening
 from vram.recording import Recording
-from vram.replaying import Replayed, cheap_collections, forget, replayed, step_name
+from vram.replaying import Replayed, forget, replayed, step_name
 from vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -122,7 +123,6 @@ def explain(made_of: Replayed, *, peak: bool, save: Callable[[dict[str, Any]], P
 
     `save` writes the viewer's snapshot and returns its path. What the rerun raises becomes a note, never an error.
     """
-    from vram.holders import unfrozen
     from vram.tracing import tracer_for
 
     with tracer_for(made_of.device) as tracer:

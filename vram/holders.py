@@ -13,7 +13,7 @@ import sys
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from itertools import compress
 from pathlib import Path
 from threading import local
@@ -50,7 +50,7 @@ def holder(storage: Any, *, named: Mapping[int, str] | None = None) -> str:
     """Words for what keeps `storage` (a `torch.UntypedStorage`) alive, from nearest holder to a known name.
 
     `named` gives ids of objects that are a name by themselves, with what to call them. The collector must not be
-    frozen: see `unfrozen`.
+    frozen: see `vram.collector.unfrozen`.
     """
     named = named or {}
     # One search at a time, and its list of tensors let go of before the next: ours would be found as a holder.
@@ -73,19 +73,6 @@ def holder(storage: Any, *, named: Mapping[int, str] | None = None) -> str:
 def _view(found: Any, storage: Any) -> str:
     own_bytes = found.numel() * found.element_size() if issubclass(type(found), torch.Tensor) else 0
     return f" (a view of {own_bytes:,} B keeps the whole storage)" if 0 < own_bytes < storage.nbytes() else ""
-
-
-@contextmanager
-def unfrozen() -> Iterator[None]:
-    """Show objects frozen by `gc.freeze` to the collector, and hide what is there afterwards again."""
-    frozen = gc.get_freeze_count() > 0
-    if frozen:
-        gc.unfreeze()
-    try:
-        yield
-    finally:
-        if frozen:
-            gc.freeze()
 
 
 def path_to_name(targets: Sequence[object], named: Mapping[int, str]) -> list[Any]:

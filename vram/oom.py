@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vram.collector import unfrozen
 from vram.errors import OutOfMemory
 from vram.units import format_bytes, parse_bytes
 
@@ -79,7 +80,7 @@ def with_what_was_alive(failure: OutOfMemory, replayed: Replayed) -> OutOfMemory
     Raises nothing that this rerun does, and keeps nothing of it.
     """
     from vram.explaining import names_of
-    from vram.holders import holder, unfrozen
+    from vram.holders import holder
     from vram.tracing import tracer_for
 
     with tracer_for(replayed.device) as tracer:

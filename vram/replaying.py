@@ -6,14 +6,15 @@ import gc
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import methodcaller
 from typing import Any, TypeVar
 
 import numpy as np
 
+from vram.collector import cheap_collections
 from vram.errors import OutOfMemory
 from vram.marks import listening
 from vram.meters import Meter, default_meters
@@ -241,20 +242,6 @@ class _Loop:
         empty: list[list[int]] = [[] for _ in self.samples]
         padded = [*by_lap, *([empty] * (self.laps - len(by_lap)))]
         return tuple(tuple(np.array(readings, dtype=np.int64) for readings in lap) for lap in padded)
-
-
-@contextmanager
-def cheap_collections() -> Iterator[None]:
-    """Put what is alive now (a loaded model: a million objects) out of the collector's sight, and back afterwards."""
-    gc.collect()
-    frozen_by_someone = gc.get_freeze_count() > 0  # gc.unfreeze would undo theirs too
-    if not frozen_by_someone:
-        gc.freeze()
-    try:
-        yield
-    finally:
-        if not frozen_by_someone:
-            gc.unfreeze()
 
 
 def _out_of_memory(

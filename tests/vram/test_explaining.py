@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import vram
+from vram.collector import frozen
 from vram.explaining import Explanation, Line, by_line, shapes
 from vram.tracing import Allocation, Frame
 
@@ -88,10 +89,10 @@ def test_an_explanation_keeps_nothing_alive_and_leaves_the_collector_as_it_was()
     step = functools.partial(lambda held, _: held.append(torch.zeros(256)), kept)
     samples = [Sample() for _ in range(20)]
     recording = vram.replay(step, samples)
-    before = gc.get_threshold(), gc.get_freeze_count(), gc.isenabled()
+    before = gc.get_threshold(), frozen(), gc.isenabled()
     with pytest.raises(vram.MemoryGrowth, match="held by: list"):
         vram.assert_stable(recording)
-    assert (gc.get_threshold(), gc.get_freeze_count(), gc.isenabled()) == before
+    assert (gc.get_threshold(), frozen(), gc.isenabled()) == before
     alive = [weakref.ref(thing) for thing in (*kept, *samples, step)]
     assert len(alive) > 200
     del kept, samples, step
@@ -108,7 +109,7 @@ def test_what_someone_froze_stays_frozen_and_is_found_nevertheless() -> None:
         recording = vram.replay(lambda _: kept.append(torch.zeros(256)), range(20))
         with pytest.raises(vram.MemoryGrowth, match=r"list `kept` \(\d+ items\), closure variable of the step"):
             vram.assert_stable(recording)
-        assert gc.get_freeze_count() > 0
+        assert frozen()
     finally:
         gc.unfreeze()
 
