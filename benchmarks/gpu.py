@@ -239,22 +239,28 @@ def judged(memory: Path | None) -> list[dict[str, Any]]:
     ]
 
 
-def show(evidence: Mapping[str, Any]) -> None:
-    for row in evidence["kernels"]:
-        if row["predicted"] != row["measured"]:
-            print(f"attention, {row['what']}: {row['predicted']} predicted, {row['measured']} measured")
-    for row in evidence["peaks"]:
-        predicted, measured = (format_bytes(row[f"{side}_bytes"]) for side in ("predicted", "measured"))
-        sides = f"{predicted:>11} predicted {measured:>11} measured {row['error']:+.3%}"
-        print(f"{row['what']:<34}{row['figure']:<11}{sides}")
-    for row in evidence["differences"]:
-        times = f"{row['card']} x on the card, {row['simulated']} x simulated"
-        print(f"{row['what']}: {format_bytes(row['bytes'])} {times}: {row['line']}")
-    for mode in evidence["judged"]:
-        channels = ", ".join(f"{name} {verdict}" for name, verdict in mode["channels"].items())
-        print(f"{mode['mode']}: {mode['verdict']}, {mode['laps']} x {mode['samples']} runs; {channels}")
-    for what, taken in evidence["seconds"].items():
-        print(f"{what}: baseline {taken['baseline']:.4f} s, HiMAP {taken['himap']:.4f} s, {taken['ratio']:.2f} x")
+def show(part: str, found: Any) -> None:
+    """What a person wants of a part of the evidence."""
+    if part == "kernels":
+        for row in found:
+            if row["predicted"] != row["measured"]:
+                print(f"attention, {row['what']}: {row['predicted']} predicted, {row['measured']} measured")
+    elif part == "peaks":
+        for row in found:
+            predicted, measured = (format_bytes(row[f"{side}_bytes"]) for side in ("predicted", "measured"))
+            sides = f"{predicted:>11} predicted {measured:>11} measured {row['error']:+.3%}"
+            print(f"{row['what']:<34}{row['figure']:<11}{sides}")
+    elif part == "differences":
+        for row in found:
+            times = f"{row['card']} x on the card, {row['simulated']} x simulated"
+            print(f"{row['what']}: {format_bytes(row['bytes'])} {times}: {row['line']}")
+    elif part == "judged":
+        for mode in found:
+            channels = ", ".join(f"{name} {verdict}" for name, verdict in mode["channels"].items())
+            print(f"{mode['mode']}: {mode['verdict']}, {mode['laps']} x {mode['samples']} runs; {channels}")
+    elif part == "seconds":
+        for what, taken in found.items():
+            print(f"{what}: baseline {taken['baseline']:.4f} s, HiMAP {taken['himap']:.4f} s, {taken['ratio']:.2f} x")
 
 
 def main() -> int:
@@ -273,11 +279,7 @@ def main() -> int:
         return 0
     rehearsed = options.rehearse is not None
     card = find_card(options.rehearse) if rehearsed else card_here()
-    measured = all_peaks(options.model, lambda: SimulatedCuda(card) if rehearsed else nullcontext())
-    context_bytes = None if rehearsed else context_here()
-    predicted = all_peaks(options.model, lambda: SimulatedCuda(card))
-    made = allocations(options.model, SimulatedCuda(card) if rehearsed else None)
-    evidence = {
+    evidence: dict[str, Any] = {
         "schema": 1,
         "rehearsal": rehearsed,
         "card": asdict(card),
@@ -289,17 +291,25 @@ def main() -> int:
             "python": sys.version.split()[0],
         },
         "model": options.model,
-        "context_bytes": context_bytes,
-        "kernels": [] if rehearsed else kernels(card.compute_capability),
-        "peaks": compared(predicted, measured),
-        "differences": differences(made, allocations(options.model, SimulatedCuda(card))),
-        "judged": judged(options.memory),
-        "seconds": {} if rehearsed else times(options.model),
     }
-    show(evidence)
     name = re.sub(r"[^\w.]+", "-", f"{card.name}-torch{torch.__version__}")
     path = options.output_folder / f"{name}.json"
-    path.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+
+    def keep(part: str, found: Any) -> None:
+        """Written at once: what fails later must not take it along."""
+        evidence[part] = found
+        path.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+        show(part, found)
+
+    measured = all_peaks(options.model, lambda: SimulatedCuda(card) if rehearsed else nullcontext())
+    keep("measured", measured)
+    keep("context_bytes", None if rehearsed else context_here())
+    keep("seconds", {} if rehearsed else times(options.model))
+    keep("judged", judged(options.memory))
+    keep("peaks", compared(all_peaks(options.model, lambda: SimulatedCuda(card)), measured))
+    keep("kernels", [] if rehearsed else kernels(card.compute_capability))
+    made = allocations(options.model, SimulatedCuda(card) if rehearsed else None)
+    keep("differences", differences(made, allocations(options.model, SimulatedCuda(card))))
     print(f"written: {path}")
     return 0
 
