@@ -110,7 +110,7 @@ def _search(
             # By type: isinstance would run the __class__ property of a lazy proxy.
             if id(referrer) in seen or id(referrer) in own or id(referrer) in running:
                 continue
-            child = next((held for held in gc.get_referents(referrer) if id(held) in ids), None)
+            child = next((held for held in _referents([referrer]) if id(held) in ids), None)
             if child is None:
                 continue
             seen.add(id(referrer))
@@ -244,8 +244,21 @@ def _held_tensors() -> list[torch.Tensor]:
     tensors = _tensors_among(objects)
     ids = set(map(id, tensors))
     # One call for all of them: a million objects, one by one, take seconds.
-    held = ids.intersection(map(id, gc.get_referents(*objects))) | ids.intersection(_running_locals())
+    held = ids.intersection(map(id, _referents(objects))) | ids.intersection(_running_locals())
     return [tensor for tensor in tensors if id(tensor) in held]
+
+
+def _referents(objects: Sequence[Any]) -> list[Any]:
+    """What `objects` refer to; modules only to their namespaces.
+
+    Native modules have more, and in Python 3.12 `_asyncio` names what is dead: whoever touches that breaks its list of
+    free objects, and the next look at it never ends.
+    """
+    kinds = set(map(type, objects))
+    modules = {kind for kind in kinds if issubclass(kind, types.ModuleType)}
+    others = compress(objects, map(kinds.difference(modules).__contains__, map(type, objects)))
+    namespaces = [object.__getattribute__(found, "__dict__") for found in objects if type(found) in modules]
+    return gc.get_referents(*others) + namespaces
 
 
 def _address(tensor: torch.Tensor) -> int | None:
@@ -264,7 +277,7 @@ def _path_to_array(address: int, named: Mapping[int, str]) -> list[Any]:
     numpy = sys.modules.get("numpy")
     if numpy is None or not ids:
         return []
-    arrays = {id(held): held for held in gc.get_referents(*gc.get_objects()) if type(held) is numpy.ndarray}
+    arrays = {id(held): held for held in _referents(gc.get_objects()) if type(held) is numpy.ndarray}
     sharing = [array for array in arrays.values() if id(_root_of(array)) in ids]
     del arrays, sharing[_MOST_CANDIDATES:]
     return path_to_name(sharing, named) if sharing else []

@@ -342,3 +342,23 @@ def test_code_of_the_objects_is_not_run() -> None:
     put(touchy)
     del touchy
     assert holder(storage).startswith("Touchy (1 item) in list `GLOBAL`")
+
+
+def test_native_modules_are_not_asked_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In Python 3.12 `_asyncio` answers with dead objects, and a second search hangs or crashes the process."""
+    asked: list[type] = []
+    ask = gc.get_referents
+    monkeypatch.setattr(gc, "get_referents", lambda *objects: asked.extend(map(type, objects)) or ask(*objects))
+    weight = torch.ones(4, requires_grad=True)
+    hidden = weight * 3
+    put((hidden**2).sum())
+    saved = hidden.untyped_storage()
+    del hidden
+    assert "GLOBAL" in holder(saved)  # asks all objects of the process
+    module = types.ModuleType("made_here")
+    module.kept = kept = torch.zeros(4)  # type: ignore[attr-defined]
+    storage = kept.untyped_storage()
+    del kept
+    assert holder(storage).startswith("global `kept` of module made_here")
+    assert len(asked) > 10_000
+    assert not any(issubclass(kind, types.ModuleType) for kind in asked)
