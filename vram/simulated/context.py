@@ -23,7 +23,9 @@ from vram.simulated.allocator import SETTINGS, Block, CachingAllocator, Simulate
 from vram.simulated.answers import answering
 from vram.simulated.attention import FusedAttention
 from vram.simulated.cards import Card, find_card
+from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.guard import check, cuda_guard
+from vram.simulated.scratch import scratch
 from vram.simulated.shadows import Shadows, tensors
 
 DEVICE = torch.device("cuda", 0)
@@ -33,9 +35,8 @@ _aten = torch.ops.aten
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _RECURRENT = {_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu}
 _MASKED = {_aten.index.Tensor, _aten.masked_select.default}
-_MATMULS = {_aten.mm.default, _aten.bmm.default, _aten.addmm.default, _aten.baddbmm.default, _aten.addbmm.default}
-_WORKSPACE_BYTES = 8_519_680
-_HOPPER_WORKSPACE_BYTES = 32 * 2**20  # compute capability 9.0, 10.0, 12.0
+_MAJOR, _MINOR = str(torch.__version__).split(".")[:2]
+_VERSION = int(_MAJOR), int(_MINOR)
 
 
 class SimulatedCuda:
@@ -45,8 +46,9 @@ class SimulatedCuda:
     decide (see `vram.simulated.shadows`). Where there is no room, `torch.OutOfMemoryError` says it in CUDA's words.
 
     Threads that are started inside are followed. Not modelled: several streams, CUDA graphs, quantised kernels, scratch
-    memory of kernels beside cuBLAS's workspace. Refused: recurrent networks, backward passes, settings of the
-    allocator, other cards than the one. Compiled code and the fused path of nn.TransformerEncoder warn.
+    memory of kernels beside cuBLAS's workspaces and what `vram.simulated.scratch` knows. Refused: recurrent networks,
+    backward passes, settings of the allocator, other cards than the one. Compiled code and the fused path of
+    nn.TransformerEncoder warn.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class SimulatedCuda:
         self._asking = threading.RLock()
         self._blocks: dict[int, tuple[int, Block]] = {}  # by storage address: bytes, block
         self._ends: dict[int, weakref.ref[Any]] = {}
-        self._wants_workspace = cublas_workspace
+        self._workspaces = {"cuBLAS", "cuBLASLt"} if cublas_workspace else set()  # still to be taken
         self._depth = 0
         self._modes = ExitStack()
 
@@ -120,12 +122,20 @@ class SimulatedCuda:
             self._blocks[address] = n_bytes, self._take(n_bytes)
             self._give_back(known[1])
 
-    def take_workspace(self) -> None:
-        """cuBLAS takes its workspace now, and not at the first matrix product: no figure depends on who comes first."""
-        if self._wants_workspace:
-            self._wants_workspace = False  # it stays for good, as no tensor's
-            hopper = self.card.compute_capability in ((9, 0), (10, 0), (12, 0))
-            self._take(_HOPPER_WORKSPACE_BYTES if hopper else _WORKSPACE_BYTES)
+    def take_workspace(self, lt: bool = True) -> None:
+        """cuBLAS takes its workspace now, and not at the first matrix product: no figure depends on who comes first.
+
+        `lt`: that of cuBLASLt too, where it has one of its own.
+        """
+        setting = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+        self._take_for("cuBLAS", workspace_bytes(self.card.compute_capability, _VERSION, setting))
+        if lt:
+            self._take_for("cuBLASLt", lt_workspace_bytes(_VERSION))
+
+    def _take_for(self, library: str, n_bytes: int) -> None:
+        if library in self._workspaces:
+            self._workspaces.remove(library)  # it stays for good, as no tensor's
+            self._take(n_bytes)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operation: its result is followed, and its storage taken from the allocator."""
@@ -140,8 +150,11 @@ class SimulatedCuda:
         result = self._shadows.run(func, args, kwargs)
         for tensor in tensors(result):
             self._see(tensor, func)
-        if self._wants_workspace and func in _MATMULS and any(each.device == self.device for each in tensors(result)):
-            self.take_workspace()
+        if self.device.type == "cuda":
+            held = [self._run(*step) for step in scratch(func, args, self._shadows.of)]
+            if self._workspaces and is_product(func) and any(each.device == self.device for each in tensors(result)):
+                self.take_workspace(lt=takes_lt(func, args, kwargs))
+            del held
         return result
 
     def _by_index(self, func: Any, args: Any) -> tuple[Any, Any]:

@@ -1,0 +1,69 @@
+"""What kernels hold beside their result, for the moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vram.simulated.context import SimulatedCuda
+
+N = 512
+FLOATS, INDICES, BITS = N * N * 4, N * N * 8, N * N
+
+
+def filled(mask: Callable[[Tensor], Tensor], value: Callable[[Tensor], object]) -> Callable[[Tensor], None]:
+    def fill(x: Tensor) -> None:
+        x[mask(x)] = value(x)
+
+    return fill
+
+
+def known(x: Tensor) -> Tensor:
+    """Three of N * N are true."""
+    mask = torch.zeros(N, N, dtype=torch.bool)
+    mask[0, :3] = True
+    return mask.to("cuda")
+
+
+def unknown(x: Tensor) -> Tensor:
+    return x > 0
+
+
+CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
+    "softmax by rows": (lambda x: x.softmax(-1), FLOATS),
+    "softmax by columns": (lambda x: x.t().softmax(-1), 2 * FLOATS),
+    "log_softmax by columns": (lambda x: x.t().log_softmax(-1), 2 * FLOATS),
+    "layer_norm by rows": (lambda x: nn.functional.layer_norm(x, (N,)), FLOATS + 2 * N * 4),
+    "layer_norm by columns": (lambda x: nn.functional.layer_norm(x.t(), (N,)), 2 * FLOATS + 2 * N * 4),
+    "masked_scatter": (lambda x: x.masked_scatter(unknown(x), x), BITS + FLOATS + INDICES),
+    "masked_scatter, broadcast": (lambda x: x.masked_scatter(unknown(x[:1]), x), 512 + FLOATS + INDICES + BITS),
+    "put a number where a mask is true": (filled(unknown, lambda x: 0.0), BITS),
+    "put a tensor there": (filled(unknown, lambda x: x.new_ones(1)), BITS + 512 + 2 * INDICES),
+    "put a tensor where three are true": (filled(known, lambda x: x.new_ones(3)), BITS + 512 + 512),
+    "put a tensor at indices": (lambda x: x.index_put_((torch.tensor([1]).to("cuda"),), x[0]), 512),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_kernel_holds_what_its_source_says(case: str) -> None:
+    """Copies of what it reads by rows, where a masked scatter puts each element, the indices of a mask."""
+    run, n_bytes = CASES[case]
+    with SimulatedCuda("24GiB", cublas_workspace=False), torch.no_grad():
+        x = torch.zeros(N, N, device="cuda")
+        torch.cuda.reset_peak_memory_stats()
+        result = run(x)
+        assert torch.cuda.max_memory_allocated() - FLOATS == n_bytes
+        del result
+        assert torch.cuda.memory_allocated() == FLOATS
+
+
+def test_what_a_kernel_holds_can_be_too_much_and_is_gone_then() -> None:
+    """The out of memory is that of the copy; what was held until then is given back."""
+    with SimulatedCuda("1GiB", cublas_workspace=False), torch.no_grad():
+        x = torch.zeros(8192, 8192, device="cuda")  # 256 MiB; beside it its result, and no copy
+        with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 256.00 MiB"):
+            x.t().softmax(-1)
+        assert torch.cuda.memory_allocated() == 8192**2 * 4

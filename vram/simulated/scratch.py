@@ -1,0 +1,62 @@
+"""What CUDA's kernels hold for a moment beside their result, where torch's sources tell how much.
+
+Not here, and not counted: cuDNN's workspaces and what cub's algorithms take (sort, topk, unique, cumsum, nonzero,
+multinomial), which depend on the library's version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vram.simulated.cublas import copies
+
+_aten = torch.ops.aten
+Step = tuple[Any, tuple[Any, ...], dict[str, Any]]
+# They read their first argument by rows, and make a copy of what does not lie so (SoftMax.cu, layer_norm_kernel.cu).
+_BY_ROWS = {_aten._softmax.default, _aten._log_softmax.default, _aten.native_layer_norm.default}
+_BY_ROWS |= {_aten._safe_softmax.default, _aten._fused_rms_norm.default}
+_PUTS = {_aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
+_SCATTERS = {_aten.masked_scatter.default, _aten.masked_scatter_.default}
+
+
+def scratch(func: Any, args: Any, known: Callable[[Tensor], Tensor | None]) -> Iterator[Step]:
+    """The operations that `func` itself runs on a card, and whose results it drops when it ends.
+
+    `known` tells what a tensor holds. A mask of which that is not known counts as true everywhere.
+    """
+    if func in _BY_ROWS:
+        yield from _contiguous(args[0])
+    elif func in _SCATTERS:  # IndexKernel.cpp: where each element of the source goes
+        yield _aten.empty.memory_format, (args[0].shape,), {"dtype": torch.int64, "device": args[0].device}
+        if args[1].shape == args[0].shape:
+            yield from _contiguous(args[1])
+        else:
+            yield _aten.empty.memory_format, (args[0].shape,), {"dtype": torch.bool, "device": args[0].device}
+    elif func in _PUTS and not _fills(args):  # TensorAdvancedIndexing.cpp: masks become indices
+        for index in args[1]:
+            if index is not None and index.dtype in (torch.bool, torch.uint8):
+                if known(index) is not None:
+                    yield _aten.nonzero.default, (index,), {}
+                else:
+                    shape = index.dim(), index.numel()
+                    yield _aten.empty.memory_format, (shape,), {"dtype": torch.int64, "device": index.device}
+    else:
+        for operand in copies(func, args):
+            yield _aten.clone.default, (operand,), {"memory_format": torch.contiguous_format}
+
+
+def _contiguous(tensor: Tensor) -> Iterator[Step]:
+    if not tensor.is_contiguous():
+        yield _aten.clone.default, (tensor,), {"memory_format": torch.contiguous_format}
+
+
+def _fills(args: Any) -> bool:
+    """Whether it is a fill where one mask is true, which needs no indices."""
+    _, indices, value = args[:3]
+    masks = [index for index in indices if index is not None]
+    accumulate = len(args) > 3 and args[3]
+    return value.device.type == "cpu" and len(masks) == 1 and not accumulate
