@@ -41,7 +41,8 @@ class Shadows:
 
     Known are inputs that were real, and whatever is computed from known ones alone, as long as it is integer or boolean
     (or a handful of floats) and has at most 2^20 elements. Where a choice among activations is an index (argmax,
-    multinomial, topk, sort) it is assumed: `token` for the first two, the first positions for the others.
+    multinomial, topk, sort) it is assumed: `token` for the first two (of fewer, the last), the first positions for the
+    others.
     """
 
     def __init__(self, mode: FakeTensorMode, token: int) -> None:
@@ -67,7 +68,7 @@ class Shadows:
         except (DataDependentOutputException, DynamicOutputShapeException):
             device = next((tensor.device for tensor in tensors((args, kwargs))), _CPU)
             return self._made(self._or_unknown(func, known), device)
-        self._attach(func, result, known)
+        self._attach(func, args, kwargs, result, known)
         if func in _REINTERPRETING and self.of(result) is None:
             self._lose(args[0])  # what is written through the one is not seen in the other
         return result
@@ -169,27 +170,46 @@ class Shadows:
             return fake
         return type(value)(self._made(each, device) for each in value) if isinstance(value, list | tuple) else value
 
-    def _attach(self, func: Any, result: Any, known: Any) -> None:
+    def _attach(self, func: Any, args: Any, kwargs: Any, result: Any, known: Any) -> None:
         if isinstance(result, list | tuple):
             for index, each in enumerate(result):
-                self._attach(func, each, known[index] if isinstance(known, list | tuple) else None)
+                part = known[index] if isinstance(known, list | tuple) else None
+                self._attach(func, args, kwargs, each, part)
         elif isinstance(result, Tensor):
-            value = self._assumed(func, result) if known is None else known
+            value = self._assumed(func, args, kwargs, result) if known is None else known
             if isinstance(value, Tensor) and value.shape == result.shape and _worth(value.dtype, value.numel()):
                 self._values[result] = value
 
-    def _assumed(self, func: Any, result: Tensor) -> Tensor | None:
+    def _assumed(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> Tensor | None:
+        """Indices that could be chosen: within what they are chosen from, and different where a real run's would be."""
         if result.dtype != torch.int64 or not _worth(result.dtype, result.numel()):
             return None
-        name = func._schema.name
+        name, asked = func._schema.name, _arguments(func, args, kwargs)
         with _disable_current_modes():
-            if name in ("aten::argmax", "aten::multinomial"):
-                return torch.full(result.shape, self.token)
+            if name == "aten::argmax":
+                choices = asked["self"].numel() if asked["dim"] is None else _size(asked["self"], asked["dim"])
+                return torch.full(result.shape, min(self.token, choices - 1))
+            if name == "aten::multinomial":
+                choices, places = _size(asked["self"], -1), torch.arange(_size(result, -1))
+                first = min(self.token, choices - 1)
+                return ((first + places * (not asked["replacement"])) % choices).expand(result.shape).clone()
             if name in ("aten::topk", "aten::sort") and result.dim():
-                return torch.arange(result.shape[-1]).expand(result.shape).clone()
+                dim = asked["dim"] % result.dim()
+                places = torch.arange(result.shape[dim]).view(-1, *[1] * (result.dim() - dim - 1))
+                return places.expand(result.shape).clone()
             if name in ("aten::max", "aten::min"):
                 return torch.zeros(result.shape, dtype=torch.int64)
         return None
+
+
+def _arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    """An operation's arguments by name, with the defaults of those that were not given."""
+    defaults = {each.name: each.default_value for each in func._schema.arguments}
+    return defaults | dict(zip(defaults, args, strict=False)) | kwargs
+
+
+def _size(tensor: Tensor, dim: int) -> int:
+    return tensor.shape[dim] if tensor.dim() else 1
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -268,12 +268,28 @@ def test_what_depends_on_activations_is_refused_by_operation_and_line() -> None:
 
 
 def test_what_generation_chooses_is_assumed() -> None:
-    """argmax and multinomial give the token; topk and sort the first positions."""
+    """argmax and multinomial give the token, then those after it; topk and sort the first positions."""
     with device(token=11):
         logits = torch.randn(2, 50, device="cuda")
         assert logits.argmax(-1).tolist() == [11, 11]
-        assert torch.multinomial(logits.softmax(-1), 3).tolist() == [[11] * 3] * 2
+        assert torch.multinomial(logits.softmax(-1), 3).tolist() == [[11, 12, 13]] * 2
+        assert torch.multinomial(logits.softmax(-1), 3, replacement=True).tolist() == [[11] * 3] * 2
         assert logits.topk(3).indices.tolist() == [[0, 1, 2]] * 2
+
+
+def test_what_is_assumed_could_be_chosen() -> None:
+    """Of three classes there is no eighth; along each dimension every position is there once, as in a real order."""
+    with device():
+        scores = torch.randn(3, 5, device="cuda")
+        assert scores.argmax(0).tolist() == [2] * 5
+        assert scores[:, :1].argmax().item() == 2
+        assert scores.sum().argmax().item() == 0
+        assert sorted(torch.multinomial(scores[0].softmax(-1), 5).tolist()) == [0, 1, 2, 3, 4]
+        assert scores.topk(2, dim=0).indices.tolist() == [[0] * 5, [1] * 5]
+        assert scores.sort(dim=0, stable=True).indices.tolist() == [[0] * 5, [1] * 5, [2] * 5]
+        chosen = torch.zeros(3, dtype=torch.bool, device="cuda")
+        chosen[scores[:, :1].argsort(0).squeeze(1)[:2]] = True
+        assert scores[chosen].shape == (2, 5)
 
 
 def test_questions_about_the_gpu_are_answered_by_the_card_and_undone() -> None:
