@@ -165,6 +165,8 @@ class Shadows:
         """Fake tensors of the shape of known ones."""
         if isinstance(value, Tensor):
             fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
+            if (held := value.untyped_storage().nbytes()) > fake.untyped_storage().nbytes():
+                fake.untyped_storage().resize_(held)  # as unique_consecutive, which first makes room for all
             if _worth(value.dtype, value.numel()):
                 self._values[fake] = value
             return fake
