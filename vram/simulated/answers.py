@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch._subclasses import fake_tensor
@@ -145,6 +146,10 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     safetensors = sys.modules.get("safetensors.torch")
     if safetensors is not None:  # would write to addresses that fake tensors have not
         places[safetensors, "load_file"] = _loaded_first(safetensors.load_file)
+        opened = safetensors.safe_open
+        for module in list(sys.modules.values()):  # in the tests and programs that have imported it, too
+            if getattr(module, "__dict__", {}).get("safe_open") is opened:
+                places[module, "safe_open"] = functools.partial(_Opened, opened)
     places[fake_tensor, "init_gpu_context"] = always(None)  # there is no GPU to wake, or it is none of ours
     # transformers builds masks for fake tensors that no real run has: it must take these for real.
     their_checks = sys.modules.get("transformers.utils.import_utils")
@@ -199,9 +204,53 @@ def _with_numbers(parse: Callable[..., Any]) -> Callable[..., Any]:
 def _loaded_first(load_file: Callable[..., Any]) -> Callable[..., Any]:
     """Real tensors, which become fake where they are used; on the card at once where it is asked for."""
 
-    def loading(filename: Any, device: Any = "cpu") -> Any:
+    def loading(filename: Any, device: Any = "cpu", **options: Any) -> Any:
         with _disable_current_modes():
-            loaded = load_file(filename)
+            loaded = load_file(filename, **options)
         return {name: tensor.to(device) for name, tensor in loaded.items()}
 
     return loading
+
+
+class _Opened:
+    """A safetensors file as `safe_open` gives it, whose tensors are read into main memory first."""
+
+    def __init__(self, opened: Any, filename: Any, framework: str = "pt", device: Any = "cpu", **options: Any) -> None:
+        self._file, self._device = opened(filename, framework, device="cpu", **options), device
+
+    def __enter__(self) -> Self:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *exc_info: Any) -> None:
+        self._file.__exit__(*exc_info)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def get_tensor(self, name: str) -> torch.Tensor:
+        return self._there(lambda: self._file.get_tensor(name))
+
+    def get_tensors(self, *names: Any) -> dict[str, torch.Tensor]:
+        with _disable_current_modes():
+            loaded = self._file.get_tensors(*names)
+        return {name: tensor.to(self._device) for name, tensor in loaded.items()}
+
+    def get_slice(self, name: str) -> Any:
+        return _Slice(self._file.get_slice(name), self._there)
+
+    def _there(self, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        with _disable_current_modes():
+            tensor = read()
+        return tensor.to(self._device)
+
+
+class _Slice:
+    def __init__(self, own: Any, there: Callable[[Callable[[], torch.Tensor]], torch.Tensor]) -> None:
+        self._own, self._there = own, there
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def __getitem__(self, places: Any) -> torch.Tensor:
+        return self._there(lambda: self._own[places])

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch._subclasses import fake_tensor
 from torch.cuda import max_memory_allocated
@@ -241,6 +242,22 @@ def test_weights_of_a_file_come_to_the_card(tmp_path: Path) -> None:
         loaded = safetensors.torch.load_file(tmp_path / "model.safetensors", device="cuda:0")
         assert loaded["weight"].device == DEVICE
         assert cuda.allocator.requested_bytes == 64
+        linear = nn.Linear(4, 4, bias=False)
+        assert safetensors.torch.load_model(linear, tmp_path / "model.safetensors", device=0) == (set(), [])
+
+
+@pytest.mark.parametrize("where", ["cuda", "cuda:0", 0])
+def test_weights_are_read_one_by_one_and_in_slices(where: Any, tmp_path: Path) -> None:
+    """By a `safe_open` that was imported before, in the words of its own."""
+    safetensors.torch.save_file({"weight": torch.ones(4, 4), "steps": torch.arange(3)}, tmp_path / "model.safetensors")
+    with device() as cuda, safe_open(tmp_path / "model.safetensors", framework="pt", device=where) as opened:
+        assert sorted(opened.keys()) == ["steps", "weight"]
+        weight, rows, steps = opened.get_tensor("weight"), opened.get_slice("weight"), opened.get_tensor("steps")
+        assert (weight.device, rows[:2].device, steps.tolist()) == (DEVICE, DEVICE, [0, 1, 2])
+        assert (rows.get_shape(), rows[:2].shape) == ([4, 4], (2, 4))
+        assert cuda.allocator.requested_bytes == 64 + 24
+        with safe_open(tmp_path / "model.safetensors", framework="pt") as in_main_memory:
+            assert (in_main_memory.get_tensor("weight") + torch.ones(4)).device.type == "cpu"
 
 
 def test_what_is_unknown_ends_with_its_tensor() -> None:
