@@ -13,7 +13,9 @@ from typing import Any, Self
 import torch
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing import reductions
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils.data._utils import worker
 
 from vram.simulated.allocator import CachingAllocator, Stat
 from vram.simulated.cards import Card
@@ -111,6 +113,11 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "synchronize": always(None),
         "get_rng_state": always(None),  # nothing is drawn
         "set_rng_state": always(None),
+        "manual_seed": always(None),
+        "manual_seed_all": always(None),
+        "seed": always(None),
+        "seed_all": always(None),
+        "initial_seed": always(0),
         "get_device_properties": always(properties),
         "get_device_name": always(card.name),
         "get_device_capability": always(card.compute_capability),
@@ -128,6 +135,7 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "empty_cache": allocator.empty_cache,
     }
     places: dict[tuple[Any, str], Callable[..., Any]] = {(torch.cuda, name): answer for name, answer in cuda.items()}
+    places |= {(torch.accelerator, name): answer for name, answer in _accelerator(cuda).items()}
     # What is said there is also asked for there, and by functions that were imported before.
     memory = torch.cuda.memory
     places |= {(memory, name): answer for name, answer in cuda.items() if hasattr(memory, name)}
@@ -150,12 +158,30 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         for module in list(sys.modules.values()):  # in the tests and programs that have imported it, too
             if getattr(module, "__dict__", {}).get("safe_open") is opened:
                 places[module, "safe_open"] = functools.partial(_Opened, opened)
+    # Workers of a data loader read for real, and what they send is real.
+    for owner, name in ((worker, "_worker_loop"), (reductions, "rebuild_tensor")):
+        places[owner, name] = _for_real(getattr(owner, name))
+    places[torch, "Generator"] = _generator(torch.Generator)
     places[fake_tensor, "init_gpu_context"] = always(None)  # there is no GPU to wake, or it is none of ours
     # transformers builds masks for fake tensors that no real run has: it must take these for real.
     their_checks = sys.modules.get("transformers.utils.import_utils")
     if their_checks is not None:
         places[their_checks, "is_fake_tensor"] = always(False)
     return places
+
+
+def _accelerator(cuda: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    """`torch.accelerator`, whose answers are those of `torch.cuda` under other names."""
+    others = {
+        "current_device_index": "current_device",
+        "set_device_index": "set_device",
+        "get_memory_info": "mem_get_info",
+    }
+    others |= {name: name for name in cuda if name != "get_device_capability"}  # which there is of dtypes
+    own = {name: cuda[other] for name, other in others.items() if hasattr(torch.accelerator, name)}
+    own["current_accelerator"] = lambda check_available=False: torch.device("cuda")
+    own["current_stream"] = lambda *_: SimpleNamespace(is_capturing=lambda: False)  # what optimizers ask it
+    return own
 
 
 def _refused_class(own: Any, why: str) -> Any:
@@ -165,6 +191,33 @@ def _refused_class(own: Any, why: str) -> Any:
         raise NotImplementedError(why)
 
     return type(own.__name__, (own,), {"__new__": refusing})
+
+
+def _generator(own: Any) -> Any:
+    """`torch.Generator`, of which one on the card is a CPU's that says it is there: nothing is drawn."""
+
+    class Kind(type(own)):  # type: ignore[misc]
+        def __instancecheck__(cls, instance: Any) -> bool:
+            return isinstance(instance, own)
+
+    class OnCard(own, metaclass=Kind):  # type: ignore[misc]
+        device = torch.device("cuda", 0)
+
+    class Generator(own, metaclass=Kind):  # type: ignore[misc]
+        def __new__(cls, device: Any = "cpu") -> Any:
+            on_card = torch.device(device).type == "cuda"
+            return own.__new__(OnCard, "cpu") if on_card else own(device)
+
+    return Generator
+
+
+def _for_real(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def real(*args: Any, **kwargs: Any) -> Any:
+        with _disable_current_modes(), torch._C.DisableTorchFunction():
+            return function(*args, **kwargs)
+
+    return real
 
 
 def _eagerly(model: Any = None, **_: Any) -> Any:

@@ -258,10 +258,14 @@ class _Indexed(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if func is torch.device:
+            if args and type(args[0]) is int:  # of the accelerator, which a torch without CUDA has not
+                return _cuda_device(*args)
             return _with_index(func(*args, **kwargs))
         if func is torch.Tensor.cuda:
             asked = kwargs.pop("device", None) if len(args) < 2 else args[1]
             return args[0].to(_cuda_device(asked), *args[2:], **kwargs)
+        if func is torch.Tensor.pin_memory:
+            return args[0].clone()  # in main memory, where nothing is counted
         if func in _RECURRENT and args[0].device.type == "cuda":
             raise NotImplementedError(f"simulated CUDA does not model cuDNN's {func.__name__}: measure on a GPU")
         if func is torch.Tensor.__deepcopy__:

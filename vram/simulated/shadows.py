@@ -204,9 +204,9 @@ class Shadows:
         return None
 
 
-def _arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+def _arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     """An operation's arguments by name, with the defaults of those that were not given."""
-    defaults = {each.name: each.default_value for each in func._schema.arguments}
+    defaults: dict[str, Any] = {each.name: each.default_value for each in func._schema.arguments}
     return defaults | dict(zip(defaults, args, strict=False)) | kwargs
 
 

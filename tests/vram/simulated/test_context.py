@@ -160,6 +160,51 @@ def test_random_numbers_that_programs_ask_for_are_drawn() -> None:
         assert torch.tensor([torch.arange(3, device="cuda")[1], 5]).tolist() == [1, 5]
 
 
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_data_loaders_bring_their_batches_pinned_or_by_workers(n_workers: int) -> None:
+    """A worker reads for real; what it sends is real, and its integers are known."""
+    numbers = torch.utils.data.TensorDataset(torch.arange(10), torch.randn(10, 3))
+    with device() as cuda:
+        seen = []
+        for ids, pixels in torch.utils.data.DataLoader(numbers, batch_size=4, num_workers=n_workers, pin_memory=True):
+            assert cuda.allocator.requested_bytes == 0
+            seen += ids.to("cuda", non_blocking=True).tolist()
+            assert pixels.cuda().shape[1:] == (3,)
+        assert seen == list(range(10))
+
+
+def test_the_card_is_the_accelerator() -> None:
+    """Asked for as such, or by its number alone, as `device_map="auto"` does; optimizers ask it too."""
+    with device() as cuda:
+        assert torch.accelerator.is_available()
+        assert torch.accelerator.current_accelerator().type == "cuda"
+        assert torch.device(0) == DEVICE
+        kept = nn.Linear(16, 16, bias=False).to(torch.accelerator.current_accelerator())
+        assert torch.accelerator.memory_allocated() == kept.weight.nbytes
+        kept.weight.grad = torch.zeros_like(kept.weight)
+        optimizer = torch.optim.SGD(kept.parameters(), momentum=0.9)
+        optimizer.step()
+        assert cuda.allocator.requested_bytes == 3 * kept.weight.nbytes
+        with pytest.raises(RuntimeError, match="invalid device ordinal"):
+            torch.zeros(3, device=torch.device(1))
+
+
+def test_generators_on_the_card_are_taken() -> None:
+    """They say that they are there; numbers of the card are not drawn, those of the CPU are."""
+    before, there = torch.Generator, torch.Generator().manual_seed(3)
+    with device():
+        torch.cuda.manual_seed(1)
+        generator = torch.Generator(device="cuda").manual_seed(3)
+        assert (generator.device.type, generator.initial_seed()) == ("cuda", 3)
+        assert torch.randn(4, generator=generator, device="cuda").shape == (4,)
+        assert isinstance(there, torch.Generator)
+        assert torch.Generator().device.type == "cpu"
+        drawn = torch.randperm(9, generator=there).tolist()
+    assert torch.Generator is before
+    assert drawn == torch.randperm(9, generator=torch.Generator().manual_seed(3)).tolist()
+
+
 def test_another_card_than_the_one_is_refused() -> None:
     """Never counted as nothing."""
     with device():
