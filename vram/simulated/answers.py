@@ -19,11 +19,12 @@ from torch.utils.data._utils import worker
 
 from vram.simulated.allocator import CachingAllocator, Stat
 from vram.simulated.cards import Card
-from vram.simulated.shadows import Shadows
+from vram.simulated.shadows import Shadows, tensors
 
 _NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled"
 _ONE_STREAM = "simulated CUDA has one stream: several, events and graphs are not modelled"
 _NO_SUMMARY = "simulated CUDA has no figures by pool: see torch.cuda.memory_stats()"
+_NO_BYTES = "simulated CUDA has no bytes to save: its tensors are shapes and storages alone"
 _EAGER = "simulated CUDA runs what torch.compile was given eagerly, and compiled code allocates otherwise"
 _FAST_PATH = (
     "on a card nn.MultiheadAttention and nn.TransformerEncoder take a fused path, whose memory simulated CUDA does not "
@@ -154,6 +155,7 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     safetensors = sys.modules.get("safetensors.torch")
     if safetensors is not None:  # would write to addresses that fake tensors have not
         places[safetensors, "load_file"] = _loaded_first(safetensors.load_file)
+        places |= {(safetensors, name): _without_bytes(getattr(safetensors, name)) for name in ("save", "save_file")}
         opened = safetensors.safe_open
         for module in list(sys.modules.values()):  # in the tests and programs that have imported it, too
             if getattr(module, "__dict__", {}).get("safe_open") is opened:
@@ -161,6 +163,7 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     # Workers of a data loader read for real, and what they send is real.
     for owner, name in ((worker, "_worker_loop"), (reductions, "rebuild_tensor")):
         places[owner, name] = _for_real(getattr(owner, name))
+    places[torch, "save"] = _without_bytes(torch.save)
     places[torch, "Generator"] = _generator(torch.Generator)
     places[fake_tensor, "init_gpu_context"] = always(None)  # there is no GPU to wake, or it is none of ours
     # transformers builds masks for fake tensors that no real run has: it must take these for real.
@@ -220,6 +223,19 @@ def _for_real(function: Callable[..., Any]) -> Callable[..., Any]:
     return real
 
 
+def _without_bytes(save: Callable[..., Any]) -> Callable[..., Any]:
+    """`save` for what is real alone."""
+
+    @functools.wraps(save)
+    def saving(saved: Any, *args: Any, **kwargs: Any) -> Any:
+        parts = saved.state_dict() if isinstance(saved, torch.nn.Module) else saved
+        if any(isinstance(tensor, fake_tensor.FakeTensor) for tensor in tensors(parts)):
+            raise NotImplementedError(_NO_BYTES)
+        return save(saved, *args, **kwargs)
+
+    return saving
+
+
 def _eagerly(model: Any = None, **_: Any) -> Any:
     """`torch.compile`, also as a decorator."""
     warnings.warn(_EAGER, stacklevel=2)
@@ -229,10 +245,10 @@ def _eagerly(model: Any = None, **_: Any) -> Any:
 def _telling_of_the_fast_path(asked: Callable[..., bool]) -> Callable[..., bool]:
     """Modules ask it last before they take the fused path: only since a simulation looks on they do not."""
 
-    def telling(tensors: Any) -> bool:
+    def telling(asked_of: Any) -> bool:
         if sys._getframe(1).f_globals["__name__"].startswith("torch.nn.modules.") and not torch.is_grad_enabled():
             warnings.warn(_FAST_PATH, stacklevel=2)
-        return asked(tensors)
+        return asked(asked_of)
 
     return telling
 

@@ -15,7 +15,7 @@ import torch
 from torch import _VF, Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
 from vram.meters.hooks import composite, hooked, in_parts
@@ -34,6 +34,7 @@ _TESTED = ("2.11", "2.13", "2.14")
 _aten = torch.ops.aten
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _RECURRENT = {_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu}
+_TO_NUMPY: set[Any] = {torch.Tensor.numpy, torch.Tensor.__array__}
 _MASKED = {_aten.index.Tensor, _aten.masked_select.default}
 _MAJOR, _MINOR = str(torch.__version__).split(".")[:2]
 _VERSION = int(_MAJOR), int(_MINOR)
@@ -264,6 +265,10 @@ class _Indexed(TorchFunctionMode):
         if func is torch.Tensor.cuda:
             asked = kwargs.pop("device", None) if len(args) < 2 else args[1]
             return args[0].to(_cuda_device(asked), *args[2:], **kwargs)
+        if func in _TO_NUMPY and isinstance(args[0], FakeTensor):
+            return self._to_numpy(*args, **kwargs)
+        if func is torch.Tensor.__format__ and args[0].dim() == 0 and args[1]:
+            return format(args[0].item(), args[1])
         if func is torch.Tensor.pin_memory:
             return args[0].clone()  # in main memory, where nothing is counted
         if func in _RECURRENT and args[0].device.type == "cuda":
@@ -283,6 +288,16 @@ class _Indexed(TorchFunctionMode):
         args = tuple(DEVICE if isinstance(value, str) and value == "cuda" else value for value in args)
         args, kwargs = tree_map_only(torch.device, _with_index, (args, kwargs))
         return func(*args, **kwargs)
+
+    def _to_numpy(self, tensor: Tensor, dtype: Any = None, *, force: bool = False) -> Any:
+        if tensor.device.type == "cuda" and not force:  # in torch's words
+            raise TypeError(
+                f"can't convert {tensor.device} device type tensor to numpy. "
+                "Use Tensor.cpu() to copy the tensor to host memory first."
+            )
+        with _disable_current_modes():
+            array = self._shadows.held(tensor, "Tensor.numpy").numpy(force=True)
+        return array if dtype is None or type(dtype) is bool else array.astype(dtype)
 
 
 def _cuda_device(asked: Any) -> torch.device:

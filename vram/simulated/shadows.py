@@ -78,6 +78,10 @@ class Shadows:
         value: Tensor | None = self._values.get(tensor)
         return None if value is None or value.untyped_storage()._cdata in self._spoiled else value
 
+    def held(self, tensor: Tensor, asking: str) -> Tensor:
+        """A copy of what `tensor` holds. Raises UnknownValue, with who asks."""
+        return self._or_unknown(asking, self.of(tensor)).clone()  # type: ignore[no-any-return]
+
     def _fake(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor):
             return tensor

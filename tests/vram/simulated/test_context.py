@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -303,6 +304,32 @@ def test_weights_are_read_one_by_one_and_in_slices(where: Any, tmp_path: Path) -
         assert cuda.allocator.requested_bytes == 64 + 24
         with safe_open(tmp_path / "model.safetensors", framework="pt") as in_main_memory:
             assert (in_main_memory.get_tensor("weight") + torch.ones(4)).device.type == "cpu"
+
+
+def test_known_values_come_to_numpy_and_into_texts() -> None:
+    """A copy of them; what is unknown is refused by line."""
+    with device():
+        ids, scores = torch.arange(3, device="cuda"), torch.randn(3, device="cuda")
+        assert ids.cpu().numpy().tolist() == np.asarray(ids.cpu(), dtype=np.int32).tolist() == [0, 1, 2]
+        assert f"{ids[2]:>3} {ids.sum() / 2:.1f}" == "  2 1.5"
+        with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
+            ids.numpy()
+        for ask in (lambda: scores.cpu().numpy(), lambda: np.asarray(scores.cpu()), lambda: f"{scores.sum():.2f}"):
+            with pytest.raises(UnknownValue, match=r" at .*test_context\.py:\d+ .*keep it on the device"):
+                ask()
+
+
+def test_what_has_no_bytes_is_not_saved(tmp_path: Path) -> None:
+    """What is real is."""
+    real = {"steps": torch.arange(3)}
+    with device():
+        for save in (torch.save, safetensors.torch.save_file):
+            with pytest.raises(NotImplementedError, match="no bytes to save"):
+                save(nn.Linear(4, 4).state_dict(), tmp_path / "fake")
+            save(real, tmp_path / save.__name__)
+        with pytest.raises(NotImplementedError, match="no bytes to save"):
+            torch.save(nn.Linear(4, 4), tmp_path / "fake")
+    assert torch.load(tmp_path / torch.save.__name__)["steps"].tolist() == [0, 1, 2]
 
 
 def test_what_is_unknown_ends_with_its_tensor() -> None:
