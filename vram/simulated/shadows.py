@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
+    UnsupportedOperatorException,
 )
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map, tree_map_only
@@ -28,6 +29,7 @@ _FACTORIES = {
     f"aten::{name}" for name in ("arange", "empty", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros")
 }
 _DRAWN = {f"aten::{name}" for name in ("randint", "randperm", "random_")}  # small random integers are drawn for real
+_BY_VALUE = {"aten::_coalesce", "aten::_to_sparse", "aten::_to_sparse_csr"}  # as many as are not zero
 _REINTERPRETING = {_aten.view.dtype}
 _CPU = torch.device("cpu")
 
@@ -63,11 +65,18 @@ class Shadows:
         known = self._on_values(func, args, kwargs)
         if func is _aten._local_scalar_dense.default:
             return self._or_unknown(func, known)
+        # What fake tensors have no rule for is run for real on zeros, which a card is not there for, nor would their
+        # values be right.
+        self._mode.allow_fallback_kernels = func._schema.name not in _BY_VALUE and all(
+            tensor.device.type == "cpu" for tensor in tensors((args, kwargs))
+        )
         try:
             result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
             device = next((tensor.device for tensor in tensors((args, kwargs))), _CPU)
             return self._made(self._or_unknown(func, known), device)
+        except (NotImplementedError, UnsupportedOperatorException) as error:
+            raise _unmodelled(func, args) from error
         self._attach(func, args, kwargs, result, known)
         if func in _REINTERPRETING and self.of(result) is None:
             self._lose(args[0])  # what is written through the one is not seen in the other
@@ -216,6 +225,13 @@ def _arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _size(tensor: Tensor, dim: int) -> int:
     return tensor.shape[dim] if tensor.dim() else 1
+
+
+def _unmodelled(func: Any, args: Any) -> NotImplementedError:
+    from vram.tracing import line_here
+
+    kind = " of sparse tensors" if any(tensor.layout is not torch.strided for tensor in tensors(args)) else ""
+    return NotImplementedError(f"simulated CUDA does not model {func}{kind}, at {line_here()}: measure on a GPU")
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

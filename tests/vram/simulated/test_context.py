@@ -356,6 +356,34 @@ def test_what_depends_on_activations_is_refused_by_operation_and_line() -> None:
                 ask()
 
 
+def sparse_on_the_card() -> torch.Tensor:
+    places = torch.ones(2, 3, dtype=torch.int64, device="cuda")
+    return torch.sparse_coo_tensor(places, torch.ones(3, device="cuda"), (9, 9), check_invariants=False)
+
+
+UNMODELLED: dict[str, Callable[[], Any]] = {
+    "_thnn_fused_gru_cell": lambda: nn.GRUCell(4, 4).cuda()(torch.zeros(2, 4, device="cuda")),
+    "_to_sparse": lambda: torch.zeros(5, 5, device="cuda").to_sparse(),
+    "binomial": lambda: torch.binomial(torch.ones(3, device="cuda"), torch.ones(3, device="cuda")),
+    "_coalesce": lambda: sparse_on_the_card().coalesce(),
+    "mm.default of sparse tensors": lambda: sparse_on_the_card() @ torch.zeros(9, 2, device="cuda"),
+}
+
+
+@pytest.mark.parametrize("name", UNMODELLED)
+def test_operations_without_a_rule_are_refused_by_name_and_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And never tried for real on zeros, on a GPU that may be there."""
+    monkeypatch.setattr(fake_tensor, "run_fallback_kernel", lambda *_: pytest.fail("it was tried"))
+    with device(), pytest.raises(NotImplementedError, match=rf"not model aten\.{name}.* at .*test_context\.py:\d+ "):
+        UNMODELLED[name]()
+
+
+def test_how_many_are_not_zero_is_not_guessed_on_the_cpu_either() -> None:
+    """An identity in sparse form has as many elements as rows; zeros have none."""
+    with device(), pytest.raises(NotImplementedError, match="_to_sparse"):
+        torch.eye(50).to_sparse()
+
+
 def test_what_generation_chooses_is_assumed() -> None:
     """argmax and multinomial give the token, then those after it; topk and sort the first positions."""
     with device(token=11):
