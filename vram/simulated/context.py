@@ -38,6 +38,8 @@ _TO_NUMPY: set[Any] = {torch.Tensor.numpy, torch.Tensor.__array__}
 _MASKED = {_aten.index.Tensor, _aten.masked_select.default}
 _MAJOR, _MINOR = str(torch.__version__).split(".")[:2]
 _VERSION = int(_MAJOR), int(_MINOR)
+_GROUPED = _aten._grouped_mm.default
+_GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class SimulatedCuda:
@@ -148,7 +150,10 @@ class SimulatedCuda:
             args, kwargs = self._shadows.faked(args), self._shadows.faked(kwargs)
         if func in _MASKED:
             func, args = self._by_index(func, args)
-        result = self._shadows.run(func, args, kwargs)
+        if func is _GROUPED and args[0].dtype == args[1].dtype in _GROUPED_DTYPES:
+            result = _grouped_product(*args, **kwargs)
+        else:
+            result = self._shadows.run(func, args, kwargs)
         for tensor in tensors(result):
             self._see(tensor, func)
         if self.device.type == "cuda":
@@ -298,6 +303,23 @@ class _Indexed(TorchFunctionMode):
         with _disable_current_modes():
             array = self._shadows.held(tensor, "Tensor.numpy").numpy(force=True)
         return array if dtype is None or type(dtype) is bool else array.astype(dtype)
+
+
+def _grouped_product(
+    first: Tensor, second: Tensor, offsets: Tensor | None = None, bias: Any = None, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """What `grouped_mm` returns: rows of whole 16 bytes; of two matrices a product for each group.
+
+    As `create_grouped_gemm_output_tensor` in aten/src/ATen/native/GroupedMMUtils.h. Fake tensors take bfloat16 alone,
+    and fill rows up only in a torch that was built with CUDA.
+    """
+    groups = [offsets.shape[0]] if offsets is not None and first.dim() == second.dim() == 2 else []
+    groups += [first.shape[0]] if first.dim() == second.dim() == 3 else []
+    shape = [*groups, first.shape[-2], second.shape[-1]]
+    dtype = out_dtype or first.dtype
+    aligned = 16 // dtype.itemsize
+    row = -(-shape[-1] // aligned) * aligned
+    return torch.empty_strided(shape, [shape[-2] * row, row, 1][-len(shape) :], dtype=dtype, device=first.device)
 
 
 def _cuda_device(asked: Any) -> torch.device:

@@ -70,6 +70,25 @@ def about_an_image(use_cache: bool) -> Callable[[Any], None]:
     return run
 
 
+def experts() -> Any:
+    config = transformers.MixtralConfig(
+        vocab_size=96,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=4,
+    )
+    return transformers.MixtralForCausalLM(config).eval()
+
+
+def grouped(model: Any) -> None:
+    rows, weights = (torch.zeros(*shape, dtype=model.up.weight.dtype) for shape in ((16, 32), (3, 21, 32)))
+    ends = torch.tensor([3, 7, 16], dtype=torch.int32)
+    torch.nn.functional.grouped_mm(rows, weights.transpose(1, 2), offs=ends)
+
+
 def in_numbers(use_cache: bool) -> Callable[[Any], None]:
     def run(model: Any) -> None:
         model.generate(
@@ -85,6 +104,8 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "Dropout": (lambda: nn.Dropout().eval(), lambda model: model(torch.zeros(33, 64))),
     # Its result keeps the room that all would need.
     "unique": (nn.Identity, lambda _: torch.unique_consecutive(torch.tensor([5, 5, 5, 5, 7, 7]))),
+    "rows of 21 by groups": (Mlp, grouped),
+    "Mixtral, grouped experts": (experts, in_numbers(True)),
     "Llama, eager, cache": (lambda: llama("eager"), in_numbers(True)),
     "Llama, eager, no cache": (lambda: llama("eager"), in_numbers(False)),
     "Llama, SDPA, cache": (lambda: llama("sdpa"), in_numbers(True)),
