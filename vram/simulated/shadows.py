@@ -28,6 +28,7 @@ _KINDS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.u
 _FACTORIES = {
     f"aten::{name}" for name in ("arange", "empty", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros")
 }
+_LIKE = {f"aten::{name}" for name in ("full_like", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like")}
 _DRAWN = {f"aten::{name}" for name in ("randint", "randperm", "random_")}  # small random integers are drawn for real
 _BY_VALUE = {"aten::_coalesce", "aten::_to_sparse", "aten::_to_sparse_csr"}  # as many as are not zero
 _REINTERPRETING = {_aten.view.dtype}
@@ -111,12 +112,17 @@ class Shadows:
         """The same operation on what its arguments hold; None where that is not known."""
         found = list(tensors((args, kwargs)))
         values = [self.of(tensor) for tensor in found]
-        known = all(value is not None for value in values) if found else _plain_factory(func, args, kwargs)
+        like = _looking_like(func, args, kwargs)
+        known = like is not None or (
+            all(value is not None for value in values) if found else _plain_factory(func, args, kwargs)
+        )
         seeded = torch.Tag.nondeterministic_seeded in func.tags and func._schema.name not in _DRAWN
         if not known or seeded:
             self._spoil(func, args, kwargs)
             return None
         real_args, real_kwargs = tree_map(self._real, (args, kwargs))
+        if like is not None:
+            real_args = like, *real_args[1:]
         if "device" in real_kwargs:
             real_kwargs["device"] = _CPU
         real_kwargs.pop("pin_memory", None)
@@ -156,6 +162,11 @@ class Shadows:
                 written = args[position] if position < len(args) else kwargs.get(argument.name)
                 for tensor in tensors(written):
                     self._lose(tensor)
+
+        if "batch_norm" in func._schema.name:  # written into as no schema says
+            asked = _arguments(func, args, kwargs)
+            for tensor in tensors([asked.get("running_mean"), asked.get("running_var")]):
+                self._lose(tensor)
 
     def _lose(self, tensor: Tensor) -> None:
         value = self._values.get(tensor)
@@ -249,6 +260,19 @@ def _worth(dtype: torch.dtype, elements: int) -> bool:
     return elements <= (_MOST_ELEMENTS if dtype in _KINDS else _MOST_FLOATS)
 
 
+def _looking_like(func: Any, args: Any, kwargs: Any) -> Tensor | None:
+    """Of an operation that asks a tensor only how it looks, as zeros_like, and makes a small one: one that looks so."""
+    if func._schema.name not in _LIKE:
+        return None
+    given, new = args[0], func._schema.name.startswith("aten::new_")
+    elements = math.prod(args[1]) if new else given.numel()
+    if given.layout is not torch.strided or not _worth(kwargs.get("dtype") or given.dtype, elements):
+        return None
+    shape, strides = ((), ()) if new else (given.shape, given.stride())
+    with _disable_current_modes():
+        return torch.empty_strided(shape, strides, dtype=given.dtype)
+
+
 def _plain_factory(func: Any, args: Any, kwargs: Any) -> bool:
     """Whether it makes a small tensor from nothing."""
     if func._schema.name not in _FACTORIES | _DRAWN:
@@ -259,5 +283,6 @@ def _plain_factory(func: Any, args: Any, kwargs: Any) -> bool:
     size = next((value for value in args if isinstance(value, list | tuple)), ())
     if func._schema.name in _DRAWN:
         return _worth(torch.int64, math.prod(size))
-    dtype = kwargs.get("dtype") or (torch.int64 if func._schema.name == "aten::full" and type(args[1]) is int else None)
+    kinds = {int: torch.int64, bool: torch.bool}
+    dtype = kwargs.get("dtype") or (kinds.get(type(args[1])) if func._schema.name == "aten::full" else None)
     return _worth(dtype or torch.float32, math.prod(size))

@@ -152,6 +152,35 @@ def test_known_masks_choose() -> None:
         assert torch.arange(4, device="cuda")[mask].tolist() == [0, 2, 3]
 
 
+def test_masks_that_look_like_activations_are_known() -> None:
+    """Made of what a tensor looks like, and not of what it holds."""
+    with device():
+        values = torch.randn(40, 3, device="cuda")
+        for mask in (
+            torch.zeros_like(values[:, 0], dtype=torch.bool),
+            values.new_zeros(40, dtype=torch.bool),
+            torch.full_like(values[:, 0], 0, dtype=torch.bool),
+            torch.full((40,), False, device="cuda"),
+        ):
+            mask[:7] = True
+            assert values[mask].shape == (7, 3)
+        assert values.new_ones(2, dtype=torch.int64).tolist() == values[0, :2].new_full((2,), 1).tolist() == [1, 1]
+        with pytest.raises(UnknownValue):
+            torch.empty_like(values[0]).tolist()
+
+
+def test_running_statistics_of_unknown_batches_are_unknown() -> None:
+    """Though no schema says that they are written into."""
+    with device():
+        norm = nn.BatchNorm1d(3).cuda()
+        assert norm.running_mean.tolist() == [0, 0, 0]
+        norm(torch.randn(5, 3, device="cuda"))
+        assert norm.num_batches_tracked.item() == 1
+        for statistics in (norm.running_mean, norm.running_var):
+            with pytest.raises(UnknownValue):
+                statistics.tolist()
+
+
 def test_random_numbers_that_programs_ask_for_are_drawn() -> None:
     """A data loader's seed; and what is drawn until it fits, as some models' first weights, is taken to fit."""
     numbers = torch.utils.data.TensorDataset(torch.arange(10))
