@@ -63,9 +63,11 @@ class Shadows:
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The operation on fake tensors; on values, where it asks for them. Raises UnknownValue."""
-        known = self._on_values(func, args, kwargs)
         if func is _aten._local_scalar_dense.default:
-            return self._or_unknown(func, known)
+            return self._or_unknown(func, self._on_values(func, args, kwargs))
+        # What is written into changes; else there may be no need, and no room, for what would be forgotten.
+        at_once = func._schema.is_mutable
+        known = self._on_values(func, args, kwargs) if at_once else None
         # What fake tensors have no rule for is run for real on zeros, which a card is not there for, nor would their
         # values be right.
         self._mode.allow_fallback_kernels = func._schema.name not in _BY_VALUE and all(
@@ -74,10 +76,16 @@ class Shadows:
         try:
             result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
+            known = known if at_once else self._on_values(func, args, kwargs)
             device = next((tensor.device for tensor in tensors((args, kwargs))), _CPU)
             return self._made(self._or_unknown(func, known), device)
         except (NotImplementedError, UnsupportedOperatorException) as error:
             raise _unmodelled(func, args) from error
+        if not at_once:
+            if any(_worth(tensor.dtype, tensor.numel()) for tensor in tensors(result)):
+                known = self._on_values(func, args, kwargs)
+            else:
+                self._spoil(func, args, kwargs)
         self._attach(func, args, kwargs, result, known)
         if func in _REINTERPRETING and self.of(result) is None:
             self._lose(args[0])  # what is written through the one is not seen in the other

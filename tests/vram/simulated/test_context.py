@@ -23,7 +23,7 @@ import vram
 from vram.meters.simulated import SimulatedCudaMeter
 from vram.simulated.cards import Card
 from vram.simulated.context import DEVICE, SimulatedCuda
-from vram.simulated.shadows import UnknownValue
+from vram.simulated.shadows import Shadows, UnknownValue
 
 MiB = 2**20
 A_CARD = Card("8GiB", 8 * 2**30, (8, 0), context_bytes=0)
@@ -167,6 +167,24 @@ def test_masks_that_look_like_activations_are_known() -> None:
         assert values.new_ones(2, dtype=torch.int64).tolist() == values[0, :2].new_full((2,), 1).tolist() == [1, 1]
         with pytest.raises(UnknownValue):
             torch.empty_like(values[0]).tolist()
+
+
+def test_what_is_too_large_to_be_known_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask of a prompt of 100,000 tokens would take 10 GB of main memory, to be forgotten at once."""
+    computed: list[str] = []
+    own = Shadows._on_values
+
+    def spied(shadows: Shadows, func: Any, args: Any, kwargs: Any) -> Any:
+        computed.append(func._schema.name)
+        return own(shadows, func, args, kwargs)
+
+    monkeypatch.setattr(Shadows, "_on_values", spied)
+    with device():
+        places = torch.arange(2000, device="cuda")
+        assert (places[:, None] >= places).shape == torch.eye(2000, device="cuda").shape
+        assert (places[:10, None] >= places[:10]).sum().item() == 55
+    assert computed.count("aten::ge") == 1
+    assert "aten::eye" not in computed
 
 
 def test_running_statistics_of_unknown_batches_are_unknown() -> None:
