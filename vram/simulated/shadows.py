@@ -23,7 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 _aten = torch.ops.aten
 _MOST_ELEMENTS = 2**20
-_MOST_FLOATS = 16  # a scale, a temperature; never activations
+_MOST_FLOATS = 16  # from outside: a scale, a temperature; never activations
 _KINDS = (torch.bool, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _FACTORIES = {
     f"aten::{name}" for name in ("arange", "empty", "eye", "full", "linspace", "ones", "scalar_tensor", "zeros")
@@ -42,10 +42,10 @@ class UnknownValue(RuntimeError):
 class Shadows:
     """What fake tensors of a mode hold, as far as it is known.
 
-    Known are inputs that were real, and whatever is computed from known ones alone, as long as it is integer or boolean
-    (or a handful of floats) and has at most 2^20 elements. Where a choice among activations is an index (argmax,
-    multinomial, topk, sort) it is assumed: `token` for the first two (of fewer, the last), the first positions for the
-    others.
+    Known are inputs that were real and are integer or boolean (or a handful of floats), what is made of nothing, as
+    masks are, and whatever is computed from known ones alone: all of at most 2^20 elements. Where a choice among
+    activations is an index (argmax, multinomial, topk, sort) it is assumed: `token` for the first two (of fewer, the
+    last), the first positions for the others.
     """
 
     def __init__(self, mode: FakeTensorMode, token: int) -> None:
@@ -82,7 +82,7 @@ class Shadows:
         except (NotImplementedError, UnsupportedOperatorException) as error:
             raise _unmodelled(func, args) from error
         if not at_once:
-            if any(_worth(tensor.dtype, tensor.numel()) for tensor in tensors(result)):
+            if any(tensor.numel() <= _MOST_ELEMENTS for tensor in tensors(result)):
                 known = self._on_values(func, args, kwargs)
             else:
                 self._spoil(func, args, kwargs)
@@ -199,7 +199,7 @@ class Shadows:
             fake = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=device)
             if (held := value.untyped_storage().nbytes()) > fake.untyped_storage().nbytes():
                 fake.untyped_storage().resize_(held)  # as unique_consecutive, which first makes room for all
-            if _worth(value.dtype, value.numel()):
+            if value.numel() <= _MOST_ELEMENTS:
                 self._values[fake] = value
             return fake
         return type(value)(self._made(each, device) for each in value) if isinstance(value, list | tuple) else value
@@ -211,7 +211,7 @@ class Shadows:
                 self._attach(func, args, kwargs, each, part)
         elif isinstance(result, Tensor):
             value = self._assumed(func, args, kwargs, result) if known is None else known
-            if isinstance(value, Tensor) and value.shape == result.shape and _worth(value.dtype, value.numel()):
+            if isinstance(value, Tensor) and value.shape == result.shape and value.numel() <= _MOST_ELEMENTS:
                 self._values[result] = value
 
     def _assumed(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> Tensor | None:
@@ -289,8 +289,6 @@ def _plain_factory(func: Any, args: Any, kwargs: Any) -> bool:
     if func._schema.name in ("aten::arange", "aten::eye", "aten::linspace"):
         return all(abs(number) <= _MOST_ELEMENTS for number in numbers)
     size = next((value for value in args if isinstance(value, list | tuple)), ())
-    if func._schema.name in _DRAWN:
-        return _worth(torch.int64, math.prod(size))
-    kinds = {int: torch.int64, bool: torch.bool}
-    dtype = kwargs.get("dtype") or (kinds.get(type(args[1])) if func._schema.name == "aten::full" else None)
-    return _worth(dtype or torch.float32, math.prod(size))
+    if func._schema.name == "aten::empty":  # weights, too
+        return _worth(kwargs.get("dtype") or torch.float32, math.prod(size))
+    return math.prod(size) <= _MOST_ELEMENTS

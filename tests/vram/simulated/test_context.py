@@ -187,6 +187,21 @@ def test_what_is_too_large_to_be_known_is_not_computed(monkeypatch: pytest.Monke
     assert "aten::eye" not in computed
 
 
+def test_masks_of_floats_are_known() -> None:
+    """They are made of nothing, whatever their dtype; nn.TransformerEncoder asks whether one is causal."""
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, batch_first=True), 1, enable_nested_tensor=False)
+    with device():
+        mask = nn.Transformer.generate_square_subsequent_mask(9, device="cuda")
+        assert encoder.cuda()(torch.zeros(1, 9, 16, device="cuda"), mask=mask).shape == (1, 9, 16)
+        assert torch.ones(40, device="cuda").long().sum().item() == 40
+        assert torch.linspace(0, 99, 20, device="cuda").long()[-1].item() == 99
+        mask.normal_()
+        with pytest.raises(UnknownValue):
+            mask[0, 0].item()
+        with pytest.raises(UnknownValue):
+            torch.empty(40, device="cuda").sum().item()
+
+
 def test_running_statistics_of_unknown_batches_are_unknown() -> None:
     """Though no schema says that they are written into."""
     with device():
