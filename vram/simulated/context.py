@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import torch
 from torch import _VF, Tensor
+from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -26,7 +27,7 @@ from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.guard import check, cuda_guard
 from vram.simulated.scratch import scratch
-from vram.simulated.shadows import Shadows, tensors
+from vram.simulated.shadows import Shadows, tensors, unmodelled
 
 DEVICE = torch.device("cuda", 0)
 TOKEN = 7  # what argmax and multinomial choose: no end of a sentence, in any tokenizer we know of
@@ -36,6 +37,7 @@ _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _RECURRENT = {_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu}
 _TO_NUMPY: set[Any] = {torch.Tensor.numpy, torch.Tensor.__array__}
 _MASKED = {_aten.index.Tensor, _aten.masked_select.default}
+_ALIGNED = _aten._nested_tensor_from_mask_left_aligned.default
 _MAJOR, _MINOR = str(torch.__version__).split(".")[:2]
 _VERSION = int(_MAJOR), int(_MINOR)
 _GROUPED = _aten._grouped_mm.default
@@ -148,6 +150,8 @@ class SimulatedCuda:
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         if any(not isinstance(tensor, FakeTensor) for tensor in tensors((args, kwargs))):
             args, kwargs = self._shadows.faked(args), self._shadows.faked(kwargs)
+        if func is _ALIGNED:
+            return False  # of nn.TransformerEncoder's fused path, which is not taken
         if func in _MASKED:
             func, args = self._by_index(func, args)
         if func is _GROUPED and args[0].dtype == args[1].dtype in _GROUPED_DTYPES:
@@ -226,11 +230,15 @@ def simulated_cuda(card: str) -> SimulatedCuda:
 
 
 class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    supports_higher_order_operators = True
+
     def __init__(self, cuda: SimulatedCuda) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._cuda = cuda
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            raise unmodelled(func, args)
         if composite(func):
             with self:  # what it is made of is what allocates
                 return in_parts(func, args, kwargs or {})

@@ -80,7 +80,7 @@ class Shadows:
             device = next((tensor.device for tensor in tensors((args, kwargs))), _CPU)
             return self._made(self._or_unknown(func, known), device)
         except (NotImplementedError, UnsupportedOperatorException) as error:
-            raise _unmodelled(func, args) from error
+            raise unmodelled(func, args) from error
         if not at_once:
             if any(tensor.numel() <= _MOST_ELEMENTS for tensor in tensors(result)):
                 known = self._on_values(func, args, kwargs)
@@ -246,7 +246,8 @@ def _size(tensor: Tensor, dim: int) -> int:
     return tensor.shape[dim] if tensor.dim() else 1
 
 
-def _unmodelled(func: Any, args: Any) -> NotImplementedError:
+def unmodelled(func: Any, args: Any) -> NotImplementedError:
+    """The refusal of an operation, by its name and the line."""
     from vram.tracing import line_here
 
     kind = " of sparse tensors" if any(tensor.layout is not torch.strided for tensor in tensors(args)) else ""

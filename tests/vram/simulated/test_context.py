@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import nn
 from torch._subclasses import fake_tensor
 from torch.cuda import max_memory_allocated
+from torch.nn.attention.flex_attention import flex_attention
 
 import vram
 from vram.meters.simulated import SimulatedCudaMeter
@@ -339,8 +340,12 @@ def test_what_it_does_not_model_it_says() -> None:
             torch.cuda.Stream()
         with pytest.warns(UserWarning, match="compiled code allocates otherwise"):
             torch.compile(nn.Linear(16, 16).cuda())(x)
+        padded = torch.tensor([[False, False, True, True]], device="cuda")
+        for masks in ({}, {"src_key_padding_mask": padded}):
+            with pytest.warns(UserWarning, match="set_fastpath_enabled"):
+                encoder.cuda()(x, **masks)
         with pytest.warns(UserWarning, match="set_fastpath_enabled"):
-            encoder.cuda()(x)
+            nn.TransformerEncoder(encoder, 1)(x, src_key_padding_mask=padded)
 
 
 def test_weights_of_a_file_come_to_the_card(tmp_path: Path) -> None:
@@ -438,6 +443,15 @@ def test_operations_without_a_rule_are_refused_by_name_and_line(name: str, monke
     monkeypatch.setattr(fake_tensor, "run_fallback_kernel", lambda *_: pytest.fail("it was tried"))
     with device(), pytest.raises(NotImplementedError, match=rf"not model aten\.{name}.* at .*test_context\.py:\d+ "):
         UNMODELLED[name]()
+
+
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile", "ignore:.*compiled code allocates")
+def test_flex_attention_is_refused_by_name_and_line() -> None:
+    """Its scores are made by code that is compiled on a card."""
+    with device():
+        heads = torch.zeros(1, 2, 16, 16, device="cuda")
+        with pytest.raises(NotImplementedError, match=r"not model flex_attention, at .*test_context\.py:\d+ "):
+            flex_attention(heads, heads, heads)
 
 
 def test_how_many_are_not_zero_is_not_guessed_on_the_cpu_either() -> None:
