@@ -36,9 +36,12 @@ _SMALL_SEGMENT_BYTES = 2 * _MIB  # kSmallBuffer
 _LARGE_SEGMENT_BYTES = 20 * _MIB  # large_segment_size
 _OWN_SEGMENT_BYTES = 10 * _MIB  # kMinLargeAlloc
 _PAGE_BYTES = 2 * _MIB  # kRoundLarge, and the driver's page
+_EXBIBYTE = 2**60
 _FIRST_ADDRESS = 0x7F00_0000_0000  # where the driver puts segments on Linux; no figure depends on it
 
-SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # variables of the environment
+# Variables of the environment: with settings, and one that turns caching off wherever it is set.
+SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+UNCACHED = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 _SETTING = re.compile(r"\s*(\w+)\s*:\s*(\[[^\]]*\]|[^,\[\]]+)\s*(?:,|$)\s*")
 _HARMLESS = {  # what is so anyway
     "backend": ("native",),
@@ -81,11 +84,13 @@ class SimulatedOutOfMemory(Exception):
         process_bytes: int,
         allocated_bytes: int,
         reserved_bytes: int,
+        allowed_bytes: int | None = None,
         tag: Any = None,
     ) -> None:
         self.requested_bytes, self.asked_bytes, self.tag = requested_bytes, asked_bytes, tag
         self.free_bytes, self.total_bytes, self.process_bytes = free_bytes, total_bytes, process_bytes
         self.allocated_bytes, self.reserved_bytes = allocated_bytes, reserved_bytes
+        self.allowed_bytes = allowed_bytes
         super().__init__(self.message)
 
     @property
@@ -96,10 +101,13 @@ class SimulatedOutOfMemory(Exception):
     @property
     def message(self) -> str:
         """CUDA's words. Other processes' lines, which need their ids, are left out."""
+        if self.requested_bytes >= _EXBIBYTE:
+            return "CUDA out of memory. Tried to allocate more than 1EB memory."
+        allowed = "" if self.allowed_bytes is None else f"{cuda_size(self.allowed_bytes)} allowed; "
         return (
             f"CUDA out of memory. Tried to allocate {cuda_size(self.asked_bytes)}. GPU 0 has a total capacity of "
             f"{cuda_size(self.total_bytes)} of which {cuda_size(self.free_bytes)} is free. Including non-PyTorch "
-            f"memory, this process has {cuda_size(self.process_bytes)} memory in use. Of the allocated memory "
+            f"memory, this process has {cuda_size(self.process_bytes)} memory in use. {allowed}Of the allocated memory "
             f"{cuda_size(self.allocated_bytes)} is allocated by PyTorch, and "
             f"{cuda_size(self.reserved_unallocated_bytes)} is reserved by PyTorch but unallocated. If reserved but "
             "unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid "
@@ -208,6 +216,7 @@ class CachingAllocator:
             )
         refuse_settings(settings)
         self.capacity_bytes, self.context_bytes, self.other_bytes = capacity_bytes, context_bytes, other_bytes
+        self.allowed_bytes: int | None = None  # of segments: torch.cuda.set_per_process_memory_fraction
         self.observer: Callable[[str, Block | None], None] | None = None
         self.allocated_bytes = self.requested_bytes = self.reserved_bytes = self.inactive_split_bytes = 0
         self.allocations = self.segments = self.inactive_split = 0
@@ -351,6 +360,10 @@ class CachingAllocator:
             self.observer("empty_cache", None)
         self._release_segments()
 
+    def reset_accumulated(self) -> None:
+        """Count retries and out of memory errors from zero."""
+        self._retries = self._ooms = 0
+
     def reset_peak(self) -> None:
         """Let every peak start again from the current figure."""
         for name in _FIGURES:
@@ -387,10 +400,10 @@ class CachingAllocator:
 
     def _new_segment(self, size: int, stream: int, small: bool, free: _Free, n_bytes: int, tag: Any) -> Block:
         asked_bytes = segment_bytes(size)
-        if asked_bytes > self.free_bytes:
+        if not self._has_room(asked_bytes):
             self._release_segments()
             self._retries += 1
-            if asked_bytes > self.free_bytes:
+            if not self._has_room(asked_bytes):
                 self._ooms += 1
                 raise SimulatedOutOfMemory(
                     requested_bytes=n_bytes,
@@ -400,6 +413,7 @@ class CachingAllocator:
                     process_bytes=self.context_bytes + self.reserved_bytes,
                     allocated_bytes=self.allocated_bytes,
                     reserved_bytes=self.reserved_bytes,
+                    allowed_bytes=self.allowed_bytes,
                     tag=tag,
                 )
         segment = Segment(self._next_address, asked_bytes, stream, small, free)
@@ -410,6 +424,10 @@ class CachingAllocator:
         self._peak_reserved_bytes = max(self._peak_reserved_bytes, self.reserved_bytes)
         self._peak_segments = max(self._peak_segments, self.segments)
         return segment.first
+
+    def _has_room(self, asked_bytes: int) -> bool:
+        allowed_bytes = self.capacity_bytes if self.allowed_bytes is None else self.allowed_bytes
+        return asked_bytes <= min(self.free_bytes, allowed_bytes - self.reserved_bytes)
 
     def _release_segments(self) -> None:
         for segment in list(self._segments.values()):

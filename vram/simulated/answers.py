@@ -24,6 +24,8 @@ from vram.simulated.shadows import Shadows, tensors
 _NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled"
 _ONE_STREAM = "simulated CUDA has one stream: several, events and graphs are not modelled"
 _NO_SUMMARY = "simulated CUDA has no figures by pool: see torch.cuda.memory_stats()"
+_NO_RAW = "simulated CUDA has no addresses to hand out: allocate tensors"
+_NO_HISTORY = "simulated CUDA records no history of allocations: vram explains growth and peaks by line"
 _NO_BYTES = "simulated CUDA has no bytes to save: its tensors are shapes and storages alone"
 _EAGER = "simulated CUDA runs what torch.compile was given eagerly, and compiled code allocates otherwise"
 _FAST_PATH = (
@@ -70,10 +72,15 @@ def _swapping(mode: FakeTensorMode, shadows: Shadows) -> Callable[..., None]:
 _STATS = {"allocations": "allocation", "segments": "segment"}  # by our names, torch's
 
 
+class _Figures(dict[str, int]):
+    def __missing__(self, name: str) -> int:
+        raise KeyError(f"{name}: simulated CUDA has the figures of all pools together, current and peak")
+
+
 def memory_stats(allocator: CachingAllocator) -> dict[str, int]:
     """Figures under the names of `torch.cuda.memory_stats`, as far as they are modelled."""
     stats = allocator.stats
-    figures: dict[str, int] = {"num_alloc_retries": stats.alloc_retries, "num_ooms": stats.ooms}
+    figures = _Figures({"num_alloc_retries": stats.alloc_retries, "num_ooms": stats.ooms})
     for name, figure in vars(stats).items():
         name = _STATS.get(name, name)
         if isinstance(figure, Stat):
@@ -98,6 +105,14 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         if index not in (None, -1, 0):
             raise RuntimeError(f"CUDA error: invalid device ordinal: {device}, of one simulated card")
         return 0
+
+    def set_fraction(fraction: float, device: Any = None) -> None:
+        only_one("cuda" if device is None else device)
+        if type(fraction) not in (float, int):
+            raise TypeError("Invalid type for fraction argument, must be `float`")
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"Invalid fraction value: {fraction}. Allowed range: 0~1")
+        allocator.allowed_bytes = int(fraction * card.total_bytes)
 
     def always(value: Any) -> Callable[..., Any]:
         return lambda *_, **__: value
@@ -133,6 +148,11 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "reset_max_memory_allocated": lambda *_, **__: allocator.reset_peak(),
         "memory_snapshot": lambda *_, **__: allocator.snapshot()["segments"],
         "memory_summary": refuse(_NO_SUMMARY),
+        "memory_stats_as_nested_dict": refuse(_NO_SUMMARY),
+        "reset_accumulated_memory_stats": lambda *_, **__: allocator.reset_accumulated(),
+        "set_per_process_memory_fraction": set_fraction,
+        "ipc_collect": always(None),
+        "caching_allocator_alloc": refuse(_NO_RAW),
         "empty_cache": allocator.empty_cache,
     }
     places: dict[tuple[Any, str], Callable[..., Any]] = {(torch.cuda, name): answer for name, answer in cuda.items()}
@@ -140,6 +160,8 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     # What is said there is also asked for there, and by functions that were imported before.
     memory = torch.cuda.memory
     places |= {(memory, name): answer for name, answer in cuda.items() if hasattr(memory, name)}
+    places[memory, "_snapshot"] = lambda *_, **__: allocator.snapshot()
+    places[memory, "_record_memory_history"] = lambda *_, **__: warnings.warn(_NO_HISTORY, stacklevel=2)
     for name in ("Stream", "Event", "CUDAGraph"):
         places[torch.cuda, name] = _refused_class(getattr(torch.cuda, name), _ONE_STREAM)
     for name in ("current_stream", "default_stream"):

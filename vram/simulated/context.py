@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 
 from vram.meters.hooks import composite, hooked, in_parts
-from vram.simulated.allocator import SETTINGS, Block, CachingAllocator, SimulatedOutOfMemory
+from vram.simulated.allocator import SETTINGS, UNCACHED, Block, CachingAllocator, SimulatedOutOfMemory
 from vram.simulated.answers import answering
 from vram.simulated.attention import FusedAttention
 from vram.simulated.cards import Card, find_card
@@ -66,6 +66,8 @@ class SimulatedCuda:
         check()
         _warn_untested()
         self.card = find_card(card) if isinstance(card, str) else card
+        if UNCACHED in os.environ:
+            raise ValueError(f"simulated CUDA models a caching allocator: take {UNCACHED} out of the environment")
         settings = ",".join(os.environ[name] for name in SETTINGS if os.environ.get(name))
         self.allocator = CachingAllocator(self.card.total_bytes, self.card.context_bytes, settings=settings)
         self.device = device

@@ -189,8 +189,8 @@ class Shadows:
         from vram.tracing import line_here
 
         raise UnknownValue(
-            f"{func} at {line_here()} needs a value that depends on activations, which a simulation does not have: "
-            "keep it on the device, or give the step what it would be"
+            f"{func} at {line_here()} needs a value that depends on activations, or is one of too many, which a "
+            "simulation does not have: keep it on the device, or give the step what it would be"
         )
 
     def _made(self, value: Any, device: torch.device) -> Any:

@@ -328,6 +328,45 @@ def test_what_torch_s_functions_say_they_say_however_they_are_reached() -> None:
             assert torch.cuda.current_device() == kept.get_device() == 0
 
 
+def test_a_process_can_be_allowed_a_part_of_the_card() -> None:
+    """`set_per_process_memory_fraction` bounds what is reserved, and the message says so as torch does."""
+    with device("1GiB"):
+        torch.cuda.set_per_process_memory_fraction(0.25)
+        kept = [torch.empty(100 * MiB, dtype=torch.uint8, device="cuda") for _ in range(2)]
+        words = r"Tried to allocate 100.00 MiB.* memory in use. 256.00 MiB allowed; Of the allocated memory 200.00 MiB"
+        with pytest.raises(torch.OutOfMemoryError, match=words):
+            torch.empty(100 * MiB, dtype=torch.uint8, device="cuda")
+        stats = torch.cuda.memory_stats()
+        assert (len(kept), stats["num_alloc_retries"], stats["num_ooms"]) == (2, 1, 1)
+        torch.cuda.reset_accumulated_memory_stats()
+        stats = torch.cuda.memory_stats()
+        assert (stats["num_alloc_retries"], stats["num_ooms"]) == (0, 0)
+        torch.cuda.set_per_process_memory_fraction(1.0, 0)
+        torch.empty(100 * MiB, dtype=torch.uint8, device="cuda")
+        with pytest.raises(ValueError, match="Allowed range: 0~1"):
+            torch.cuda.set_per_process_memory_fraction(2.0)
+        with pytest.raises(torch.OutOfMemoryError, match="more than 1EB memory"):
+            torch.empty(2**60, dtype=torch.uint8, device="cuda")
+
+
+def test_figures_and_history_that_it_has_not_are_refused_by_name(tmp_path: Path) -> None:
+    """By pool there are none, nor addresses, nor a history; a snapshot of what is alive there is."""
+    with device():
+        kept = torch.zeros(1000, device="cuda")
+        with pytest.raises(
+            KeyError, match=r"allocated_bytes.small_pool.current: simulated CUDA has the figures of all"
+        ):
+            torch.cuda.memory_stats()["allocated_bytes.small_pool.current"]
+        with pytest.raises(NotImplementedError, match="no addresses to hand out"):
+            torch.cuda.caching_allocator_alloc(4)
+        with pytest.warns(UserWarning, match="records no history"):
+            torch.cuda.memory._record_memory_history()
+        torch.cuda.memory._dump_snapshot(str(tmp_path / "snapshot.pickle"))
+        assert (tmp_path / "snapshot.pickle").stat().st_size > 100
+        segments = torch.cuda.memory._snapshot()["segments"]
+        assert [segment["requested_size"] for segment in segments] == [kept.nbytes]
+
+
 def test_what_it_does_not_model_it_says() -> None:
     """cuDNN's recurrent networks, streams, compiled code and the encoder's fused path: never a wrong figure in
     silence."""
@@ -550,9 +589,13 @@ def test_a_backward_pass_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
 def test_allocator_settings_are_refused_not_ignored(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """expandable_segments would change every figure of what is reserved."""
+    """expandable_segments would change every figure of what is reserved, and no caching all others."""
     monkeypatch.setenv(name, "expandable_segments:True")
     with pytest.raises(ValueError, match="expandable_segments"):
+        device()
+    monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+    with pytest.raises(ValueError, match="take PYTORCH_NO_CUDA_MEMORY_CACHING out"):
         device()
 
 
