@@ -79,7 +79,7 @@ def _print(text: str) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from llava.eval.results import check_output, write_json
-    from vram.simulated.allocator import SETTINGS, refuse_settings
+    from vram.simulated.allocator import refuse_environment
     from vram.simulated.cards import find_card, smallest_that_fits
     from vram.units import format_bytes
 
@@ -87,11 +87,10 @@ def _run(options: argparse.Namespace) -> int:
         card = find_card(options.card)
     except ValueError as error:
         raise BadInput(f"--card: {error}") from None
-    for name in SETTINGS:
-        try:
-            refuse_settings(os.environ.get(name, ""))
-        except ValueError as error:
-            raise BadInput(f"{name}: {error}") from None
+    try:
+        refuse_environment(os.environ)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
     if options.samples is not None and options.samples > _MOST_SAMPLES:
         raise BadInput(f"--samples: must be at most {_MOST_SAMPLES:,}, got {shown(options.samples)}")
     if options.image_folder is not None and options.question_file is None:

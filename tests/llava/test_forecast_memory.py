@@ -171,16 +171,23 @@ def test_what_was_cut_at_the_card_s_end_names_no_larger_card(capsys: pytest.Capt
     assert "the smallest listed card" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("PYTORCH_ALLOC_CONF", "expandable_segments:True", "simulated CUDA must run with the allocator's default"),
+        ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", "simulated CUDA must run with the allocator's default"),
+        ("PYTORCH_NO_CUDA_MEMORY_CACHING", "1", "simulated CUDA models a caching allocator"),
+    ],
+)
 def test_settings_that_are_not_modelled_are_refused(
-    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before anything is printed, in one line."""
-    monkeypatch.setenv(name, "expandable_segments:True")
+    monkeypatch.setenv(name, value)
     assert main(list(TINY)) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert f"{name}: simulated CUDA must run with the allocator's default settings" in err
+    assert f"{name}: {words}" in err
     assert err.count("\n") == 1
 
 

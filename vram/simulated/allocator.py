@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +40,8 @@ _EXBIBYTE = 2**60
 _FIRST_ADDRESS = 0x7F00_0000_0000  # where the driver puts segments on Linux; no figure depends on it
 
 # Variables of the environment: with settings, and one that turns caching off wherever it is set.
-SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-UNCACHED = "PYTORCH_NO_CUDA_MEMORY_CACHING"
+_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+_UNCACHED = "PYTORCH_NO_CUDA_MEMORY_CACHING"
 _SETTING = re.compile(r"\s*(\w+)\s*:\s*(\[[^\]]*\]|[^,\[\]]+)\s*(?:,|$)\s*")
 _HARMLESS = {  # what is so anyway
     "backend": ("native",),
@@ -497,6 +497,17 @@ def cuda_size(n_bytes: int) -> str:
     if n_bytes <= 2**20:
         return f"{n_bytes / 2**10:.2f} KiB"
     return f"{n_bytes / 2**20:.2f} MiB" if n_bytes <= 2**30 else f"{n_bytes / 2**30:.2f} GiB"
+
+
+def refuse_environment(environment: Mapping[str, str]) -> None:
+    """Raise ValueError, with its name, for a variable that could change a figure of the allocator."""
+    if _UNCACHED in environment:
+        raise ValueError(f"{_UNCACHED}: simulated CUDA models a caching allocator: take it out, or measure on a GPU")
+    for name in _SETTINGS:
+        try:
+            refuse_settings(environment.get(name, ""))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
 
 def refuse_settings(text: str) -> None:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 
 from vram.meters.hooks import composite, hooked, in_parts
-from vram.simulated.allocator import SETTINGS, UNCACHED, Block, CachingAllocator, SimulatedOutOfMemory
+from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory, refuse_environment
 from vram.simulated.answers import answering
 from vram.simulated.attention import FusedAttention
 from vram.simulated.cards import Card, find_card
@@ -66,10 +66,8 @@ class SimulatedCuda:
         check()
         _warn_untested()
         self.card = find_card(card) if isinstance(card, str) else card
-        if UNCACHED in os.environ:
-            raise ValueError(f"simulated CUDA models a caching allocator: take {UNCACHED} out of the environment")
-        settings = ",".join(os.environ[name] for name in SETTINGS if os.environ.get(name))
-        self.allocator = CachingAllocator(self.card.total_bytes, self.card.context_bytes, settings=settings)
+        refuse_environment(os.environ)
+        self.allocator = CachingAllocator(self.card.total_bytes, self.card.context_bytes)
         self.device = device
         # If set, called with an operation's name and its result wherever a storage is taken: the tag of its block.
         self.describe: Callable[[str, Tensor], object] | None = None
