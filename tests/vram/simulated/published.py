@@ -3,7 +3,8 @@
     python -m tests.vram.simulated.published
 
 prints the table that docs/simulated.md has. Agreeing or not, but for figures rounded too far to tell, of backward
-passes, and of an allocator whose state before is not told. Units and decimals are the source's. Before torch 2.0 cuBLAS's workspace was not taken from PyTorch's allocator: such rows leave it out.
+passes, and of an allocator whose state before is not told. Units and decimals are the source's. Before torch 2.0
+cuBLAS's workspace was not taken from PyTorch's allocator: such rows leave it out.
 """
 
 from __future__ import annotations
