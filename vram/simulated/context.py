@@ -8,7 +8,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Self
 
 import torch
@@ -25,7 +25,7 @@ from vram.simulated.answers import answering
 from vram.simulated.attention import FusedAttention
 from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
-from vram.simulated.guard import check, cuda_guard
+from vram.simulated.guard import check, cuda_guard, made_on_the_cpu
 from vram.simulated.scratch import scratch
 from vram.simulated.shadows import Shadows, tensors, unmodelled
 
@@ -88,6 +88,7 @@ class SimulatedCuda:
             with ExitStack() as stack:
                 stack.enter_context(hooked(self))
                 stack.enter_context(cuda_guard())
+                stack.enter_context(made_on_the_cpu())
                 # First: entered on a card, fake tensors would try to initialise it.
                 stack.enter_context(self._mode)
                 stack.enter_context(answering(self.card, self.allocator, self._mode, self._shadows))
@@ -110,13 +111,13 @@ class SimulatedCuda:
 
     def within_thread(self) -> AbstractContextManager[object]:
         """Around all of another thread that starts inside: a device without an index is the card."""
-        indexed: AbstractContextManager[object] = _Indexed(self._shadows)
+        indexed: AbstractContextManager[object] = _Indexed(self._shadows, self.taking_a_turn)
         return indexed
 
     @contextmanager
     def taking_a_turn(self) -> Iterator[None]:
         """In another thread: one operation on the card."""
-        with self._asking, self._mode, _Follow(self):
+        with self._asking, made_on_the_cpu(), self._mode, _Follow(self):
             yield
 
     def resized(self, storage: torch.UntypedStorage) -> None:
@@ -263,11 +264,15 @@ class _Elsewhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Indexed(TorchFunctionMode):
-    """ "cuda" and 0 are cuda:0: a torch without CUDA would take the one for the meta device, in silence."""
+    """ "cuda" and 0 are cuda:0: a torch without CUDA would take the one for the meta device, in silence.
 
-    def __init__(self, shadows: Shadows) -> None:
+    `turn`, in other threads: entered where the card is asked for, as torch would else initialise it before it asks the
+    modes of the thread.
+    """
+
+    def __init__(self, shadows: Shadows, turn: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
         super().__init__()
-        self._shadows = shadows
+        self._shadows, self._turn = shadows, turn
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -277,7 +282,7 @@ class _Indexed(TorchFunctionMode):
             return _with_index(func(*args, **kwargs))
         if func is torch.Tensor.cuda:
             asked = kwargs.pop("device", None) if len(args) < 2 else args[1]
-            return args[0].to(_cuda_device(asked), *args[2:], **kwargs)
+            func, args = torch.Tensor.to, (args[0], _cuda_device(asked), *args[2:])
         if func in _TO_NUMPY and isinstance(args[0], FakeTensor):
             return self._to_numpy(*args, **kwargs)
         if func is torch.Tensor.__format__ and args[0].dim() == 0 and args[1]:
@@ -300,7 +305,8 @@ class _Indexed(TorchFunctionMode):
             args = (args[0], _cuda_device(args[1]), *args[2:])
         args = tuple(DEVICE if isinstance(value, str) and value == "cuda" else value for value in args)
         args, kwargs = tree_map_only(torch.device, _with_index, (args, kwargs))
-        return func(*args, **kwargs)
+        with self._turn() if any(map(_names_the_card, (*args[1:], kwargs.get("device")))) else nullcontext():
+            return func(*args, **kwargs)
 
     def _to_numpy(self, tensor: Tensor, dtype: Any = None, *, force: bool = False) -> Any:
         if tensor.device.type == "cuda" and not force:  # in torch's words
@@ -328,6 +334,13 @@ def _grouped_product(
     aligned = 16 // dtype.itemsize
     row = -(-shape[-1] // aligned) * aligned
     return torch.empty_strided(shape, [shape[-2] * row, row, 1][-len(shape) :], dtype=dtype, device=first.device)
+
+
+def _names_the_card(value: Any) -> bool:
+    device = value.device if isinstance(value, Tensor) else value
+    return (isinstance(device, torch.device) and device.type == "cuda") or (
+        type(device) is str and device[:5] == "cuda:"
+    )
 
 
 def _cuda_device(asked: Any) -> torch.device:

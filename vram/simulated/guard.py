@@ -31,8 +31,25 @@ def cuda_guard() -> Iterator[None]:
         slots[_CUDA] = before
 
 
+@contextmanager
+def made_on_the_cpu() -> Iterator[None]:
+    """Inside, in this thread, `torch.tensor` makes what it is given in main memory, and a mode sees it move to a card.
+
+    Else torch would move it before a mode can see it. Fake tensors ask for the same where there is no GPU.
+    """
+    before = torch._C._only_lift_cpu_tensors()
+    torch._C._set_only_lift_cpu_tensors(True)
+    try:
+        yield
+    finally:
+        torch._C._set_only_lift_cpu_tensors(before)
+
+
 def check() -> None:
     """Raises RuntimeError, with the name of what is missing, where this torch can't be simulated on."""
+    for name in ("_only_lift_cpu_tensors", "_set_only_lift_cpu_tensors"):
+        if not hasattr(torch._C, name):
+            raise RuntimeError(f"simulated CUDA needs torch._C.{name}, which torch {torch.__version__} lacks")
     if not _has_gpu() and not _slots()[_META]:
         raise RuntimeError("torch has no device guard for meta tensors, which simulated CUDA borrows")
 

@@ -316,6 +316,39 @@ def test_threads_at_once_take_turns() -> None:
         assert cuda.allocator.requested_bytes == sum(matrix.nbytes for matrix in made) == 8 * 16 * 16 * 4
 
 
+FROM_A_THREAD: dict[str, Callable[[], object]] = {
+    "to a name": lambda: torch.zeros(3).to("cuda:0"),
+    "to a keyword": lambda: torch.zeros(3).to(device="cuda"),
+    "to a number": lambda: torch.zeros(3).to(0),
+    "to where another is": lambda: torch.zeros(3).to(torch.zeros(1, device="cuda")),
+    "cuda()": lambda: torch.zeros(3).cuda(),
+    "a factory": lambda: torch.zeros(3, device="cuda"),
+    "a factory like another": lambda: torch.empty_like(torch.zeros(2), device="cuda"),
+    "of a list": lambda: torch.tensor([1.0, 2.0], device="cuda:0"),
+    "a module": lambda: nn.Linear(3, 3).to("cuda"),
+}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU answers")
+@pytest.mark.parametrize("way", FROM_A_THREAD)
+def test_a_thread_takes_from_the_card_and_torch_does_not_think_it_initialised(way: str) -> None:
+    """What torch without a GPU says of one is afterwards what it was before."""
+
+    def refusal() -> str:
+        with pytest.raises((AssertionError, RuntimeError)) as caught:
+            torch.zeros(3).to("cuda:0")
+        return str(caught.value)
+
+    before, made = refusal(), []
+    with device() as cuda:
+        thread = threading.Thread(target=lambda: made.append(FROM_A_THREAD[way]()))
+        thread.start()
+        thread.join()
+        assert len(made) == 1
+        assert cuda.allocator.allocated_bytes > 0
+    assert refusal() == before
+
+
 def test_what_torch_s_functions_say_they_say_however_they_are_reached() -> None:
     """Imported before, in `torch.cuda.memory`, and by the names that `memory_stats` has on a card."""
     with device() as cuda:
