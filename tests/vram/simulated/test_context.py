@@ -509,6 +509,7 @@ UNMODELLED: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.11
 @pytest.mark.parametrize("name", UNMODELLED)
 def test_operations_without_a_rule_are_refused_by_name_and_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """And never tried for real on zeros, on a GPU that may be there."""
