@@ -97,7 +97,7 @@ class Allocations:
         if self._cuda is None:
             for entry in torch.cuda.memory._snapshot()["device_traces"][0]:
                 if entry["action"] == "alloc":
-                    frames = [Frame(each["filename"], each["line"], each["name"]) for each in entry["frames"]]
+                    frames = [Frame(each["filename"], each["line"], each["name"]) for each in entry.get("frames", ())]
                     self.sizes.setdefault(entry["size"], []).append(str(telling_frame(frames)))
             torch.cuda.memory._record_memory_history(None)
         else:
