@@ -96,6 +96,7 @@ def _search(
     level: list[Any] = list(targets)
     seen = {id(target) for target in targets}
     own = {id(targets), id(child_of), id(seen), id(named), id(tasks)}
+    mark = object()  # the last argument below: in Python 3.13 the tuple of arguments is among its own answers
     last = level[0]
     for _ in range(_DEEPEST):
         roots = [found for found in level if _is_name(found, named, locals_)]
@@ -106,9 +107,11 @@ def _search(
         ids = {id(found) for found in level}
         following: list[Any] = []
         own.add(id(following))
-        for referrer in (*gc.get_referrers(*level), *tasks):
+        for referrer in (*gc.get_referrers(*level, mark), *tasks):
             # By type: isinstance would run the __class__ property of a lazy proxy.
             if id(referrer) in seen or id(referrer) in own or id(referrer) in running:
+                continue
+            if type(referrer) is tuple and referrer and referrer[-1] is mark:
                 continue
             child = next((held for held in _referents([referrer]) if id(held) in ids), None)
             if child is None:

@@ -362,3 +362,15 @@ def test_native_modules_are_not_asked_what_they_hold(monkeypatch: pytest.MonkeyP
     assert holder(storage).startswith("global `kept` of module made_here")
     assert len(asked) > 10_000
     assert not any(issubclass(kind, types.ModuleType) for kind in asked)
+
+
+def test_what_the_collector_was_asked_with_holds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.13 answers with the tuple of the question's own arguments, which hid a graph; a user's tuple counts."""
+    ask = gc.get_referrers
+    monkeypatch.setattr(gc, "get_referrers", lambda *objects: [objects, *ask(*objects)])
+    hidden = torch.ones(4, requires_grad=True) * 3
+    saved = hidden.untyped_storage()
+    put(((hidden**2).sum(),))
+    del hidden
+    words = r"autograd graph \(PowBackward0\) of a tensor held by tuple \(1 item\) in list `GLOBAL`"
+    assert re.match(words, holder(saved)), holder(saved)
