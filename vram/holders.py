@@ -34,6 +34,7 @@ _NATIVE = ("grad_fn", "_result", "_exception", "__cause__", "__context__", "__tr
 _SUSPENDED = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
 _CODE_OF = {types.GeneratorType: "gi", types.CoroutineType: "cr", types.AsyncGeneratorType: "ag"}
 _SEQUENCES = (list, tuple, set, frozenset, deque)
+_FRAMES = (types.FrameType, types.TracebackType)
 # torch.nn.Module's own dictionaries, by what they hold.
 _IN_MODULE = {
     "_modules": "submodule",
@@ -420,7 +421,7 @@ class _Words:
             return "default argument", _quoted(names, [value is child for value in parent]), i + 2
         if issubclass(type(parent), _SEQUENCES):
             return "item", "", i + 1
-        if type(child) in (types.FrameType, types.TracebackType):
+        if type(child) in _FRAMES and (type(parent) in _FRAMES or issubclass(type(parent), BaseException)):
             return self._slot_of_frame(i)
         if type(parent) is types.FrameType:
             return "local", _local_name(parent, child), i + 1
@@ -465,11 +466,13 @@ class _Words:
         return "key", key, i + 1
 
     def _slot_of_frame(self, i: int) -> tuple[str, str, int]:
-        """A frame is kept by those it called, by tracebacks, and so at last by an exception."""
+        """A frame is kept by those it called, by tracebacks, and so at last by an exception; or by who asked for it."""
         j = i + 1
-        while type(self._at(j)) in (types.FrameType, types.TracebackType) and j + 1 < len(self.path):
+        while type(self._at(j)) in _FRAMES and j + 1 < len(self.path):
             j += 1
-        return "traceback", "", j
+        if type(self.path[j]) in _FRAMES or issubclass(type(self.path[j]), BaseException):
+            return "traceback", "", j
+        return self._slot(j - 1)
 
 
 def _called(noun: str, name: str, place: str) -> str:

@@ -118,6 +118,10 @@ def called_by(tensor: torch.Tensor) -> object:
     return None
 
 
+def framed(tensor: torch.Tensor) -> types.FrameType:
+    return sys._getframe()
+
+
 def future(tensor: torch.Tensor) -> object:
     loop = asyncio.new_event_loop()
     done = loop.create_future()
@@ -173,6 +177,16 @@ def hooked(tensor: torch.Tensor) -> object:
         (
             lambda t: put(called_by(t)),
             r"^local `(held|tensor)` of (outer|called_by) \(test_holders.py:\d+\), in the traceback of except",
+        ),
+        (lambda t: put(framed(t)), r"^local `tensor` of framed \(test_holders.py:\d+\) in list `GLOBAL`"),
+        (
+            lambda t: put(Plain(framed(t))),
+            r"^local `tensor` of framed `value` \(test_holders.py:\d+\), attribute of Plain in list `GLOBAL`",
+        ),
+        # Up to Python 3.12 a dictionary, from 3.13 on a view that keeps the frame.
+        (
+            lambda t: put(framed(t).f_locals),
+            r"^(key `tensor` of dict|local `.*, attribute of FrameLocalsProxy in list)",
         ),
         (lambda t: put(future(t)), r"attribute `_result` of Future"),
         (lambda t: put(task(t)), r"^attribute `_result` of Task in list `GLOBAL`"),
