@@ -249,13 +249,21 @@ def _without_bytes(save: Callable[..., Any]) -> Callable[..., Any]:
     """`save` for what is real alone."""
 
     @functools.wraps(save)
-    def saving(saved: Any, *args: Any, **kwargs: Any) -> Any:
-        parts = saved.state_dict() if isinstance(saved, torch.nn.Module) else saved
-        if any(isinstance(tensor, fake_tensor.FakeTensor) for tensor in tensors(parts)):
+    def saving(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(tensor, fake_tensor.FakeTensor) for tensor in tensors(_opened((args, kwargs)))):
             raise NotImplementedError(_NO_BYTES)
-        return save(saved, *args, **kwargs)
+        return save(*args, **kwargs)
 
     return saving
+
+
+def _opened(saved: Any) -> Any:
+    """With what modules hold in their place."""
+    if isinstance(saved, torch.nn.Module):
+        return saved.state_dict()
+    if isinstance(saved, dict):
+        return list(map(_opened, saved.values()))
+    return list(map(_opened, saved)) if isinstance(saved, list | tuple) else saved
 
 
 def _eagerly(model: Any = None, **_: Any) -> Any:

@@ -466,9 +466,13 @@ def test_what_has_no_bytes_is_not_saved(tmp_path: Path) -> None:
             with pytest.raises(NotImplementedError, match="no bytes to save"):
                 save(nn.Linear(4, 4).state_dict(), tmp_path / "fake")
             save(real, tmp_path / save.__name__)
-        with pytest.raises(NotImplementedError, match="no bytes to save"):
-            torch.save(nn.Linear(4, 4), tmp_path / "fake")
-    assert torch.load(tmp_path / torch.save.__name__)["steps"].tolist() == [0, 1, 2]
+        for saved in (nn.Linear(4, 4), {"step": 3, "models": [nn.Linear(4, 4)]}):
+            with pytest.raises(NotImplementedError, match="no bytes to save"):
+                torch.save(obj=saved, f=tmp_path / "fake")
+        torch.save(obj=real, f=tmp_path / "by name")
+        safetensors.torch.save_file(tensors=real, filename=tmp_path / "by name too")
+    for name in (torch.save.__name__, "by name"):
+        assert torch.load(tmp_path / name)["steps"].tolist() == [0, 1, 2]
 
 
 def test_what_is_unknown_ends_with_its_tensor() -> None:
