@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -47,6 +48,7 @@ def answering(card: Card, allocator: CachingAllocator, mode: FakeTensorMode, sha
                 f"simulated CUDA answers for {owner.__name__}.{name}, which torch {torch.__version__} lacks"
             )
     before = {place: getattr(*place) for place in places}
+    imported = set(sys.modules)
     try:
         for (owner, name), answer in places.items():
             setattr(owner, name, answer)
@@ -54,6 +56,15 @@ def answering(card: Card, allocator: CachingAllocator, mode: FakeTensorMode, sha
     finally:
         for (owner, name), answer in before.items():
             setattr(owner, name, answer)
+        _take_back({id(answer): before[place] for place, answer in reversed(places.items())}, imported)
+
+
+def _take_back(own: Mapping[int, Any], imported: Collection[str]) -> None:
+    """From modules that were imported inside, what they took of our answers: `own`, by id, was there before."""
+    for module in [module for name, module in list(sys.modules.items()) if name not in imported]:
+        namespace = getattr(module, "__dict__", {})
+        for name in [name for name, value in list(namespace.items()) if id(value) in own]:
+            namespace[name] = own[id(namespace[name])]
 
 
 def _swapping(mode: FakeTensorMode, shadows: Shadows) -> Callable[..., None]:
@@ -174,14 +185,17 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         (torch.nn.init, "_no_grad_trunc_normal_"): _drawn,
         (torch._C._nn, "_parse_to"): _with_numbers(torch._C._nn._parse_to),
     }
+    with suppress(ImportError):  # now, lest it come later and be itself
+        importlib.import_module("safetensors.torch")
     safetensors = sys.modules.get("safetensors.torch")
     if safetensors is not None:  # would write to addresses that fake tensors have not
         places[safetensors, "load_file"] = _loaded_first(safetensors.load_file)
         places |= {(safetensors, name): _without_bytes(getattr(safetensors, name)) for name in ("save", "save_file")}
         opened = safetensors.safe_open
+        reading = functools.partial(_Opened, opened)
         for module in list(sys.modules.values()):  # in the tests and programs that have imported it, too
             if getattr(module, "__dict__", {}).get("safe_open") is opened:
-                places[module, "safe_open"] = functools.partial(_Opened, opened)
+                places[module, "safe_open"] = reading
     # Workers of a data loader read for real, and what they send is real.
     for owner, name in ((worker, "_worker_loop"), (reductions, "rebuild_tensor")):
         places[owner, name] = _for_real(getattr(owner, name))

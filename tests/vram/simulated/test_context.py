@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -443,6 +446,38 @@ def test_weights_are_read_one_by_one_and_in_slices(where: Any, tmp_path: Path) -
         assert cuda.allocator.requested_bytes == 64 + 24
         with safe_open(tmp_path / "model.safetensors", framework="pt") as in_main_memory:
             assert (in_main_memory.get_tensor("weight") + torch.ones(4)).device.type == "cpu"
+
+
+IMPORTED_INSIDE = """
+import sys
+import torch
+from vram.simulated.context import SimulatedCuda
+path = sys.argv[1]
+assert "safetensors.torch" not in sys.modules
+with SimulatedCuda("24GiB"):
+    import safetensors.torch
+    from safetensors import safe_open
+    import taking
+    assert safetensors.torch.load_file(path, device="cuda")["weight"].device.type == "cuda"
+    with safe_open(path, framework="pt", device=0) as opened:
+        assert opened.get_tensor("weight").device.type == "cuda"
+assert taking.safe_open is safetensors.safe_open is safetensors.torch.safe_open
+assert taking.Generator is torch.Generator is torch._C.Generator
+assert taking.memory_allocated is torch.cuda.memory_allocated
+"""
+
+
+def test_what_is_imported_inside_reads_files_too_and_keeps_nothing(tmp_path: Path) -> None:
+    """In a process of its own, as it once ended there: no other has safetensors not yet imported."""
+    safetensors.torch.save_file({"weight": torch.ones(4, 4)}, tmp_path / "model.safetensors")
+    taking = "from safetensors import safe_open\nfrom torch import Generator\nfrom torch.cuda import memory_allocated\n"
+    (tmp_path / "taking.py").write_text(taking, encoding="utf-8")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [sys.executable, "-c", IMPORTED_INSIDE, str(tmp_path / "model.safetensors")]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_known_values_come_to_numpy_and_into_texts() -> None:
