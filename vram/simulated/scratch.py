@@ -31,11 +31,10 @@ def scratch(func: Any, args: Any, known: Callable[[Tensor], Tensor | None]) -> I
     if func in _BY_ROWS:
         yield from _contiguous(args[0])
     elif func in _SCATTERS:  # IndexKernel.cpp: where each element of the source goes
-        yield _aten.empty.memory_format, (args[0].shape,), {"dtype": torch.int64, "device": args[0].device}
-        if args[1].shape == args[0].shape:
-            yield from _contiguous(args[1])
-        else:
-            yield _aten.empty.memory_format, (args[0].shape,), {"dtype": torch.bool, "device": args[0].device}
+        shape = torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call]
+        yield _aten.empty.memory_format, (shape,), {"dtype": torch.int64, "device": args[0].device}
+        yield from _contiguous(args[1].expand(shape))
+        yield from _contiguous(args[2])
     elif func in _PUTS and not _fills(args):  # TensorAdvancedIndexing.cpp: masks become indices
         for index in args[1]:
             if index is not None and index.dtype in (torch.bool, torch.uint8):

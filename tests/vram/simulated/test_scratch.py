@@ -40,6 +40,8 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "layer_norm by columns": (lambda x: nn.functional.layer_norm(x.t(), (N,)), 2 * FLOATS + 2 * N * 4),
     "masked_scatter": (lambda x: x.masked_scatter(unknown(x), x), BITS + FLOATS + INDICES),
     "masked_scatter, broadcast": (lambda x: x.masked_scatter(unknown(x[:1]), x), 512 + FLOATS + INDICES + BITS),
+    "masked_scatter of one row": (lambda x: x[:1].masked_scatter(unknown(x), x), BITS + FLOATS + INDICES),
+    "masked_scatter of columns": (lambda x: x.masked_scatter(unknown(x), x.t()), BITS + FLOATS + INDICES + FLOATS),
     "put a number where a mask is true": (filled(unknown, lambda x: 0.0), BITS),
     "put a tensor there": (filled(unknown, lambda x: x.new_ones(1)), BITS + 512 + 2 * INDICES),
     "put a tensor where three are true": (filled(known, lambda x: x.new_ones(3)), BITS + 512 + 512),
