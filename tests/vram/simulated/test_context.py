@@ -423,6 +423,7 @@ def test_what_it_does_not_model_it_says() -> None:
             nn.TransformerEncoder(encoder, 1)(x, src_key_padding_mask=padded)
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # once in a process: `load_model` asks
 def test_weights_of_a_file_come_to_the_card(tmp_path: Path) -> None:
     """safetensors reads them for real, first."""
     safetensors.torch.save_file({"weight": torch.ones(4, 4)}, tmp_path / "model.safetensors")
