@@ -315,7 +315,7 @@ class _Indexed(TorchFunctionMode):
                 "Use Tensor.cpu() to copy the tensor to host memory first."
             )
         with _disable_current_modes():
-            array = self._shadows.held(tensor, "Tensor.numpy").numpy(force=True)
+            array = self._shadows.held(tensor, "Tensor.numpy", copied=tensor.device.type != "cpu").numpy(force=True)
         return array if dtype is None or type(dtype) is bool else array.astype(dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Iterator, MutableMapping
@@ -31,7 +32,7 @@ _FACTORIES = {
 _LIKE = {f"aten::{name}" for name in ("full_like", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like")}
 _DRAWN = {f"aten::{name}" for name in ("randint", "randperm", "random_")}  # small random integers are drawn for real
 _BY_VALUE = {"aten::_coalesce", "aten::_to_sparse", "aten::_to_sparse_csr"}  # as many as are not zero
-_REINTERPRETING = {_aten.view.dtype}
+_LAID = {f"aten::as_strided{variant}" for variant in ("", "_", "_copy", "_scatter")}  # by places in the storage
 _CPU = torch.device("cpu")
 
 
@@ -54,6 +55,8 @@ class Shadows:
         self._values: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
         # Real tensors that were met: the fake one, and what they held.
         self._outside: MutableMapping[Tensor, tuple[Tensor, Tensor]] = WeakIdKeyDictionary()
+        # Views of known ones that are not known themselves, as too large ones: what they are views of.
+        self._unseen: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
         # By address, storages of shadows that something unknown was written into; others may lie there later.
         self._spoiled: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -80,25 +83,42 @@ class Shadows:
             device = next((tensor.device for tensor in tensors((args, kwargs))), _CPU)
             return self._made(self._or_unknown(func, known), device)
         except (NotImplementedError, UnsupportedOperatorException) as error:
+            self._spoil(func, args, kwargs)
             raise unmodelled(func, args) from error
+        except Exception:  # refused, and perhaps not so on the values
+            self._spoil(func, args, kwargs)
+            raise
         if not at_once:
             if any(tensor.numel() <= _MOST_ELEMENTS for tensor in tensors(result)):
                 known = self._on_values(func, args, kwargs)
             else:
                 self._spoil(func, args, kwargs)
         self._attach(func, args, kwargs, result, known)
-        if func in _REINTERPRETING and self.of(result) is None:
-            self._lose(args[0])  # what is written through the one is not seen in the other
+        if _makes_views(func):
+            self._remember(args[0], result)
         return result
+
+    def _remember(self, base: Any, views: Any) -> None:
+        """What is written through `views` is written into `base`, whose value they may not share."""
+        value = self._value_behind(base) if isinstance(base, Tensor) else None
+        if value is not None:
+            for view in tensors(views):
+                if view is not base and view not in self._values:
+                    self._unseen[view] = value
+
+    def _value_behind(self, tensor: Tensor) -> Tensor | None:
+        value: Tensor | None = self._values.get(tensor)
+        return self._unseen.get(tensor) if value is None else value
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """What `tensor` holds, on the CPU; None where that is not known."""
         value: Tensor | None = self._values.get(tensor)
         return None if value is None or value.untyped_storage()._cdata in self._spoiled else value
 
-    def held(self, tensor: Tensor, asking: str) -> Tensor:
-        """A copy of what `tensor` holds. Raises UnknownValue, with who asks."""
-        return self._or_unknown(asking, self.of(tensor)).clone()  # type: ignore[no-any-return]
+    def held(self, tensor: Tensor, asking: str, *, copied: bool) -> Tensor:
+        """What `tensor` holds, itself or a copy. Raises UnknownValue, with who asks."""
+        value: Tensor = self._or_unknown(asking, self.of(tensor))
+        return value.clone() if copied else value
 
     def _fake(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor):
@@ -108,7 +128,7 @@ class Shadows:
         with _disable_current_modes():
             held = tensor.detach()
             known = self._outside.get(tensor)
-            if known is not None and torch.equal(known[1], held):
+            if known is not None and _same(known[1], held):
                 return known[0]  # and what was written into it here
             held, value = held.clone(), held.clone()
         fake = self._mode.from_tensor(tensor)
@@ -125,6 +145,8 @@ class Shadows:
             all(value is not None for value in values) if found else _plain_factory(func, args, kwargs)
         )
         seeded = torch.Tag.nondeterministic_seeded in func.tags and func._schema.name not in _DRAWN
+        if func._schema.name in _LAID and not all(map(_lie_alike, found, values)):
+            known = False
         if not known or seeded:
             self._spoil(func, args, kwargs)
             return None
@@ -157,11 +179,13 @@ class Shadows:
     @contextmanager
     def swapping(self, first: Tensor, second: Tensor) -> Iterator[None]:
         """Around the swap of two tensors' contents, which tensors that are weakly held refuse."""
-        before = self._values.pop(first, None), self._values.pop(second, None)
+        both = self._values, self._unseen
+        before = [(known, known.pop(first, None), known.pop(second, None)) for known in both]
         yield
-        for tensor, value in zip((second, first), before, strict=True):
-            if value is not None:
-                self._values[tensor] = value
+        for known, of_first, of_second in before:
+            for tensor, value in ((second, of_first), (first, of_second)):
+                if value is not None:
+                    known[tensor] = value
 
     def _spoil(self, func: Any, args: Any, kwargs: Any) -> None:
         """What is written into with something unknown is not known any more, nor is any view of it."""
@@ -177,7 +201,7 @@ class Shadows:
                 self._lose(tensor)
 
     def _lose(self, tensor: Tensor) -> None:
-        value = self._values.get(tensor)
+        value = self._value_behind(tensor)
         if value is not None:
             storage = value.untyped_storage()
             address = storage._cdata
@@ -242,6 +266,12 @@ def _arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     return defaults | dict(zip(defaults, args, strict=False)) | kwargs
 
 
+@functools.cache
+def _makes_views(func: Any) -> bool:
+    aliases = [argument.alias_info for argument in func._schema.arguments[:1]]
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
 def _size(tensor: Tensor, dim: int) -> int:
     return tensor.shape[dim] if tensor.dim() else 1
 
@@ -265,6 +295,18 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors(list(value.values()))
 
 
+def _same(first: Tensor, second: Tensor) -> bool:
+    """Equal, where NaN is NaN."""
+    if torch.equal(first, second):
+        return True
+    alike = first.is_floating_point() and first.shape == second.shape
+    return alike and torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+
+
+def _lie_alike(tensor: Tensor, value: Tensor | None) -> bool:
+    return value is None or (tensor.stride(), tensor.storage_offset()) == (value.stride(), value.storage_offset())
+
+
 def _worth(dtype: torch.dtype, elements: int) -> bool:
     return elements <= (_MOST_ELEMENTS if dtype in _KINDS else _MOST_FLOATS)
 
@@ -278,8 +320,8 @@ def _looking_like(func: Any, args: Any, kwargs: Any) -> Tensor | None:
     if given.layout is not torch.strided or not _worth(kwargs.get("dtype") or given.dtype, elements):
         return None
     shape, strides = ((), ()) if new else (given.shape, given.stride())
-    with _disable_current_modes():
-        return torch.empty_strided(shape, strides, dtype=given.dtype)
+    with _disable_current_modes():  # a column of a large matrix is as long as that
+        return torch.empty_like(torch.empty_strided(shape, strides, dtype=given.dtype, device="meta"), device=_CPU)
 
 
 def _plain_factory(func: Any, args: Any, kwargs: Any) -> bool:

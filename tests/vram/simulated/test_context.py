@@ -115,11 +115,17 @@ def test_values_follow_writes_and_are_lost_where_something_unknown_is_written() 
             numbers[5].item()
 
 
+def refused(numbers: torch.Tensor, _: torch.Tensor) -> None:
+    with pytest.raises(RuntimeError, match=r"same device|different devices"):
+        numbers.add_(torch.ones(60, dtype=torch.int64))
+
+
 WRITES: dict[str, Callable[[torch.Tensor, torch.Tensor], object]] = {
     "in place": lambda numbers, unknown: numbers.add_(unknown),
     "out=": lambda numbers, unknown: torch.add(numbers, unknown, out=numbers),
     "many at once": lambda numbers, unknown: torch._foreach_add_([numbers], [unknown]),
     "data": lambda numbers, unknown: setattr(numbers, "data", unknown),
+    "of another device": refused,
     "as another dtype": lambda numbers, unknown: numbers.view(torch.float64).copy_(unknown),
 }
 
@@ -132,6 +138,32 @@ def test_what_is_written_is_never_the_old_value(write: Callable[[torch.Tensor, t
         write(numbers, unknown)
         with pytest.raises(UnknownValue):
             numbers[0].item()
+
+
+def test_what_is_written_through_a_view_that_is_too_large_to_be_known_is_not_the_old_value() -> None:
+    """Through a view of that view too; what is only looked at stays known."""
+    with device():
+        numbers = torch.zeros(2**19 + 1, dtype=torch.complex64, device="cuda")
+        view = torch.view_as_real(numbers)[:10]
+        assert numbers[0].item() == 0
+        view.copy_(torch.randn(10, 2, device="cuda"))
+        with pytest.raises(UnknownValue):
+            numbers[0].item()
+
+
+def test_places_in_the_memory_of_a_tensor_from_outside_are_not_guessed() -> None:
+    """Every other number is kept, and not those between, which `as_strided` asks for."""
+    numbers = torch.arange(10)[::2]
+    with device(), pytest.raises(UnknownValue):
+        numbers.as_strided((3,), (1,), 0).tolist()
+
+
+def test_writes_into_a_tensor_from_outside_with_nan_are_kept() -> None:
+    """NaN is not equal to itself, and yet not changed."""
+    scale = torch.tensor([torch.nan, 1.0])
+    with device():
+        scale[1] = 5
+        assert scale[1].item() == 5
 
 
 def test_writes_into_a_tensor_from_outside_are_kept() -> None:
@@ -165,6 +197,7 @@ def test_masks_that_look_like_activations_are_known() -> None:
             values.new_zeros(40, dtype=torch.bool),
             torch.full_like(values[:, 0], 0, dtype=torch.bool),
             torch.full((40,), False, device="cuda"),
+            torch.zeros_like(torch.empty(40, 2**40)[:, 0], dtype=torch.bool).cuda(),
         ):
             mask[:7] = True
             assert values[mask].shape == (7, 3)
@@ -482,8 +515,12 @@ def test_what_is_imported_inside_reads_files_too_and_keeps_nothing(tmp_path: Pat
 
 
 def test_known_values_come_to_numpy_and_into_texts() -> None:
-    """A copy of them; what is unknown is refused by line."""
+    """A copy of them from the card, themselves from main memory; what is unknown is refused by line."""
     with device():
+        there = torch.arange(3)
+        there.numpy()[0] = 7
+        there.cuda().numpy(force=True)[1] = 7
+        assert there.tolist() == [7, 1, 2]
         ids, scores = torch.arange(3, device="cuda"), torch.randn(3, device="cuda")
         assert ids.cpu().numpy().tolist() == np.asarray(ids.cpu(), dtype=np.int32).tolist() == [0, 1, 2]
         assert f"{ids[2]:>3} {ids.sum() / 2:.1f}" == "  2 1.5"
