@@ -53,7 +53,11 @@ class FusedAttention(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is _attention:
             return self._attend(*args, **kwargs)
-        return func(*args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            del args, kwargs  # no frame of its traceback keeps what came before
+            raise error.with_traceback(None)  # noqa: B904 (it is the same)
 
     def _attend(
         self,

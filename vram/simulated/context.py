@@ -240,10 +240,14 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if isinstance(func, HigherOrderOperator):
             raise unmodelled(func, args)
-        if composite(func):
-            with self:  # what it is made of is what allocates
-                return in_parts(func, args, kwargs or {})
-        return self._cuda.run(func, args, kwargs or {})
+        try:
+            if composite(func):
+                with self:  # what it is made of is what allocates
+                    return in_parts(func, args, kwargs or {})
+            return self._cuda.run(func, args, kwargs or {})
+        except torch.OutOfMemoryError as error:
+            del args, kwargs  # what was made until now ends here, as on a card: no frame of a traceback keeps it
+            raise error.with_traceback(None)  # noqa: B904 (it is the same)
 
 
 class _Elsewhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -305,8 +309,12 @@ class _Indexed(TorchFunctionMode):
             args = (args[0], _cuda_device(args[1]), *args[2:])
         args = tuple(DEVICE if isinstance(value, str) and value == "cuda" else value for value in args)
         args, kwargs = tree_map_only(torch.device, _with_index, (args, kwargs))
-        with self._turn() if any(map(_names_the_card, (*args[1:], kwargs.get("device")))) else nullcontext():
-            return func(*args, **kwargs)
+        try:
+            with self._turn() if any(map(_names_the_card, (*args[1:], kwargs.get("device")))) else nullcontext():
+                return func(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            del args, kwargs
+            raise error.with_traceback(None)  # noqa: B904 (it is the same)
 
     def _to_numpy(self, tensor: Tensor, dtype: Any = None, *, force: bool = False) -> Any:
         if tensor.device.type == "cuda" and not force:  # in torch's words

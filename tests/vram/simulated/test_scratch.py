@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vram.simulated.cards import Card
 from vram.simulated.context import SimulatedCuda
 
 N = 512
@@ -62,10 +63,21 @@ def test_a_kernel_holds_what_its_source_says(case: str) -> None:
         assert torch.cuda.memory_allocated() == FLOATS
 
 
-def test_what_a_kernel_holds_can_be_too_much_and_is_gone_then() -> None:
-    """The out of memory is that of the copy; what was held until then is given back."""
-    with SimulatedCuda("1GiB", cublas_workspace=False), torch.no_grad():
-        x = torch.zeros(8192, 8192, device="cuda")  # 256 MiB; beside it its result, and no copy
-        with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate 256.00 MiB"):
-            x.t().softmax(-1)
-        assert torch.cuda.memory_allocated() == 8192**2 * 4
+TOO_MUCH: dict[str, Callable[[Tensor], object]] = {
+    "a copy for softmax": lambda x: x.t().softmax(-1),
+    "the second result of a sort": lambda x: x.sort(),
+    "a product of copies": lambda x: x.view(64, 1, 1024, 1024).expand(64, 2, 1024, 1024) @ x[:1024, :1024],
+    "a sum of a sum": lambda x: (x + 1) + 1,
+}
+
+
+@pytest.mark.parametrize("case", TOO_MUCH)
+def test_what_a_kernel_holds_can_be_too_much_and_is_gone_then(case: str) -> None:
+    """What was held until then is given back, also while the error, whose traceback has frames, is handled."""
+    with SimulatedCuda(Card("1000 MiB", 1000 * 2**20, context_bytes=0), cublas_workspace=False), torch.no_grad():
+        x = torch.zeros(8192, 8192, device="cuda")  # 256 MiB
+        kept = torch.zeros(240 * 2**20, dtype=torch.uint8, device="cuda") if "softmax" in case or "sum" in case else x
+        with pytest.raises(torch.OutOfMemoryError, match=r"Tried to allocate (256|512).00 MiB") as caught:
+            TOO_MUCH[case](x)
+        assert torch.cuda.memory_allocated() == 8192**2 * 4 + (0 if kept is x else kept.nbytes)
+        assert caught.value.__traceback__ is not None
