@@ -111,14 +111,8 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
 
         return refusing
 
-    def only_one(device: Any) -> int:
-        index = device if type(device) is int else torch.device(device).index
-        if index not in (None, -1, 0):
-            raise RuntimeError(f"CUDA error: invalid device ordinal: {device}, of one simulated card")
-        return 0
-
     def set_fraction(fraction: float, device: Any = None) -> None:
-        only_one("cuda" if device is None else device)
+        _only_one("cuda" if device is None else device)
         if type(fraction) not in (float, int):
             raise TypeError("Invalid type for fraction argument, must be `float`")
         if not 0 <= fraction <= 1:
@@ -134,9 +128,9 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "device_count": always(1),
         "current_device": always(0),
         "is_initialized": always(True),
-        "set_device": only_one,
-        "_exchange_device": only_one,
-        "_maybe_exchange_device": only_one,
+        "set_device": _only_one,
+        "_exchange_device": _only_one,
+        "_maybe_exchange_device": _only_one,
         "synchronize": always(None),
         "get_rng_state": always(None),  # nothing is drawn
         "set_rng_state": always(None),
@@ -167,7 +161,10 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "empty_cache": allocator.empty_cache,
     }
     places: dict[tuple[Any, str], Callable[..., Any]] = {(torch.cuda, name): answer for name, answer in cuda.items()}
-    places |= {(torch.accelerator, name): answer for name, answer in _accelerator(cuda).items()}
+    accelerator = _accelerator(cuda)
+    places |= {(torch.accelerator, name): answer for name, answer in accelerator.items()}
+    own = torch.accelerator.memory
+    places |= {(own, name): answer for name, answer in accelerator.items() if hasattr(own, name)}
     # What is said there is also asked for there, and by functions that were imported before.
     memory = torch.cuda.memory
     places |= {(memory, name): answer for name, answer in cuda.items() if hasattr(memory, name)}
@@ -209,6 +206,14 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     return places
 
 
+def _only_one(device: Any) -> int:
+    """The number of the one card. Raises RuntimeError, in torch's words, for that of another."""
+    index = device if type(device) is int else torch.device(device).index
+    if index not in (None, -1, 0):
+        raise RuntimeError(f"CUDA error: invalid device ordinal: {device}, of one simulated card")
+    return 0
+
+
 def _accelerator(cuda: dict[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
     """`torch.accelerator`, whose answers are those of `torch.cuda` under other names."""
     others = {
@@ -245,8 +250,12 @@ def _generator(own: Any) -> Any:
     class Generator(own, metaclass=Kind):  # type: ignore[misc]
         def __new__(cls, device: Any = "cpu") -> Any:
             on_card = torch.device(device).type == "cuda"
+            if on_card:
+                _only_one(device)
             return own.__new__(OnCard, "cpu") if on_card else own(device)
 
+    # By which generators are pickled: inside it is this one's, outside torch's own.
+    Generator.__module__, Generator.__qualname__ = "torch", "Generator"
     return Generator
 
 

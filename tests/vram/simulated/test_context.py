@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -282,6 +283,7 @@ def test_the_card_is_the_accelerator() -> None:
         assert torch.device(0) == DEVICE
         kept = nn.Linear(16, 16, bias=False).to(torch.accelerator.current_accelerator())
         assert torch.accelerator.memory_allocated() == kept.weight.nbytes
+        assert torch.accelerator.memory.memory_allocated() == kept.weight.nbytes
         kept.weight.grad = torch.zeros_like(kept.weight)
         optimizer = torch.optim.SGD(kept.parameters(), momentum=0.9)
         optimizer.step()
@@ -300,8 +302,12 @@ def test_generators_on_the_card_are_taken() -> None:
         assert torch.randn(4, generator=generator, device="cuda").shape == (4,)
         assert isinstance(there, torch.Generator)
         assert torch.Generator().device.type == "cpu"
+        sent = pickle.dumps(there)
+        with pytest.raises(RuntimeError, match="invalid device ordinal"):
+            torch.Generator("cuda:1")
         drawn = torch.randperm(9, generator=there).tolist()
     assert torch.Generator is before
+    assert pickle.loads(sent).initial_seed() == 3  # noqa: S301 (ours)
     assert drawn == torch.randperm(9, generator=torch.Generator().manual_seed(3)).tolist()
 
 
