@@ -18,7 +18,7 @@ whenever that much is free: physical memory does not fragment. Each segment's ad
 card may place them otherwise, and then choose another of two cached blocks of one size.
 
 Not modelled: `record_stream` (a freed block that another stream still uses), CUDA graphs and private pools, peers,
-several devices, `set_per_process_memory_fraction`. Settings that change a figure are refused by name.
+several devices. Settings that change a figure are refused by name.
 """
 
 from __future__ import annotations
