@@ -633,6 +633,7 @@ def test_what_is_assumed_could_be_chosen() -> None:
         assert scores.argmax(0).tolist() == [2] * 5
         assert scores[:, :1].argmax().item() == 2
         assert scores.sum().argmax().item() == 0
+        assert scores.max(0).indices.tolist() == scores.min(0).indices.tolist() == [0] * 5
         assert sorted(torch.multinomial(scores[0].softmax(-1), 5).tolist()) == [0, 1, 2, 3, 4]
         assert scores.topk(2, dim=0).indices.tolist() == [[0] * 5, [1] * 5]
         assert scores.sort(dim=0, stable=True).indices.tolist() == [[0] * 5, [1] * 5, [2] * 5]

@@ -44,6 +44,14 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "masked_scatter of one row": (lambda x: x[:1].masked_scatter(unknown(x), x), BITS + FLOATS + INDICES),
     "masked_scatter of columns": (lambda x: x.masked_scatter(unknown(x), x.t()), BITS + FLOATS + INDICES + FLOATS),
     "put a number where a mask is true": (filled(unknown, lambda x: 0.0), BITS),
+    "add a number where a mask is true": (
+        lambda x: x.index_put_((unknown(x),), torch.tensor(0.0), accumulate=True),
+        BITS + 2 * INDICES,
+    ),
+    "put a tensor where a mask of bytes is not zero": (
+        lambda x: x.index_put_((unknown(x).view(torch.uint8),), x.new_ones(1)),
+        BITS + 512 + 2 * INDICES,
+    ),
     "put a tensor there": (filled(unknown, lambda x: x.new_ones(1)), BITS + 512 + 2 * INDICES),
     "put a tensor where three are true": (filled(known, lambda x: x.new_ones(3)), BITS + 512 + 512),
     "put a tensor at indices": (lambda x: x.index_put_((torch.tensor([1]).to("cuda"),), x[0]), 512),
