@@ -156,6 +156,9 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "memory_stats_as_nested_dict": refuse(_NO_SUMMARY),
         "reset_accumulated_memory_stats": lambda *_, **__: allocator.reset_accumulated(),
         "set_per_process_memory_fraction": set_fraction,
+        "get_per_process_memory_fraction": lambda *_, **__: (
+            1.0 if allocator.allowed_bytes is None else allocator.allowed_bytes / card.total_bytes
+        ),
         "ipc_collect": always(None),
         "caching_allocator_alloc": refuse(_NO_RAW),
         "empty_cache": allocator.empty_cache,
@@ -172,6 +175,8 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     places[memory, "_record_memory_history"] = lambda *_, **__: warnings.warn(_NO_HISTORY, stacklevel=2)
     for name in ("Stream", "Event", "CUDAGraph"):
         places[torch.cuda, name] = _refused_class(getattr(torch.cuda, name), _ONE_STREAM)
+    for name in ("Stream", "Event"):
+        places[torch, name] = _refused_class(getattr(torch, name), _ONE_STREAM)
     for name in ("current_stream", "default_stream"):
         places[torch.cuda, name] = refuse(_ONE_STREAM)
     places |= {(torch.autograd, "backward"): refuse(_NO_BACKWARD), (torch.autograd, "grad"): refuse(_NO_BACKWARD)}

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vram.simulated.cublas import copies
 
@@ -35,14 +36,16 @@ def scratch(func: Any, args: Any, known: Callable[[Tensor], Tensor | None]) -> I
         yield _aten.empty.memory_format, (shape,), {"dtype": torch.int64, "device": args[0].device}
         yield from _contiguous(args[1].expand(shape))
         yield from _contiguous(args[2])
-    elif func in _PUTS and not _fills(args):  # TensorAdvancedIndexing.cpp: masks become indices
-        for index in args[1]:
-            if index is not None and index.dtype in (torch.bool, torch.uint8):
-                if known(index) is not None:
-                    yield _aten.nonzero.default, (index,), {}
-                else:
-                    shape = index.dim(), index.numel()
-                    yield _aten.empty.memory_format, (shape,), {"dtype": torch.int64, "device": index.device}
+    elif func is _aten.index.Tensor or (func in _PUTS and not _fills(args)):
+        for index in args[
+            1
+        ]:  # TensorAdvancedIndexing.cpp: masks become indices, and indices come to the tensor's device
+            if index is None:
+                continue
+            mask = index.dtype in (torch.bool, torch.uint8)
+            if mask or index.device != args[0].device:
+                shape = (index.dim(), _trues(index, known(index))) if mask else index.shape
+                yield _aten.empty.memory_format, (shape,), {"dtype": torch.int64, "device": args[0].device}
     else:
         for operand in copies(func, args):
             yield _aten.clone.default, (operand,), {"memory_format": torch.contiguous_format}
@@ -53,9 +56,14 @@ def _contiguous(tensor: Tensor) -> Iterator[Step]:
         yield _aten.clone.default, (tensor,), {"memory_format": torch.contiguous_format}
 
 
+def _trues(mask: Tensor, value: Tensor | None) -> int:
+    with _disable_current_modes():
+        return mask.numel() if value is None else int(value.count_nonzero())
+
+
 def _fills(args: Any) -> bool:
     """Whether it is a fill where one mask is true, which needs no indices."""
-    _, indices, value = args[:3]
+    into, indices, value = args[:3]
     masks = [index for index in indices if index is not None]
     accumulate = len(args) > 3 and args[3]
-    return value.device.type == "cpu" and len(masks) == 1 and not accumulate
+    return value.device.type == "cpu" and len(masks) == 1 and masks[0].device == into.device and not accumulate

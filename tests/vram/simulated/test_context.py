@@ -406,7 +406,9 @@ def test_what_torch_s_functions_say_they_say_however_they_are_reached() -> None:
 def test_a_process_can_be_allowed_a_part_of_the_card() -> None:
     """`set_per_process_memory_fraction` bounds what is reserved, and the message says so as torch does."""
     with device("1GiB"):
+        assert torch.cuda.get_per_process_memory_fraction() == 1.0
         torch.cuda.set_per_process_memory_fraction(0.25)
+        assert torch.cuda.get_per_process_memory_fraction() == 0.25
         kept = [torch.empty(100 * MiB, dtype=torch.uint8, device="cuda") for _ in range(2)]
         words = r"Tried to allocate 100.00 MiB.* memory in use. 256.00 MiB allowed; Of the allocated memory 200.00 MiB"
         with pytest.raises(torch.OutOfMemoryError, match=words):
@@ -452,6 +454,8 @@ def test_what_it_does_not_model_it_says() -> None:
             nn.LSTM(16, 16).cuda()(x)
         with pytest.raises(NotImplementedError, match="one stream"):
             torch.cuda.Stream()
+        with pytest.raises(NotImplementedError, match="one stream"):
+            torch.Event("cuda")
         with pytest.warns(UserWarning, match="compiled code allocates otherwise"):
             torch.compile(nn.Linear(16, 16).cuda())(x)
         padded = torch.tensor([[False, False, True, True]], device="cuda")

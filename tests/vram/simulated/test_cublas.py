@@ -89,6 +89,10 @@ def test_a_single_row_needs_no_distance_to_the_next_but_in_a_batch() -> None:
         torch.cuda.reset_peak_memory_stats()
         row @ a
         assert torch.cuda.max_memory_allocated() == MATRIX_BYTES + 512
+        for alone in (a.as_strided((64, 1), (1, 0)), a.as_strided((1, 1), (5, 7))):
+            alone @ a[:1]  # one column, one element
+        assert torch.cuda.max_memory_allocated() == 2 * MATRIX_BYTES
+        torch.cuda.reset_peak_memory_stats()
         torch.bmm(row[None], a[None])
         assert torch.cuda.max_memory_allocated() == MATRIX_BYTES + 512 + 512
 
@@ -106,6 +110,9 @@ def test_cublaslt_has_a_workspace_of_its_own_before_torch_2_12(monkeypatch: pyte
     assert left_by(PRODUCTS["mm"]) == SMALL
     assert left_by(lambda a, v: torch.addmm(v, a, a, beta=2)) == SMALL
     assert left_by(lambda a, v: torch.addmm(v, a[:1], a)) == SMALL
+    assert left_by(lambda a, v: torch.addmm(v[:1], a, a)) == SMALL
+    assert left_by(lambda a, v: torch.addmm(v[:1].expand(64), a, a)) == SMALL
+    assert left_by(lambda a, v: torch.addmm(v.cfloat(), a.cfloat(), a.cfloat())) == SMALL
     monkeypatch.setattr(context, "_VERSION", (2, 13))
     assert left_by(PRODUCTS["linear"]) == SMALL
 

@@ -22,15 +22,23 @@ def filled(mask: Callable[[Tensor], Tensor], value: Callable[[Tensor], object]) 
     return fill
 
 
-def known(x: Tensor) -> Tensor:
+def on_the_cpu(x: Tensor) -> Tensor:
     """Three of N * N are true."""
     mask = torch.zeros(N, N, dtype=torch.bool)
     mask[0, :3] = True
-    return mask.to("cuda")
+    return mask
+
+
+def known(x: Tensor) -> Tensor:
+    return on_the_cpu(x).to("cuda")
 
 
 def unknown(x: Tensor) -> Tensor:
     return x > 0
+
+
+def filled_cross(x: Tensor) -> None:
+    x[x[:, 0] > 0, x[0] > 0] = 0.0
 
 
 CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
@@ -54,6 +62,12 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     ),
     "put a tensor there": (filled(unknown, lambda x: x.new_ones(1)), BITS + 512 + 2 * INDICES),
     "put a tensor where three are true": (filled(known, lambda x: x.new_ones(3)), BITS + 512 + 512),
+    "put a tensor where three of the CPU's mask are": (filled(on_the_cpu, lambda x: x.new_ones(3)), 512 + 512),
+    "put a number there": (filled(on_the_cpu, lambda x: 0.0), 512),
+    "put a number in rows and columns": (filled_cross, 2 * 512 + 2 * N * 8),
+    "rows at indices of the CPU": (lambda x: x[torch.arange(256)], FLOATS // 2 + 256 * 8),
+    "rows at indices": (lambda x: x[torch.arange(256).to("cuda")], FLOATS // 2 + 256 * 8),
+    "rows where a mask of the CPU is true": (lambda x: x[torch.arange(N) < 256], FLOATS // 2 + 256 * 8),
     "put a tensor at indices": (lambda x: x.index_put_((torch.tensor([1]).to("cuda"),), x[0]), 512),
 }
 
