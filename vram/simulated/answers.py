@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch._subclasses import fake_tensor
@@ -20,14 +19,14 @@ from torch.utils.data._utils import worker
 
 from vram.simulated.allocator import CachingAllocator, Stat
 from vram.simulated.cards import Card
-from vram.simulated.shadows import Shadows, tensors
+from vram.simulated.files import file_answers
+from vram.simulated.shadows import Shadows
 
 _NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled"
 _ONE_STREAM = "simulated CUDA has one stream: several, events and graphs are not modelled"
 _NO_SUMMARY = "simulated CUDA has no figures by pool: see torch.cuda.memory_stats()"
 _NO_RAW = "simulated CUDA has no addresses to hand out: allocate tensors"
 _NO_HISTORY = "simulated CUDA records no history of allocations: vram explains growth and peaks by line"
-_NO_BYTES = "simulated CUDA has no bytes to save: its tensors are shapes and storages alone"
 _EAGER = "simulated CUDA runs what torch.compile was given eagerly, and compiled code allocates otherwise"
 _FAST_PATH = (
     "on a card nn.MultiheadAttention and nn.TransformerEncoder take a fused path, whose memory simulated CUDA does not "
@@ -187,21 +186,10 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         (torch.nn.init, "_no_grad_trunc_normal_"): _drawn,
         (torch._C._nn, "_parse_to"): _with_numbers(torch._C._nn._parse_to),
     }
-    with suppress(ImportError):  # now, lest it come later and be itself
-        importlib.import_module("safetensors.torch")
-    safetensors = sys.modules.get("safetensors.torch")
-    if safetensors is not None:  # would write to addresses that fake tensors have not
-        places[safetensors, "load_file"] = _loaded_first(safetensors.load_file)
-        places |= {(safetensors, name): _without_bytes(getattr(safetensors, name)) for name in ("save", "save_file")}
-        opened = safetensors.safe_open
-        reading = functools.partial(_Opened, opened)
-        for module in list(sys.modules.values()):  # in the tests and programs that have imported it, too
-            if getattr(module, "__dict__", {}).get("safe_open") is opened:
-                places[module, "safe_open"] = reading
+    places |= file_answers()
     # Workers of a data loader read for real, and what they send is real.
     for owner, name in ((worker, "_worker_loop"), (reductions, "rebuild_tensor")):
         places[owner, name] = _for_real(getattr(owner, name))
-    places[torch, "save"] = _without_bytes(torch.save)
     places[torch, "Generator"] = _generator(torch.Generator)
     places[fake_tensor, "init_gpu_context"] = always(None)  # there is no GPU to wake, or it is none of ours
     # transformers builds masks for fake tensors that no real run has: it must take these for real.
@@ -273,27 +261,6 @@ def _for_real(function: Callable[..., Any]) -> Callable[..., Any]:
     return real
 
 
-def _without_bytes(save: Callable[..., Any]) -> Callable[..., Any]:
-    """`save` for what is real alone."""
-
-    @functools.wraps(save)
-    def saving(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(tensor, fake_tensor.FakeTensor) for tensor in tensors(_opened((args, kwargs)))):
-            raise NotImplementedError(_NO_BYTES)
-        return save(*args, **kwargs)
-
-    return saving
-
-
-def _opened(saved: Any) -> Any:
-    """With what modules hold in their place."""
-    if isinstance(saved, torch.nn.Module):
-        return saved.state_dict()
-    if isinstance(saved, dict):
-        return list(map(_opened, saved.values()))
-    return list(map(_opened, saved)) if isinstance(saved, list | tuple) else saved
-
-
 def _eagerly(model: Any = None, **_: Any) -> Any:
     """`torch.compile`, also as a decorator."""
     warnings.warn(_EAGER, stacklevel=2)
@@ -326,58 +293,3 @@ def _with_numbers(parse: Callable[..., Any]) -> Callable[..., Any]:
         return parse(*args, **kwargs)
 
     return parsing
-
-
-def _loaded_first(load_file: Callable[..., Any]) -> Callable[..., Any]:
-    """Real tensors, which become fake where they are used; on the card at once where it is asked for."""
-
-    def loading(filename: Any, device: Any = "cpu", **options: Any) -> Any:
-        with _disable_current_modes():
-            loaded = load_file(filename, **options)
-        return {name: tensor.to(device) for name, tensor in loaded.items()}
-
-    return loading
-
-
-class _Opened:
-    """A safetensors file as `safe_open` gives it, whose tensors are read into main memory first."""
-
-    def __init__(self, opened: Any, filename: Any, framework: str = "pt", device: Any = "cpu", **options: Any) -> None:
-        self._file, self._device = opened(filename, framework, device="cpu", **options), device
-
-    def __enter__(self) -> Self:
-        self._file.__enter__()
-        return self
-
-    def __exit__(self, *exc_info: Any) -> None:
-        self._file.__exit__(*exc_info)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-    def get_tensor(self, name: str) -> torch.Tensor:
-        return self._there(lambda: self._file.get_tensor(name))
-
-    def get_tensors(self, *names: Any) -> dict[str, torch.Tensor]:
-        with _disable_current_modes():
-            loaded = self._file.get_tensors(*names)
-        return {name: tensor.to(self._device) for name, tensor in loaded.items()}
-
-    def get_slice(self, name: str) -> Any:
-        return _Slice(self._file.get_slice(name), self._there)
-
-    def _there(self, read: Callable[[], torch.Tensor]) -> torch.Tensor:
-        with _disable_current_modes():
-            tensor = read()
-        return tensor.to(self._device)
-
-
-class _Slice:
-    def __init__(self, own: Any, there: Callable[[Callable[[], torch.Tensor]], torch.Tensor]) -> None:
-        self._own, self._there = own, there
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._own, name)
-
-    def __getitem__(self, places: Any) -> torch.Tensor:
-        return self._there(lambda: self._own[places])
