@@ -255,6 +255,8 @@ class CachingAllocator:
             empty = Block(0, 0, None)
             empty.allocated = True
             return empty
+        if n_bytes >= _EXBIBYTE:  # before the card is asked, and no cache is given back
+            raise self._full(n_bytes, n_bytes, tag)
         size = -(-n_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
         small = size <= _SMALL_BYTES
         free = self._free.get((small, stream))
@@ -405,17 +407,7 @@ class CachingAllocator:
             self._retries += 1
             if not self._has_room(asked_bytes):
                 self._ooms += 1
-                raise SimulatedOutOfMemory(
-                    requested_bytes=n_bytes,
-                    asked_bytes=asked_bytes,
-                    free_bytes=self.free_bytes,
-                    total_bytes=self.capacity_bytes,
-                    process_bytes=self.context_bytes + self.reserved_bytes,
-                    allocated_bytes=self.allocated_bytes,
-                    reserved_bytes=self.reserved_bytes,
-                    allowed_bytes=self.allowed_bytes,
-                    tag=tag,
-                )
+                raise self._full(n_bytes, asked_bytes, tag)
         segment = Segment(self._next_address, asked_bytes, stream, small, free)
         self._segments[segment.address] = segment
         self._next_address += asked_bytes
@@ -424,6 +416,19 @@ class CachingAllocator:
         self._peak_reserved_bytes = max(self._peak_reserved_bytes, self.reserved_bytes)
         self._peak_segments = max(self._peak_segments, self.segments)
         return segment.first
+
+    def _full(self, n_bytes: int, asked_bytes: int, tag: Any) -> SimulatedOutOfMemory:
+        return SimulatedOutOfMemory(
+            requested_bytes=n_bytes,
+            asked_bytes=asked_bytes,
+            free_bytes=self.free_bytes,
+            total_bytes=self.capacity_bytes,
+            process_bytes=self.context_bytes + self.reserved_bytes,
+            allocated_bytes=self.allocated_bytes,
+            reserved_bytes=self.reserved_bytes,
+            allowed_bytes=self.allowed_bytes,
+            tag=tag,
+        )
 
     def _has_room(self, asked_bytes: int) -> bool:
         allowed_bytes = self.capacity_bytes if self.allowed_bytes is None else self.allowed_bytes

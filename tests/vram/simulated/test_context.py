@@ -424,6 +424,7 @@ def test_a_process_can_be_allowed_a_part_of_the_card() -> None:
             torch.cuda.set_per_process_memory_fraction(2.0)
         with pytest.raises(torch.OutOfMemoryError, match="more than 1EB memory"):
             torch.empty(2**60, dtype=torch.uint8, device="cuda")
+        assert torch.cuda.memory_stats()["num_ooms"] == 0
 
 
 def test_figures_and_history_that_it_has_not_are_refused_by_name(tmp_path: Path) -> None:
