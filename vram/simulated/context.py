@@ -7,7 +7,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Self
 
@@ -41,6 +41,8 @@ _ALIGNED = _aten._nested_tensor_from_mask_left_aligned.default
 _MAJOR, _MINOR = str(torch.__version__).split(".")[:2]
 _VERSION = int(_MAJOR), int(_MINOR)
 _GROUPED = _aten._grouped_mm.default
+_RMS_NORM = _aten._fused_rms_norm.default
+_RMS_NORMS: set[Any] = {torch.rms_norm, torch.nn.functional.rms_norm}
 _GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -156,7 +158,9 @@ class SimulatedCuda:
         if func in _MASKED:
             func, args = self._by_index(func, args)
         if func is _GROUPED and args[0].dtype == args[1].dtype in _GROUPED_DTYPES:
-            result = _grouped_product(*args, **kwargs)
+            result: Any = _grouped_product(*args, **kwargs)
+        elif func is _RMS_NORM:
+            result = _rms_norm(args[0], args[1])
         else:
             result = self._shadows.run(func, args, kwargs)
         for tensor in tensors(result):
@@ -241,8 +245,9 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(func, HigherOrderOperator):
             raise unmodelled(func, args)
         try:
-            if composite(func):
-                with self:  # what it is made of is what allocates
+            # What it is made of is what allocates; but of one there is a kernel on a card.
+            if composite(func) and not (func is _RMS_NORM and self._cuda.device.type == "cuda" == args[0].device.type):
+                with self:
                     return in_parts(func, args, kwargs or {})
             return self._cuda.run(func, args, kwargs or {})
         except torch.OutOfMemoryError as error:
@@ -311,6 +316,9 @@ class _Indexed(TorchFunctionMode):
         args, kwargs = tree_map_only(torch.device, _with_index, (args, kwargs))
         try:
             with self._turn() if any(map(_names_the_card, (*args[1:], kwargs.get("device")))) else nullcontext():
+                if func in _RMS_NORMS and not torch.is_grad_enabled():
+                    with torch._C._AutoDispatchBelowAutograd():  # where a torch without CUDA takes it apart
+                        return func(*args, **kwargs)
                 return func(*args, **kwargs)
         except torch.OutOfMemoryError as error:
             del args, kwargs
@@ -342,6 +350,16 @@ def _grouped_product(
     aligned = 16 // dtype.itemsize
     row = -(-shape[-1] // aligned) * aligned
     return torch.empty_strided(shape, [shape[-2] * row, row, 1][-len(shape) :], dtype=dtype, device=first.device)
+
+
+def _rms_norm(x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """What the kernel returns: the result, and a number of each row, which half precision has in float32.
+
+    As `_fused_rms_norm_cuda` in aten/src/ATen/native/cuda/layer_norm_kernel.cu; elsewhere it is composed of others.
+    """
+    rows = [*x.shape[: x.dim() - len(shape)], *[1] * len(shape)]
+    precise = torch.float64 if x.dtype is torch.float64 else torch.float32
+    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(rows, dtype=precise)
 
 
 def _names_the_card(value: Any) -> bool:

@@ -47,7 +47,7 @@ def made_on_the_cpu() -> Iterator[None]:
 
 def check() -> None:
     """Raises RuntimeError, with the name of what is missing, where this torch can't be simulated on."""
-    for name in ("_only_lift_cpu_tensors", "_set_only_lift_cpu_tensors"):
+    for name in ("_only_lift_cpu_tensors", "_set_only_lift_cpu_tensors", "_AutoDispatchBelowAutograd"):
         if not hasattr(torch._C, name):
             raise RuntimeError(f"simulated CUDA needs torch._C.{name}, which torch {torch.__version__} lacks")
     if not _has_gpu() and not _slots()[_META]:
