@@ -41,9 +41,9 @@ _ALIGNED = _aten._nested_tensor_from_mask_left_aligned.default
 _MAJOR, _MINOR = str(torch.__version__).split(".")[:2]
 _VERSION = int(_MAJOR), int(_MINOR)
 _GROUPED = _aten._grouped_mm.default
+_GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _RMS_NORM = _aten._fused_rms_norm.default
 _RMS_NORMS: set[Any] = {torch.rms_norm, torch.nn.functional.rms_norm}
-_GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 class SimulatedCuda:
