@@ -52,6 +52,7 @@ def peaks(model_name: str, attention: str, device: str = "cuda:0") -> Figures:
         figures = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
         found[f"{attention}, {what}"] = figures
 
+    clear_workspaces()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     note("weights")
@@ -66,6 +67,13 @@ def peaks(model_name: str, attention: str, device: str = "cuda:0") -> Figures:
             answerer.answer(question)
             note(f"{mode}, {what}")
     return found
+
+
+def clear_workspaces() -> None:
+    """Of cuBLAS, which stay after the model that wanted them; a simulation of its own has none yet."""
+    clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # not in a torch without CUDA
+    if clear is not None:
+        clear()
 
 
 def all_peaks(model_name: str, within: Callable[[], AbstractContextManager[object]]) -> Figures:

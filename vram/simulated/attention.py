@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, Self
 
@@ -15,6 +16,9 @@ from vram.meters.hooks import composite, in_parts
 
 _aten = torch.ops.aten
 _attention = torch.nn.functional.scaled_dot_product_attention
+_FLASH_FUNC = _aten._scaled_dot_product_flash_attention.default
+_EFFICIENT_FUNC = _aten._scaled_dot_product_efficient_attention.default
+_CUDNN_FUNC = _aten._scaled_dot_product_cudnn_attention.default
 _CUDNN, _FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
 _EFFICIENT, _MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
 # What torch tries, from the first to the last: in general, and where it prefers cuDNN. It settles that once in a
@@ -22,7 +26,7 @@ _EFFICIENT, _MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
 _ORDER, _CUDNN_ORDER = [_FLASH, _EFFICIENT, _MATH, _CUDNN], [_CUDNN, _FLASH, _EFFICIENT, _MATH]
 _CUDNN_PREFERRED_ABOVE = 91500  # the CUDA builds of torch 2.11 and later bring a newer one
 _HALF = (torch.float16, torch.bfloat16)
-_MOST_FLASH_HEAD, _MOST_CUDNN_HEAD = 256, 128
+_MOST_FLASH_HEAD, _MOST_EFFICIENT_HEAD = 256, 128  # the latter takes larger ones too, but not in one go
 _MASK_ALIGNMENT = 8  # elements
 _GROUPED_EFFICIENT = (2, 14)  # from this torch on the memory-efficient kernel takes grouped heads
 
@@ -32,7 +36,7 @@ class FusedAttention(TorchFunctionMode):
 
     On fake tensors it would always take the plain mathematics, which materialises N x N. The choice follows
     aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, what is done to masks and heads attention.cpp, torch 2.11 to
-    2.13; `torch.nn.attention.sdpa_kernel` is heeded. Not modelled: scratch memory within a kernel, cuDNN's workspace.
+    2.13; `torch.nn.attention.sdpa_kernel` is heeded. Not modelled: cuDNN's workspace.
     """
 
     def __init__(self, compute_capability: tuple[int, int]) -> None:
@@ -83,12 +87,10 @@ class FusedAttention(TorchFunctionMode):
         if chosen == _FLASH:
             return _flash(q, k, v, dropout_p, is_causal, scale)
         if chosen == _CUDNN:
-            fused = _aten._scaled_dot_product_cudnn_attention.default
-            return _first(fused(q, k, v, mask, keeps, dropout_p, is_causal, False, scale=scale))
+            return _first(_CUDNN_FUNC(q, k, v, mask, keeps, dropout_p, is_causal, False, scale=scale))
         if chosen == _EFFICIENT:
             mask = _aligned(mask, q, k)
-            fused = _aten._scaled_dot_product_efficient_attention.default
-            return _first(fused(q, k, v, mask, keeps, dropout_p, is_causal, scale=scale))
+            return _first(_EFFICIENT_FUNC(q, k, v, mask, keeps, dropout_p, is_causal, scale=scale))
         plain = _aten._scaled_dot_product_attention_math.default
         with _MathOnCuda():  # type: ignore[no-untyped-call]
             return _first(plain(q, k, v, mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa))
@@ -136,7 +138,8 @@ def kernel(
         return size % alignment == value_size % alignment == 0 and heads(_torch() >= _GROUPED_EFFICIENT)
 
     def cudnn() -> bool:
-        sizes = size <= _MOST_CUDNN_HEAD and value_size <= _MOST_CUDNN_HEAD
+        most = 256 if capability == (9, 0) else 128
+        sizes = size <= most and value_size <= most
         sizes |= (size, value_size) == (192, 128) and capability[0] in (9, 10)
         exact = (
             torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
@@ -153,6 +156,56 @@ def kernel(
         if fusable and capability >= least and can():
             return backend
     raise RuntimeError("No available kernel. Aborting execution.")
+
+
+def allocated(func: Any, result: Any, args: Any) -> Any:
+    """Of what a fused kernel returns to a fake tensor, what it allocates on a card where no gradient is wanted."""
+    if func is _CUDNN_FUNC and not args[4]:
+        return (result[0], *result[2:])  # no logsumexp
+    if func is _EFFICIENT_FUNC and not _dropout(args, 5):
+        return result[:2]  # no state of a dropout
+    return result
+
+
+def scratch(func: Any, args: Any, multiprocessors: int) -> list[tuple[list[int], torch.dtype]]:
+    """Shapes and dtypes of what a fused kernel holds beside its results."""
+    if func not in (_FLASH_FUNC, _EFFICIENT_FUNC):
+        return []
+    (batch, heads, queries, size), keys, value_size = args[0].shape, args[1].shape[2], args[2].shape[-1]
+    if func is _EFFICIENT_FUNC:
+        # kernel_forward.h: a float32 sum where half precision has too long a row for one go.
+        if args[0].dtype in _HALF and max(size, value_size) > _MOST_EFFICIENT_HEAD:
+            return [([batch, queries, heads, value_size], torch.float32)]
+        return []
+    if _dropout(args, 3):
+        return []
+    if queries == 1 and heads > args[1].shape[1]:  # grouped queries take the place of a key head's queries
+        heads, queries = args[1].shape[1], heads // args[1].shape[1]
+    splits = _splits(batch * heads * -(-queries // 64), 2 * multiprocessors, size, keys)
+    if splits == 1:
+        return []
+    rounded = -(-size // 32) * 32 if size <= 192 else 256
+    parts = [splits, batch, heads, queries]
+    return [(parts, torch.float32), ([*parts, rounded], torch.float32)]
+
+
+def _dropout(args: Any, position: int) -> float:
+    return args[position] if len(args) > position else 0.0
+
+
+def _splits(blocks: int, multiprocessors: int, size: int, keys: int) -> int:
+    """In how many parts flash attention does the keys: `num_splits_heuristic` of flash_attn/flash_api.cpp."""
+    if blocks >= 0.8 * multiprocessors:
+        return 1
+    columns = 256 if size <= 64 else 128 if size <= 128 else 64
+    steps = -(-keys // columns)
+    efficiency = {}
+    for splits in range(1, min(128, multiprocessors, steps) + 1):
+        if splits == 1 or -(-steps // splits) != -(-steps // (splits - 1)):
+            waves = blocks * splits / multiprocessors
+            efficiency[splits] = waves / math.ceil(waves)
+    enough = 0.85 * max(efficiency.values())
+    return next(splits for splits, share in efficiency.items() if share >= enough)
 
 
 def _order(capability: tuple[int, int]) -> list[SDPBackend]:
@@ -178,7 +231,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_causal: bool, s
     if pad:
         scale = size**-0.5 if scale is None else scale
         q, k, v = (torch.nn.functional.pad(each, (0, pad)) for each in (q, k, v))
-    out = _first(_aten._scaled_dot_product_flash_attention.default(q, k, v, dropout_p, is_causal, False, scale=scale))
+    out = _first(_FLASH_FUNC(q, k, v, dropout_p, is_causal, False, scale=scale))
     return out[..., :size] if pad else out
 
 

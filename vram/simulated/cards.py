@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from vram.units import format_bytes, parse_bytes
 
 _CONTEXT_BYTES = 500 * 2**20  # a CUDA context with PyTorch's kernels takes 300 to 600 MiB; nothing of it is PyTorch's
-_ASSUMED_CAPABILITY = (8, 0)
+_ASSUMED_CAPABILITY, _ASSUMED_MULTIPROCESSORS = (8, 0), 108  # an A100's
 
 
 @dataclass(frozen=True)
 class Card:
     """A GPU: what it has in all, its compute capability, and what the CUDA context of one process takes of it.
 
+    By the number of its multiprocessors kernels share out their work, and so what they hold meanwhile.
     `total_bytes` is `torch.cuda.get_device_properties().total_memory`: less than the nominal size and than what NVML
     says, as ECC and the driver take some, and a little different from driver to driver.
     """
@@ -23,6 +24,7 @@ class Card:
     total_bytes: int
     compute_capability: tuple[int, int] = _ASSUMED_CAPABILITY
     context_bytes: int = _CONTEXT_BYTES
+    multiprocessors: int = _ASSUMED_MULTIPROCESSORS
 
     def __str__(self) -> str:
         major, minor = self.compute_capability
@@ -31,18 +33,19 @@ class Card:
 
 # Bytes as public logs of `total_memory` or CUDA's deviceQuery have them, but for two: the A10's are those of
 # out-of-memory messages (to 0.01 GiB, and also of the A10G); the A800, an A100 with slower links, is taken for one.
+# Multiprocessors by NVIDIA's data sheets; of the H100 and H200 those of the SXM boards.
 CARDS = (
-    Card("V100-16", 16_935_682_048, (7, 0)),
-    Card("L4", 23_580_639_232, (8, 9)),
-    Card("A10", round(22.06 * 2**30), (8, 6)),
-    Card("RTX 4090", 25_386_352_640, (8, 9)),
-    Card("RTX 3090", 25_438_126_080, (8, 6)),
-    Card("V100-32", 34_079_899_648, (7, 0)),
+    Card("V100-16", 16_935_682_048, (7, 0), multiprocessors=80),
+    Card("L4", 23_580_639_232, (8, 9), multiprocessors=58),
+    Card("A10", round(22.06 * 2**30), (8, 6), multiprocessors=72),
+    Card("RTX 4090", 25_386_352_640, (8, 9), multiprocessors=128),
+    Card("RTX 3090", 25_438_126_080, (8, 6), multiprocessors=82),
+    Card("V100-32", 34_079_899_648, (7, 0), multiprocessors=80),
     Card("A100-40", 42_298_834_944, (8, 0)),
-    Card("H100", 85_017_624_576, (9, 0)),
+    Card("H100", 85_017_624_576, (9, 0), multiprocessors=132),
     Card("A100-80", 85_093_777_408, (8, 0)),
     Card("A800", 85_093_777_408, (8, 0)),
-    Card("H200", 150_110_011_392, (9, 0)),
+    Card("H200", 150_110_011_392, (9, 0), multiprocessors=132),
 )
 _NOMINAL_GB = {"L4": 24, "A10": 24, "RTX 4090": 24, "RTX 3090": 24, "H100": 80, "A800": 80, "H200": 141}
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from vram.meters.hooks import composite, hooked, in_parts
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory, refuse_environment
 from vram.simulated.answers import answering
-from vram.simulated.attention import FusedAttention
+from vram.simulated.attention import FusedAttention, allocated
 from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.guard import check, cuda_guard, made_on_the_cpu
@@ -163,10 +163,11 @@ class SimulatedCuda:
             result = _rms_norm(args[0], args[1])
         else:
             result = self._shadows.run(func, args, kwargs)
-        for tensor in tensors(result):
+        on_card = self.device.type == "cuda"
+        for tensor in tensors(allocated(func, result, args) if on_card else result):
             self._see(tensor, func)
-        if self.device.type == "cuda":
-            held = [self._run(*step) for step in scratch(func, args, self._shadows.of)]
+        if on_card:
+            held = [self._run(*step) for step in scratch(func, args, self.card, self._shadows.of)]
             if self._workspaces and is_product(func) and any(each.device == self.device for each in tensors(result)):
                 self.take_workspace(lt=takes_lt(func, args, kwargs))
             del held

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from vram.simulated import attention
+from vram.simulated.cards import Card
 from vram.simulated.cublas import copies
 
 _aten = torch.ops.aten
@@ -24,7 +26,7 @@ _PUTS = {_aten.index_put.default, _aten.index_put_.default, _aten._index_put_imp
 _SCATTERS = {_aten.masked_scatter.default, _aten.masked_scatter_.default}
 
 
-def scratch(func: Any, args: Any, known: Callable[[Tensor], Tensor | None]) -> Iterator[Step]:
+def scratch(func: Any, args: Any, card: Card, known: Callable[[Tensor], Tensor | None]) -> Iterator[Step]:
     """The operations that `func` itself runs on a card, and whose results it drops when it ends.
 
     `known` tells what a tensor holds. A mask of which that is not known counts as true everywhere.
@@ -47,6 +49,8 @@ def scratch(func: Any, args: Any, known: Callable[[Tensor], Tensor | None]) -> I
                 shape = (index.dim(), _trues(index, known(index))) if mask else index.shape
                 yield _aten.empty.memory_format, (shape,), {"dtype": torch.int64, "device": args[0].device}
     else:
+        for shape, dtype in attention.scratch(func, args, card.multiprocessors):
+            yield _aten.empty.memory_format, (shape,), {"dtype": dtype, "device": args[0].device}
         for operand in copies(func, args):
             yield _aten.clone.default, (operand,), {"memory_format": torch.contiguous_format}
 

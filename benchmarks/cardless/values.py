@@ -1,0 +1,95 @@
+"""Values where kernels are not run: whole numbers and truths are computed on the CPU, in the memory of no card.
+
+The host reads them, and decides by them. Numbers of other kinds stay what the memory happens to hold.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from vram.meters.hooks import composite, in_parts
+
+_aten = torch.ops.aten
+_MOST = 1 << 20  # elements
+_BY_MASKS = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
+_NOT_RUN = (RuntimeError, IndexError, NotImplementedError)  # on values that are none
+
+
+class Values(TorchDispatchMode):
+    """Inside, on a runtime without a card, whole numbers and truths hold what a card would have computed.
+
+    Of choices among activations, as `argmax`, they hold some choice.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._runtime = ctypes.CDLL(os.environ["LD_PRELOAD"].split(":")[0])
+        self._runtime.cardless_say.argtypes = [ctypes.c_longlong]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if composite(func):
+            with self:
+                return in_parts(func, args, kwargs)
+        for mask in _masks(func, args):
+            self._runtime.cardless_say(int(seen(mask).count_nonzero()))
+        result = func(*args, **kwargs)
+        self._runtime.cardless_forget()
+        made = [each for each in tree_leaves(result) if _on_card(each)]
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        if any(map(_whole, made)) and all(each.numel() <= _MOST for each in made + given):
+            _compute(func, args, kwargs, made)
+        return result
+
+
+def seen(tensor: Tensor) -> Tensor:
+    """A tensor of the CPU in the same memory."""
+    if not _on_card(tensor):
+        return tensor
+    storage = tensor.untyped_storage()
+    if not storage.nbytes():
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+    memory = (ctypes.c_char * storage.nbytes()).from_address(storage.data_ptr())
+    flat = torch.frombuffer(memory, dtype=tensor.dtype, count=storage.nbytes() // tensor.dtype.itemsize)
+    return flat.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def _compute(func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+    here = torch.device("cpu")
+    given, named = tree_map_only(Tensor, seen, (args, kwargs))
+    given, named = tree_map_only(torch.device, lambda device: here if device.type == "cuda" else device, (given, named))
+    try:
+        computed = [each for each in tree_leaves(func(*given, **named)) if isinstance(each, Tensor)]
+    except _NOT_RUN:
+        computed = [torch.zeros_like(seen(each)) for each in made]
+    for ours, theirs in zip(map(seen, made), computed, strict=True):
+        if _whole(ours) and ours.shape == theirs.shape and ours.data_ptr() != theirs.data_ptr():
+            ours.copy_(theirs)
+
+
+def _masks(func: Any, args: Any) -> list[Tensor]:
+    """Of which the operation asks how many are true, in that order."""
+    if func is _aten.nonzero.default:
+        found = [args[0]]
+    elif func is _aten.masked_select.default:
+        found = [torch.broadcast_tensors(args[0], args[1])[1]]
+    elif func in _BY_MASKS:
+        found = [each for each in args[1] if each is not None and each.dtype in (torch.bool, torch.uint8)]
+    else:
+        found = []
+    return [mask for mask in found if _on_card(mask)]
+
+
+def _on_card(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.device.type == "cuda"
+
+
+def _whole(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
