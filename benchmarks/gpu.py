@@ -52,7 +52,6 @@ def peaks(model_name: str, attention: str, device: str = "cuda:0") -> Figures:
         figures = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
         found[f"{attention}, {what}"] = figures
 
-    clear_workspaces()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     note("weights")
@@ -70,7 +69,7 @@ def peaks(model_name: str, attention: str, device: str = "cuda:0") -> Figures:
 
 
 def clear_workspaces() -> None:
-    """Of cuBLAS, which stay after the model that wanted them; a simulation of its own has none yet."""
+    """Of cuBLAS, which stay after the model that wanted them: the next begins as a simulation does, with nothing."""
     clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # not in a torch without CUDA
     if clear is not None:
         clear()
@@ -82,6 +81,7 @@ def all_peaks(model_name: str, within: Callable[[], AbstractContextManager[objec
         with within():
             found |= peaks(model_name, attention)
             gc.collect()
+            clear_workspaces()
             torch.cuda.empty_cache()
     return found
 

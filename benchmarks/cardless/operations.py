@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 (as everybody calls it)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Operation = Callable[[], object]
+Figures = list[int]  # bytes asked of the allocator: at the most while it runs, by what it returns; blocks at the most
 Make = Callable[[], Operation]  # makes the inputs, and returns what is measured
 HALF, FLOAT = torch.float16, torch.float32
-DTYPES = {"float16": HALF, "bfloat16": torch.bfloat16, "float32": FLOAT}
+DTYPES = {"float16": HALF, "float32": FLOAT}
+PRODUCTS = DTYPES | {"bfloat16": torch.bfloat16}
 # By reading: rows of a decoder at prefill and at a single token, a small matrix, a large one, a vocabulary, a picture.
 SHAPES = {
     "prefill": (1, 627, 4096),
@@ -31,6 +33,14 @@ def x(*shape: int, dtype: torch.dtype = HALF) -> Tensor:
 
 def ids(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
     return torch.zeros(shape, dtype=dtype, device="cuda")
+
+
+def truths(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.bool, device="cuda")
+
+
+def ones(like: Tensor) -> Tensor:
+    return torch.ones(like.shape, device="cuda")
 
 
 def of(function: Callable[..., object], *args: Any, **kwargs: Any) -> Operation:
@@ -182,7 +192,7 @@ def attentions() -> Iterator[tuple[str, Make]]:
         (1, 1, 64, 64, 512),
         (16, 1, 1, 512, 576),
     ):
-        for dtype_name, dtype in DTYPES.items():
+        for dtype_name, dtype in PRODUCTS.items():
             for masked in ("", "boolean", "numbers"):
                 for causal in (False, True):
                     if causal and masked:
@@ -194,7 +204,8 @@ def attentions() -> Iterator[tuple[str, Make]]:
 
 
 def products() -> Iterator[tuple[str, Make]]:
-    for dtype_name, dtype in DTYPES.items():
+    for dtype_name, dtype in PRODUCTS.items():
+
         def make(f: Callable[..., object], *shapes: tuple[int, ...], d: torch.dtype = dtype) -> Make:
             return lambda: of(f, *[x(*shape, dtype=d) for shape in shapes])
 
@@ -226,17 +237,42 @@ def products() -> Iterator[tuple[str, Make]]:
             "addbmm": make(torch.addbmm, (64, 64), (8, 64, 128), (8, 128, 64)),
             "bilinear": make(F.bilinear, (4, 8), (4, 8), (3, 8, 8)),
             "einsum": make(lambda a, b: torch.einsum("bqhd,bkhd->bhqk", a, b), (2, 64, 8, 32), (2, 64, 8, 32)),
-            "einsum, three": make(
-                lambda a, b, c: torch.einsum("bi,ij,jk->bk", a, b, c), (4, 8), (8, 16), (16, 4)
-            ),
+            "einsum, three": make(lambda a, b, c: torch.einsum("bi,ij,jk->bk", a, b, c), (4, 8), (8, 16), (16, 4)),
             "tensordot": make(lambda a, b: torch.tensordot(a, b, dims=1), (4, 8, 16), (16, 32)),
             "cdist": make(lambda a, b: torch.cdist(a.float(), b.float()), (2, 577, 64), (2, 577, 64)),
             "cdist, few": make(lambda a, b: torch.cdist(a.float(), b.float()), (2, 17, 64), (2, 17, 64)),
-            "cosine_similarity": make(lambda a, b: F.cosine_similarity(a[:, :, None], b[:, None], -1), (2, 17, 64), (2, 17, 64)),
+            "cosine_similarity": make(
+                lambda a, b: F.cosine_similarity(a[:, :, None], b[:, None], -1), (2, 17, 64), (2, 17, 64)
+            ),
         }
         for name, each in named.items():
             yield f"{name}, {dtype_name}", each
     yield "_int_mm", lambda: of(torch._int_mm, ids(32, 64, dtype=torch.int8), ids(64, 32, dtype=torch.int8))
+
+
+def reductions() -> Iterator[tuple[str, Make]]:
+    """Over some of the dimensions, of long and short ones, in each order."""
+    functions: dict[str, Callable[[Tensor, Any], object]] = {
+        "sum": lambda t, dims: t.sum(dims),
+        "mean": lambda t, dims: t.mean(dims),
+        "amax": lambda t, dims: t.amax(dims),
+        "std": lambda t, dims: t.std(dims),
+        "norm": lambda t, dims: torch.linalg.vector_norm(t, dim=dims),
+        "any": lambda t, dims: t.any(dims),
+    }
+    for shape in ((200_000, 3), (100_000, 64), (3, 400_000), (2, 300_000, 4), (1, 3, 1024, 1024), (8, 16, 512, 512)):
+        for dims in ((0,), (1,), (-1,), (0, 1), (-2, -1)):
+            for name, function in functions.items():
+                for dtype_name, dtype in DTYPES.items():
+                    for how, turned in (("", False), (" of transposed", True)):
+
+                        def make(
+                            f: Callable[[Tensor, Any], object] = function, s: Any = shape, d: Any = dims,
+                            t: bool = turned, kind: torch.dtype = dtype,
+                        ) -> Operation:  # fmt: skip
+                            return of(f, x(*s, dtype=kind).mT if t else x(*s, dtype=kind), d)
+
+                        yield f"{name}{how} of {shape} over {dims}, {dtype_name}", make
 
 
 def indexings() -> Iterator[tuple[str, Make]]:
@@ -249,34 +285,44 @@ def indexings() -> Iterator[tuple[str, Make]]:
         "index by int32": lambda t: of(lambda i: t[i], ids(100, dtype=torch.int32)),
         "index, last": lambda t: of(lambda i: t[:, i], ids(100)),
         "index by a list": lambda t: of(lambda: t[[0, 1, 2]]),
-        "index by a mask": lambda t: of(lambda m: t[m], torch.ones(t.shape[0], dtype=torch.bool, device="cuda")),
-        "index by a mask of all": lambda t: of(lambda m: t[m], torch.ones(t.shape, dtype=torch.bool, device="cuda")),
+        "index by a mask": lambda t: of(lambda m: t[m], truths(t.shape[0])),
+        "index by a mask of all": lambda t: of(lambda m: t[m], truths(*t.shape)),
         "index by a mask, none": lambda t: of(lambda m: t[m], torch.zeros(t.shape[0], dtype=torch.bool, device="cuda")),
         "index_select": lambda t: of(torch.index_select, t, 0, ids(100)),
         "index_select, last": lambda t: of(torch.index_select, t, 1, ids(100)),
         "index_add": lambda t: of(torch.index_add, t, 0, ids(100), x(100, t.shape[1], dtype=t.dtype)),
         "index_add_, one": lambda t: of(t.index_add_, 0, ids(1), x(1, t.shape[1], dtype=t.dtype)),
         "index_copy": lambda t: of(torch.index_copy, t, 0, ids(100), x(100, t.shape[1], dtype=t.dtype)),
-        "index_copy_ of a cache": lambda t: of(t[None, None].index_copy_, 2, ids(1), x(1, 1, 1, t.shape[1], dtype=t.dtype)),
+        "index_copy_ of a cache": lambda t: of(t[None].index_copy_, 1, ids(1), x(1, 1, t.shape[1], dtype=t.dtype)),
         "index_fill": lambda t: of(torch.index_fill, t, 0, ids(100), 1.0),
         "index_put": lambda t: of(t.index_put_, (ids(100),), x(100, t.shape[1], dtype=t.dtype)),
         "index_put, accumulate": lambda t: of(t.index_put_, (ids(100),), x(100, t.shape[1], dtype=t.dtype), True),
-        "index_put by a mask": lambda t: of(t.index_put_, (torch.ones(t.shape, dtype=torch.bool, device="cuda"),), x(t.numel(), dtype=t.dtype)),
-        "fill by a mask": lambda t: of(t.__setitem__, torch.ones(t.shape, dtype=torch.bool, device="cuda"), 0.0),
+        "index_put by a mask": lambda t: of(t.index_put_, (truths(*t.shape),), x(t.numel(), dtype=t.dtype)),
+        "fill by a mask": lambda t: of(t.__setitem__, truths(*t.shape), 0.0),
         "write at numbers": lambda t: of(t.__setitem__, ids(7), 0.0),
         "write a row": lambda t: of(t.__setitem__, 0, 1.0),
+        "add where a mask is true": lambda t: of(
+            t.index_put_, (truths(*t.shape),), torch.tensor(0.0, dtype=t.dtype), True
+        ),
+        "write numbers where the CPU's mask is true": lambda t: of(t.__setitem__, truths(*t.shape).cpu(), 0.0),
+        "write tensors where the CPU's mask is true": lambda t: of(
+            t.__setitem__, truths(*t.shape).cpu(), x(t.numel(), dtype=t.dtype)
+        ),
+        "index by the CPU's numbers": lambda t: of(lambda: t[torch.arange(100)]),
+        "index by the CPU's mask": lambda t: of(lambda: t[torch.arange(120) < 50]),
+        "write a number in a cross": lambda t: of(t.__setitem__, (truths(t.shape[0]), truths(t.shape[0])), 0.0),
         "gather": lambda t: of(torch.gather, t, 1, ids(t.shape[0], 9)),
         "scatter": lambda t: of(torch.scatter, t, 1, ids(t.shape[0], 9), 1.0),
         "scatter_ of tensors": lambda t: of(t.scatter_, 1, ids(t.shape[0], 9), x(t.shape[0], 9, dtype=t.dtype)),
         "scatter_add": lambda t: of(torch.scatter_add, t, 1, ids(t.shape[0], 9), x(t.shape[0], 9, dtype=t.dtype)),
-        "scatter_reduce": lambda t: of(torch.scatter_reduce, t, 1, ids(t.shape[0], 9), x(t.shape[0], 9, dtype=t.dtype), "mean"),
-        "masked_scatter": lambda t: of(torch.masked_scatter, t, torch.ones(t.shape, dtype=torch.bool, device="cuda"), t.clone()),
-        "masked_scatter, broadcast": lambda t: of(torch.masked_scatter, t, torch.ones(t.shape[0], 1, dtype=torch.bool, device="cuda"), t.clone()),
-        "masked_select": lambda t: of(torch.masked_select, t, torch.ones(t.shape, dtype=torch.bool, device="cuda")),
-        "nonzero": lambda t: of(torch.nonzero, torch.ones(t.shape, dtype=torch.bool, device="cuda")),
+        "scatter_reduce": lambda t: of(torch.scatter_reduce, t, 1, ids(t.shape[0], 9), t[:, :9].clone(), "mean"),
+        "masked_scatter": lambda t: of(torch.masked_scatter, t, truths(*t.shape), t.clone()),
+        "masked_scatter, broadcast": lambda t: of(torch.masked_scatter, t, truths(t.shape[0], 1), t.clone()),
+        "masked_select": lambda t: of(torch.masked_select, t, truths(*t.shape)),
+        "nonzero": lambda t: of(torch.nonzero, truths(*t.shape)),
         "nonzero of numbers": lambda t: of(torch.nonzero, ids(300)),
-        "where of one": lambda t: of(torch.where, torch.ones(t.shape, dtype=torch.bool, device="cuda")),
-        "argwhere": lambda t: of(torch.argwhere, torch.ones(9, dtype=torch.bool, device="cuda")),
+        "where of one": lambda t: of(torch.where, truths(*t.shape)),
+        "argwhere": lambda t: of(torch.argwhere, truths(9)),
         "take": lambda t: of(torch.take, t, ids(100)),
         "take_along_dim": lambda t: of(torch.take_along_dim, t, ids(t.shape[0], 1), 1),
         "put_": lambda t: of(t.put_, ids(100), x(100, dtype=t.dtype)),
@@ -289,14 +335,18 @@ def indexings() -> Iterator[tuple[str, Make]]:
         "sort of ids": lambda t: of(torch.sort, ids(1000)),
         "argsort of ids, stable": lambda t: of(lambda: torch.argsort(ids(5000), stable=True)),
         "topk of ids": lambda t: of(torch.topk, ids(1000), 5),
-        "cumsum of a mask": lambda t: of(lambda: torch.ones(1, 627, dtype=torch.bool, device="cuda").cumsum(-1)),
+        "sum of a mask": lambda t: of(lambda: truths(4, 627).sum(-1)),
+        "sum of whole numbers": lambda t: of(lambda: ids(4, 627, dtype=torch.int32).sum(-1)),
+        "mean of a mask": lambda t: of(lambda: truths(4, 627).float().mean()),
+        "all of a mask": lambda t: of(lambda: truths(1, 1, 627, 627).all()),
+        "cumsum of a mask": lambda t: of(lambda: truths(1, 627).cumsum(-1)),
         "cumsum of ids": lambda t: of(lambda: ids(1, 627).cumsum(-1)),
         "cumsum of many ids": lambda t: of(lambda: ids(100_000).cumsum(-1)),
-        "multinomial": lambda t: of(torch.multinomial, torch.ones(t.shape, device="cuda").softmax(-1), 1),
-        "multinomial, several": lambda t: of(torch.multinomial, torch.ones(t.shape, device="cuda"), 5),
-        "multinomial, replaced": lambda t: of(torch.multinomial, torch.ones(t.shape, device="cuda"), 5, True),
-        "bernoulli": lambda t: of(torch.bernoulli, torch.ones(t.shape, device="cuda")),
-        "repeat_interleave by a tensor": lambda t: of(lambda: x(4, 3).repeat_interleave(torch.tensor([1, 2, 3, 4], device="cuda"), 0)),
+        "multinomial": lambda t: of(torch.multinomial, ones(t).softmax(-1), 1),
+        "multinomial, several": lambda t: of(torch.multinomial, ones(t), 5),
+        "multinomial, replaced": lambda t: of(torch.multinomial, ones(t), 5, True),
+        "bernoulli": lambda t: of(torch.bernoulli, ones(t)),
+        "repeat_interleave by a tensor": lambda t: of(lambda: x(4, 3).repeat_interleave(truths(4).long(), 0)),
         "tril_indices": lambda t: of(torch.tril_indices, 64, 64, device="cuda"),
         "arange": lambda t: of(torch.arange, 1000, device="cuda"),
         "randperm": lambda t: of(torch.randperm, 1000, device="cuda"),
@@ -317,10 +367,19 @@ def indexings() -> Iterator[tuple[str, Make]]:
         "to the CPU, transposed": lambda t: of(lambda: t.t().cpu()),
         "copy_ from the CPU, cast": lambda t: of(lambda: t.copy_(torch.zeros(t.shape, dtype=torch.float64))),
         "copy_ from the CPU, transposed": lambda t: of(lambda: t.copy_(torch.zeros(t.shape[::-1], dtype=t.dtype).t())),
+        "to the CPU, columns": lambda t: of(lambda: t[:, :64].cpu()),
+        "to the CPU, every second": lambda t: of(lambda: t[:, ::2].cpu()),
+        "from the CPU into columns": lambda t: of(lambda: t[:, :64].copy_(torch.zeros(t.shape[0], 64, dtype=t.dtype))),
+        "from the CPU, cast, not blocking": lambda t: of(
+            lambda: torch.zeros(1000, dtype=torch.float64).to("cuda", t.dtype, non_blocking=True)
+        ),
+        "copy_ from the CPU, cast, not blocking": lambda t: of(
+            lambda: t.copy_(torch.zeros(t.shape, dtype=torch.float64), non_blocking=True)
+        ),
+        "to the CPU, cast, not blocking": lambda t: of(lambda: t.to("cpu", torch.float64, non_blocking=True)),
         "item": lambda t: of(lambda: t[0, 0].item()),
         "tolist": lambda t: of(lambda: ids(9).tolist()),
         "quantile": lambda t: of(torch.quantile, t.float(), 0.5, -1),
-        "combinations": lambda t: of(torch.combinations, ids(20)),
         "cartesian_prod": lambda t: of(torch.cartesian_prod, ids(20), ids(20)),
         "meshgrid": lambda t: of(lambda: torch.meshgrid(ids(20), ids(20), indexing="ij")),
         "stack": lambda t: of(torch.stack, [t, t]),
@@ -366,6 +425,10 @@ def pictures() -> Iterator[tuple[str, Make]]:
         "batch_norm, half": lambda t: of(
             F.batch_norm, t, x(3, dtype=t.dtype), x(3, dtype=t.dtype), x(3, dtype=t.dtype), x(3, dtype=t.dtype)
         ),
+        "batch_norm, weights": lambda t: of(F.batch_norm, t, *[x(3, dtype=FLOAT) for _ in range(4)]),
+        "batch_norm of a vector": lambda t: of(
+            F.batch_norm, x(4, 3, dtype=t.dtype), *[x(3, dtype=FLOAT) for _ in range(4)]
+        ),
         "instance_norm": lambda t: of(F.instance_norm, t),
         "group_norm": lambda t: of(F.group_norm, t, 3),
         "unfold": lambda t: of(F.unfold, t, 14, stride=14),
@@ -385,16 +448,16 @@ def pictures() -> Iterator[tuple[str, Make]]:
 
 
 def operations() -> Iterator[tuple[str, Make]]:
-    for part in (one_each, products, indexings, pictures, attentions):
+    for part in (one_each, reductions, products, indexings, pictures, attentions):
         yield from part()
 
 
-def measured(make: Make) -> dict[str, int] | str:
-    """Bytes asked of the allocator, at the most while it runs and by what it returns, and blocks; or the error."""
+def measured(make: Make) -> Figures | str:
+    """Of a second run, as what is taken once, as cuBLAS's workspace, is taken in the first; or the error."""
     try:
         with torch.inference_mode():
             operation = make()
-            operation()  # what is taken once, as cuBLAS's workspace, is taken now
+            operation()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_stats()
             result = operation()
@@ -402,8 +465,6 @@ def measured(make: Make) -> dict[str, int] | str:
             del result
     except Exception as error:
         return f"{type(error).__name__}: {error}"
-    return {
-        "peak": after["requested_bytes.all.peak"] - before["requested_bytes.all.current"],
-        "kept": after["requested_bytes.all.current"] - before["requested_bytes.all.current"],
-        "blocks": after["allocation.all.peak"] - before["allocation.all.current"],
-    }
+    peak, kept = (after[f"requested_bytes.all.{which}"] for which in ("peak", "current"))
+    before_bytes, blocks = before["requested_bytes.all.current"], after["allocation.all.peak"]
+    return [peak - before_bytes, kept - before_bytes, blocks - before["allocation.all.current"]]

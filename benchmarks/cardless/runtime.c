@@ -20,7 +20,7 @@
 #define HANDLES 65536
 
 static struct { size_t total, context; int major, minor, multiprocessors, kernels; char name[256]; } card;
-static struct block { size_t at, bytes; int free; } *blocks;
+static struct block { char *at; size_t bytes; } *blocks; /* that are given out */
 static size_t n_blocks, room, end, used;
 static char *space;
 static cudaError_t last;
@@ -47,27 +47,27 @@ static int on_card(const void *p) { read_card(); return (char *)p >= space && (c
 
 /* Memory */
 
+/* Addresses only rise: between free blocks of one size PyTorch's allocator takes the lowest, and a driver's choice of
+   addresses is not known here. */
 cudaError_t cudaMalloc(void **into, size_t bytes)
 {
     cudaError_t error = cudaSuccess;
-    size_t i = 0;
     bytes = (bytes + PAGE_BYTES - 1) / PAGE_BYTES * PAGE_BYTES;
     pthread_mutex_lock(&lock);
     read_card();
+    if (end + bytes > SPACE_BYTES) {
+        fprintf(stderr, "cardless: no addresses are left\n");
+        abort();
+    }
     if (used + bytes + card.context > card.total) {
         error = last = cudaErrorMemoryAllocation;
     } else {
-        while (i < n_blocks && !(blocks[i].free && blocks[i].bytes == bytes))
-            i++;
-        if (i == n_blocks) {
-            if (n_blocks == room)
-                blocks = realloc(blocks, (room = room ? 2 * room : 1024) * sizeof *blocks);
-            blocks[n_blocks++] = (struct block){end, bytes, 0};
-            end += bytes;
-        }
-        blocks[i].free = 0;
+        if (n_blocks == room)
+            blocks = realloc(blocks, (room = room ? 2 * room : 1024) * sizeof *blocks);
+        *into = space + end;
+        blocks[n_blocks++] = (struct block){*into, bytes};
+        end += bytes;
         used += bytes;
-        *into = space + blocks[i].at;
     }
     pthread_mutex_unlock(&lock);
     return error;
@@ -77,10 +77,10 @@ cudaError_t cudaFree(void *p)
 {
     pthread_mutex_lock(&lock);
     for (size_t i = 0; p && i < n_blocks; i++)
-        if (space + blocks[i].at == (char *)p && !blocks[i].free) {
-            blocks[i].free = 1;
+        if (blocks[i].at == p) {
             used -= blocks[i].bytes;
             madvise(p, blocks[i].bytes, MADV_DONTNEED);
+            blocks[i] = blocks[--n_blocks];
             break;
         }
     pthread_mutex_unlock(&lock);

@@ -14,11 +14,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from vram.meters.hooks import composite, in_parts
-
 _aten = torch.ops.aten
 _MOST = 1 << 20  # elements
 _BY_MASKS = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
+_OF_ONE = {_aten.nonzero.default, _aten.argwhere.default, _aten.nonzero_numpy.default, _aten.where.default}
 _NOT_RUN = (RuntimeError, IndexError, NotImplementedError)  # on values that are none
 
 
@@ -35,9 +34,6 @@ class Values(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if composite(func):
-            with self:
-                return in_parts(func, args, kwargs)
         for mask in _masks(func, args):
             self._runtime.cardless_say(int(seen(mask).count_nonzero()))
         result = func(*args, **kwargs)
@@ -76,7 +72,7 @@ def _compute(func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
 
 def _masks(func: Any, args: Any) -> list[Tensor]:
     """Of which the operation asks how many are true, in that order."""
-    if func is _aten.nonzero.default:
+    if func in _OF_ONE:
         found = [args[0]]
     elif func is _aten.masked_select.default:
         found = [torch.broadcast_tensors(args[0], args[1])[1]]

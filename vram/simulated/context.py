@@ -22,11 +22,11 @@ from torch.utils._pytree import tree_map_only
 from vram.meters.hooks import composite, hooked, in_parts
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory, refuse_environment
 from vram.simulated.answers import answering
-from vram.simulated.attention import FusedAttention, allocated
+from vram.simulated.attention import FusedAttention
 from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.guard import check, cuda_guard, made_on_the_cpu
-from vram.simulated.scratch import scratch
+from vram.simulated.scratch import Call, allocated, scratch
 from vram.simulated.shadows import Shadows, tensors, unmodelled
 
 DEVICE = torch.device("cuda", 0)
@@ -42,6 +42,7 @@ _MAJOR, _MINOR = str(torch.__version__).split(".")[:2]
 _VERSION = int(_MAJOR), int(_MINOR)
 _GROUPED = _aten._grouped_mm.default
 _GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_LINEAR = _aten.linear.default
 _RMS_NORM = _aten._fused_rms_norm.default
 _RMS_NORMS: set[Any] = {torch.rms_norm, torch.nn.functional.rms_norm}
 
@@ -151,7 +152,8 @@ class SimulatedCuda:
             return self._run(func, args, kwargs)
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        if any(not isinstance(tensor, FakeTensor) for tensor in tensors((args, kwargs))):
+        given = list(tensors((args, kwargs)))
+        if any(not isinstance(tensor, FakeTensor) for tensor in given):
             args, kwargs = self._shadows.faked(args), self._shadows.faked(kwargs)
         if func is _ALIGNED:
             return False  # of nn.TransformerEncoder's fused path, which is not taken
@@ -164,11 +166,13 @@ class SimulatedCuda:
         else:
             result = self._shadows.run(func, args, kwargs)
         on_card = self.device.type == "cuda"
-        for tensor in tensors(allocated(func, result, args) if on_card else result):
+        made = list(tensors(allocated(func, result, args) if on_card else result))
+        for tensor in made:
             self._see(tensor, func)
-        if on_card:
-            held = [self._run(*step) for step in scratch(func, args, self.card, self._shadows.of)]
-            if self._workspaces and is_product(func) and any(each.device == self.device for each in tensors(result)):
+        if on_card and any(tensor.device == self.device for tensor in (*given, *made)):
+            called = Call(func, args, kwargs, result, self.card, self._shadows.of)
+            held = [self._run(*step) for step in scratch(called)]
+            if self._workspaces and is_product(func):
                 self.take_workspace(lt=takes_lt(func, args, kwargs))
             del held
         return result
@@ -247,13 +251,22 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise unmodelled(func, args)
         try:
             # What it is made of is what allocates; but of one there is a kernel on a card.
-            if composite(func) and not (func is _RMS_NORM and self._cuda.device.type == "cuda" == args[0].device.type):
-                with self:
+            on_card = self._cuda.device.type == "cuda"
+            if composite(func) and not (func is _RMS_NORM and on_card and args[0].device.type == "cuda"):
+                in_place = _InPlace() if func is _LINEAR and on_card else nullcontext()  # type: ignore[no-untyped-call]
+                with self, in_place:
                     return in_parts(func, args, kwargs or {})
             return self._cuda.run(func, args, kwargs or {})
         except torch.OutOfMemoryError as error:
             del args, kwargs  # what was made until now ends here, as on a card: no frame of a traceback keeps it
             raise error.with_traceback(None)  # noqa: B904 (it is the same)
+
+
+class _InPlace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, a bias is added in place, as where no mode looks on (aten/src/ATen/native/Linear.cpp)."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0].add_(args[1]) if func is _aten.add.Tensor else func(*args, **(kwargs or {}))
 
 
 class _Elsewhere(TorchDispatchMode):  # type: ignore[no-untyped-call]

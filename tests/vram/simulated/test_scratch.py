@@ -13,6 +13,9 @@ from vram.simulated.context import SimulatedCuda
 
 N = 512
 FLOATS, INDICES, BITS = N * N * 4, N * N * 8, N * N
+# What CUB takes for a prefix sum over all, and to find where a mask is true; and how many there are.
+SCAN, SELECT, COUNT = 6144, 2048, 512
+SORT = 4259328 + 12288  # with the rest of its segment, which is too little to be a block
 
 
 def filled(mask: Callable[[Tensor], Tensor], value: Callable[[Tensor], object]) -> Callable[[Tensor], None]:
@@ -50,24 +53,33 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "rms_norm by rows": (lambda x: nn.functional.rms_norm(x, (N,)), FLOATS + N * 4),
     "rms_norm of halves": (lambda x: nn.functional.rms_norm(x.half(), (N,)), FLOATS // 2 + FLOATS // 2 + N * 4),
     "rms_norm by columns": (lambda x: nn.functional.rms_norm(x.t(), (N,)), 2 * FLOATS + N * 4),
-    "masked_scatter": (lambda x: x.masked_scatter(unknown(x), x), BITS + FLOATS + INDICES),
-    "masked_scatter, broadcast": (lambda x: x.masked_scatter(unknown(x[:1]), x), 512 + FLOATS + INDICES + BITS),
-    "masked_scatter of one row": (lambda x: x[:1].masked_scatter(unknown(x), x), BITS + FLOATS + INDICES),
-    "masked_scatter of columns": (lambda x: x.masked_scatter(unknown(x), x.t()), BITS + FLOATS + INDICES + FLOATS),
+    "masked_scatter": (lambda x: x.masked_scatter(unknown(x), x), BITS + FLOATS + INDICES + SCAN),
+    "masked_scatter, broadcast": (lambda x: x.masked_scatter(unknown(x[:1]), x), 512 + FLOATS + INDICES + BITS + SCAN),
+    "masked_scatter of one row": (lambda x: x[:1].masked_scatter(unknown(x), x), BITS + FLOATS + INDICES + SCAN),
+    "masked_scatter of columns": (
+        lambda x: x.masked_scatter(unknown(x), x.t()),
+        BITS + FLOATS + INDICES + FLOATS + SCAN,
+    ),
     "put a number where a mask is true": (filled(unknown, lambda x: 0.0), BITS),
     "add a number where a mask is true": (
         lambda x: x.index_put_((unknown(x),), torch.tensor(0.0), accumulate=True),
-        BITS + 2 * INDICES,
+        BITS + 512 + FLOATS + 4 * INDICES + SORT,
     ),
     "put a tensor where a mask of bytes is not zero": (
         lambda x: x.index_put_((unknown(x).view(torch.uint8),), x.new_ones(1)),
-        BITS + 512 + 2 * INDICES,
+        BITS + 512 + 2 * INDICES + COUNT + SELECT,
     ),
-    "put a tensor there": (filled(unknown, lambda x: x.new_ones(1)), BITS + 512 + 2 * INDICES),
-    "put a tensor where three are true": (filled(known, lambda x: x.new_ones(3)), BITS + 512 + 512),
+    "put a tensor there": (
+        filled(unknown, lambda x: x.new_ones(1)),
+        BITS + 512 + 2 * INDICES + COUNT + SELECT,
+    ),
+    "put a tensor where three are true": (
+        filled(known, lambda x: x.new_ones(3)),
+        BITS + 512 + 512 + COUNT + SELECT,
+    ),
     "put a tensor where three of the CPU's mask are": (filled(on_the_cpu, lambda x: x.new_ones(3)), 512 + 512),
-    "put a number there": (filled(on_the_cpu, lambda x: 0.0), 512),
-    "put a number in rows and columns": (filled_cross, 2 * 512 + 2 * N * 8),
+    "put a number there": (filled(on_the_cpu, lambda x: 0.0), 512 + 512),
+    "put a number in rows and columns": (filled_cross, 2 * 512 + 512 + 2 * N * 8 + COUNT + 1024),
     "rows at indices of the CPU": (lambda x: x[torch.arange(256)], FLOATS // 2 + 256 * 8),
     "rows at indices": (lambda x: x[torch.arange(256).to("cuda")], FLOATS // 2 + 256 * 8),
     "rows where a mask of the CPU is true": (lambda x: x[torch.arange(N) < 256], FLOATS // 2 + 256 * 8),

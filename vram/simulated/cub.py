@@ -1,0 +1,62 @@
+"""What algorithms of CUB, NVIDIA's library of primitives, ask for while they run: their `temp_storage_bytes`.
+
+By the layouts of cub/device/dispatch. How much a tile takes depends on the architecture; the numbers are those of CUDA
+13.0, as PyTorch 2.11 to 2.14 ask for them (benchmarks/cardless).
+"""
+
+from __future__ import annotations
+
+_ALIGNMENT = 256
+_PADDING = 32  # tiles that each look back may read before the first
+_RADIX_BITS = 8
+_SCAN_TILES = {2: 3840, 4: 1920, 8: 896}  # elements, by bytes of one
+_SCAN_BY_KEY_TILE = 3840  # of an A100; larger on later cards, which more than a million numbers would show
+_SELECT_TILES = {7: 640, 8: 640, 9: 4224, 10: 3520}
+_SELECT_TILE_OF_A100 = 2304
+_SORT_TILES = {7: {4: 2816, 8: 2816}, 8: {4: 3072, 8: 3840}, 9: {2: 5632, 4: 5376, 8: 4608}}
+_MOST_IN_ONE_TILE = 2304  # pairs that a single block sorts, by itself
+
+
+def scan_bytes(n: int, itemsize: int, *, floating: bool = False) -> int:
+    """Of `DeviceScan` over `n` elements. `floating`: half precision, which no single word holds with its state."""
+    tiles = -(-n // _SCAN_TILES[itemsize]) + _PADDING
+    if itemsize == 2 and floating:
+        return _sum(4 * tiles, 2 * tiles, 2 * tiles, 1)
+    return _sum(2 * itemsize * tiles, 1)
+
+
+def scan_by_key_bytes(n: int) -> int:
+    """Of `DeviceScan::InclusiveSumByKey` over `n` numbers of 4 bytes."""
+    tiles = -(-n // _SCAN_BY_KEY_TILE)
+    return _sum(16 * (tiles + _PADDING), 4 * tiles)
+
+
+def select_bytes(n: int, capability: tuple[int, int]) -> int:
+    """Of `DeviceSelect` among `n` elements, which gives out places."""
+    tile = _SELECT_TILE_OF_A100 if capability == (8, 0) else _SELECT_TILES[min(capability[0], 10)]
+    return _sum(8 * (-(-n // tile) + _PADDING), 1)
+
+
+def sort_bytes(n: int, key_bytes: int, capability: tuple[int, int], bits: int | None = None) -> int:
+    """Of `DeviceRadixSort` of `n` pairs with values of 8 bytes, of which `bits` of the keys count.
+
+    Not counted for keys of 2 bytes before compute capability 9.0: it depends on how many blocks fit a multiprocessor.
+    """
+    if bits is not None and n <= _MOST_IN_ONE_TILE:
+        return 1
+    passes = -(-(bits or 8 * key_bytes) // _RADIX_BITS)
+    spare = [n * key_bytes, n * 8] if passes > 1 else [0, 0]
+    tile = _SORT_TILES[min(capability[0], 9)].get(key_bytes)
+    if tile is None:
+        return _sum(*spare)
+    return _sum(passes * 2048, 1024 * -(-n // tile), 4 * passes, *spare)
+
+
+def segmented_sort_bytes(n: int, key_bytes: int) -> int:
+    """Of `DeviceSegmentedRadixSort` of `n` pairs with values of 8 bytes."""
+    return _sum(n * key_bytes, n * 8)
+
+
+def _sum(*parts: int) -> int:
+    """As CUB lays them out in one piece of memory that may begin anywhere."""
+    return sum(-(-part // _ALIGNMENT) * _ALIGNMENT for part in parts) + _ALIGNMENT - 1
