@@ -226,7 +226,7 @@ def times(model_name: str) -> dict[str, dict[str, float]]:
 
 def card_here() -> Card:
     card = torch.cuda.get_device_properties(0)
-    return Card(card.name, card.total_memory, (card.major, card.minor))
+    return Card(card.name, card.total_memory, (card.major, card.minor), multiprocessors=card.multi_processor_count)
 
 
 def context_here() -> int:

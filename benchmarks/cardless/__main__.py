@@ -1,4 +1,7 @@
-"""Builds the runtime, runs both sides, prints where they differ, and writes the evidence."""
+"""Builds the runtime, runs both sides, prints where they differ, and writes the evidence.
+
+After `--`: what Python shall run on it instead, as `-m pytest -p benchmarks.cardless.plugin --vram-device cuda`.
+"""
 
 from __future__ import annotations
 
@@ -96,10 +99,13 @@ def compare(card: Card, model: str, path: Path) -> None:
 
 def main() -> int:
     """What the comparison returned; 2 where it can't be built."""
-    parser = argparse.ArgumentParser(prog="benchmarks.cardless", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.cardless", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--card", default="H200")
     parser.add_argument("--model", default="7b")
     parser.add_argument("--output-folder", type=Path, default=Path("ci/evidence"))
+    parser.add_argument("instead", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     card = find_card(options.card)
     if _CARD in os.environ:
@@ -114,7 +120,7 @@ def main() -> int:
             print(error, file=sys.stderr)
             return 2
         environment = os.environ | {_RUNTIME: ":".join(map(str, libraries)), _CARD: text}
-        command = [sys.executable, "-m", "benchmarks.cardless", *sys.argv[1:]]
+        command = [sys.executable, *(options.instead or ["-m", "benchmarks.cardless", *sys.argv[1:]])]
         return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603
 
 

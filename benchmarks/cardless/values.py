@@ -14,17 +14,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from vram.simulated.context import TOKEN
+
 _aten = torch.ops.aten
 _MOST = 1 << 20  # elements
 _BY_MASKS = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._index_put_impl_.default}
 _OF_ONE = {_aten.nonzero.default, _aten.argwhere.default, _aten.nonzero_numpy.default, _aten.where.default}
+_CHOICES = {_aten.argmax.default, _aten.multinomial.default}
 _NOT_RUN = (RuntimeError, IndexError, NotImplementedError)  # on values that are none
 
 
 class Values(TorchDispatchMode):
     """Inside, on a runtime without a card, whole numbers and truths hold what a card would have computed.
 
-    Of choices among activations, as `argmax`, they hold some choice.
+    Of choices among activations, as `topk`, they hold some choice; `argmax` and `multinomial` choose the simulation's.
     """
 
     def __init__(self) -> None:
@@ -65,6 +68,8 @@ def _compute(func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
         computed = [each for each in tree_leaves(func(*given, **named)) if isinstance(each, Tensor)]
     except _NOT_RUN:
         computed = [torch.zeros_like(seen(each)) for each in made]
+    if func in _CHOICES and any(each.is_floating_point() for each in tree_leaves(args) if isinstance(each, Tensor)):
+        computed = [torch.full_like(each, min(TOKEN, args[0].shape[-1] - 1)) for each in map(seen, made)]
     for ours, theirs in zip(map(seen, made), computed, strict=True):
         if _whole(ours) and ours.shape == theirs.shape and ours.data_ptr() != theirs.data_ptr():
             ours.copy_(theirs)

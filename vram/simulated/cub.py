@@ -14,6 +14,7 @@ _SCAN_BY_KEY_TILE = 3840  # of an A100; larger on later cards, which more than a
 _SELECT_TILES = {7: 640, 8: 640, 9: 4224, 10: 3520}
 _SELECT_TILE_OF_A100 = 2304
 _SORT_TILES = {7: {4: 2816, 8: 2816}, 8: {4: 3072, 8: 3840}, 9: {2: 5632, 4: 5376, 8: 4608}}
+_MOST_AT_ONCE = 2**28 - 1  # pairs that one pass of a sort takes; more go in portions
 _MOST_IN_ONE_TILE = 2304  # pairs that a single block sorts, by itself
 
 
@@ -49,7 +50,8 @@ def sort_bytes(n: int, key_bytes: int, capability: tuple[int, int], bits: int | 
     tile = _SORT_TILES[min(capability[0], 9)].get(key_bytes)
     if tile is None:
         return _sum(*spare)
-    return _sum(passes * 2048, 1024 * -(-n // tile), 4 * passes, *spare)
+    tiles = min(-(-n // tile), _MOST_AT_ONCE // tile)
+    return _sum(passes * 2048, 1024 * tiles, 4 * passes, *spare)
 
 
 def segmented_sort_bytes(n: int, key_bytes: int) -> int:

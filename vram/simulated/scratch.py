@@ -204,6 +204,14 @@ def _indexed(call: Call) -> Steps:
             yield _empty(shape, torch.int64)
             if mask and index.device == x.device:
                 asked = index
+    # Several are to lie alike, when they are as large as one another.
+    places = [index for index in indices if index is not None and index.dtype not in _MASKS]
+    if len(places) > 1:
+        spread = torch.broadcast_tensors(*places)  # type: ignore[no-untyped-call]
+        if len({each.stride() for each in spread}) > 1:
+            for each in spread:
+                if not each.is_contiguous():
+                    yield _empty(each.shape, torch.int64)
     if asked is not None:  # what finding the places of one took is gone before the next
         yield from _placing(call, asked.numel())
 
