@@ -23,6 +23,7 @@ import torch
 import transformers
 
 from benchmarks import gpu
+from benchmarks.cardless import models
 from benchmarks.cardless.building import build
 from benchmarks.cardless.operations import Figures, measured, operations
 from benchmarks.cardless.values import Values
@@ -34,6 +35,8 @@ _RUNTIME, _CARD = "LD_PRELOAD", "CARDLESS"
 
 def told(card: Card) -> str:
     """The card, as runtime.c reads it. Raises RuntimeError where this torch has no kernels for it."""
+    if torch.version.cuda is None:
+        raise RuntimeError("cardless: needs a torch that was built with CUDA")
     major, minor = card.compute_capability
     built = [int(arch.removeprefix("sm_")) for arch in torch._C._cuda_getArchFlags().split() if arch.startswith("sm_")]
     fitting = [arch for arch in built if arch // 10 == major and arch <= 10 * major + minor]
@@ -50,6 +53,11 @@ def all_operations(within: Callable[[], AbstractContextManager[object]]) -> dict
         for name, make in operations():
             found[name] = measured(make)
     return found
+
+
+def step_figures(make: Callable[[], models.Step], within: Callable[[], AbstractContextManager[object]]) -> Figures:
+    with within():
+        return models.measured(make)
 
 
 def unequal(theirs: Mapping[str, Figures | str], ours: Mapping[str, Figures | str]) -> list[str]:
@@ -72,6 +80,9 @@ def compare(card: Card, model: str, path: Path) -> None:
     both = sum(not isinstance(theirs[name], str) and not isinstance(ours[name], str) for name in theirs)
     peaks = gpu.compared(gpu.all_peaks(model, simulated), real_peaks)
     kernels = gpu.kernels(card.compute_capability)
+    steps = {
+        name: (step_figures(make, Values), step_figures(make, simulated)) for name, make in models.models().items()
+    }
     evidence = {
         "schema": 1,
         "card": asdict(card),
@@ -83,6 +94,7 @@ def compare(card: Card, model: str, path: Path) -> None:
         "model": model,
         "peaks": peaks,
         "kernels": kernels,
+        "models": {name: {"torch": real, "simulated": told} for name, (real, told) in steps.items()},
         "different": {name: {"torch": theirs[name], "simulated": ours[name]} for name in different},
         "operations": {name: figures for name, figures in theirs.items() if not isinstance(figures, str)},
     }
@@ -91,8 +103,14 @@ def compare(card: Card, model: str, path: Path) -> None:
     gpu.show("peaks", [row for row in peaks if row["error"]])
     gpu.show("kernels", kernels)
     print(f"peaks: {sum(not row['error'] for row in peaks)} of {len(peaks)} equal, {model}")
+    for name, (real, told) in steps.items():
+        if real != told:
+            print(f"{name}: torch {real}, simulated {told}")
+    print(f"models: {sum(real == told for real, told in steps.values())} of {len(steps)} equal")
     print(f"operations: {both - len(different)} of {both} equal")
-    text = re.sub(r"\[\s+(\d+),\s+(\d+),\s+(\d+)\s+\]", r"[\1, \2, \3]", json.dumps(evidence, indent=1))  # a line each
+    text = re.sub(
+        r"\[[\d\s,]+\]", lambda found: " ".join(found[0].split()), json.dumps(evidence, indent=1)
+    )  # a line each
     path.write_text(text + "\n", encoding="utf-8")
     print(f"written: {path}, {time.monotonic() - started:.0f} s")
 

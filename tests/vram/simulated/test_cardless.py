@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.cardless.operations import measured, operations
 from vram.simulated.cards import find_card
 from vram.simulated.context import SimulatedCuda
 
-EVIDENCE = sorted((Path(__file__).parents[3] / "ci" / "evidence").glob("cardless-*.json"))
+ROOT = Path(__file__).parents[3]
+EVIDENCE = sorted((ROOT / "ci" / "evidence").glob("cardless-*.json"))
 
 
 @pytest.fixture(params=EVIDENCE, ids=lambda path: path.stem, scope="module")
@@ -50,3 +56,44 @@ def test_each_peak_of_the_model_and_each_choice_of_a_kernel_is_the_same(evidence
     assert evidence["model"] == "7b"
     assert [row for row in evidence["peaks"] if row["error"]] == []
     assert [row for row in evidence["kernels"] if row["predicted"] != row["measured"]] == []
+
+
+def test_each_architecture_takes_as_much_as_with_torch(evidence: dict[str, Any]) -> None:
+    assert len(evidence["models"]) > 20
+    assert {name: both for name, both in evidence["models"].items() if both["torch"] != both["simulated"]} == {}
+
+
+def cardless(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks.cardless", *arguments]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch was built with CUDA")
+def test_without_a_torch_for_cuda_it_says_so() -> None:
+    ended = cardless()
+
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "cardless: needs a torch that was built with CUDA\n"
+
+
+OUT_OF_MEMORY = """
+import torch
+kept = torch.zeros(3 << 20, device="cuda")
+try:
+    torch.zeros(30 << 30, device="cuda")
+except torch.OutOfMemoryError as error:
+    print(torch.cuda.memory_allocated(), torch.cuda.memory_reserved(), torch.cuda.mem_get_info(), error)
+"""
+
+
+@pytest.mark.skipif(torch.version.cuda is None, reason="torch was built without CUDA")
+def test_torch_runs_on_a_card_that_is_not_there_and_out_of_its_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the words of the simulation, which were taken from cards."""
+    ended = cardless("--card", "A100-40", "--", "-c", OUT_OF_MEMORY)
+    with SimulatedCuda("A100-40"):
+        exec(OUT_OF_MEMORY)  # noqa: S102
+
+    assert ended.returncode == 0, ended.stderr
+    told = re.sub(r"Including non-PyTorch .*? memory in use\. ", "", capsys.readouterr().out)  # which only NVML knows
+    assert ended.stdout == told
