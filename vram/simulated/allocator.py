@@ -119,11 +119,12 @@ class SimulatedOutOfMemory(Exception):
 class Block:
     """A piece of a segment: in use from `malloc` to `free`, then cached, alone or as part of a larger one.
 
-    `size` is what `allocated_bytes` counts, `requested` what the caller wanted, in bytes; `tag` is the caller's own.
-    Once freed it belongs to the allocator, and its address and size may change.
+    `size` is what `allocated_bytes` counts, `requested` what the caller wanted, in bytes; `tag` and `law` are the
+    caller's own (`law`: how `requested` follows from what grows, see `vram.simulated.trace`). Once freed it belongs to
+    the allocator, and its address and size may change.
     """
 
-    __slots__ = ("address", "allocated", "next", "previous", "requested", "segment", "size", "tag")
+    __slots__ = ("address", "allocated", "law", "next", "previous", "requested", "segment", "size", "tag")
 
     def __init__(self, address: int, size: int, segment: Segment | None) -> None:
         self.address, self.size, self.segment = address, size, segment
@@ -131,6 +132,7 @@ class Block:
         self.previous: Block | None = None
         self.next: Block | None = None
         self.tag: Any = None
+        self.law: Any = None
 
     @property
     def stream(self) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -167,32 +168,46 @@ def allocated(func: Any, result: Any, args: Any) -> Any:
     return result
 
 
-def scratch(func: Any, args: Any, multiprocessors: int) -> list[tuple[list[int], torch.dtype]]:
-    """Shapes and dtypes of what a fused kernel holds beside its results."""
+class Parts(NamedTuple):
+    """Flash attention's results of parts of the keys, before they are put together: bytes by the number of keys."""
+
+    length: int  # keys
+    blocks: int
+    multiprocessors: int  # twice as many as there are
+    size: int  # of a head
+    part_bytes: int
+
+    def bytes_at(self, length: int) -> int:
+        """With so many keys; 0 where they are done in one go."""
+        splits = _splits(self.blocks, self.multiprocessors, self.size, length)
+        return splits * self.part_bytes if splits > 1 else 0
+
+
+def scratch(func: Any, args: Any, multiprocessors: int) -> list[tuple[int, Parts | None]]:
+    """Bytes that a fused kernel holds beside its results, and how they follow from the number of keys."""
     if func not in (_FLASH_FUNC, _EFFICIENT_FUNC):
         return []
     (batch, heads, queries, size), keys, value_size = args[0].shape, args[1].shape[2], args[2].shape[-1]
     if func is _EFFICIENT_FUNC:
         # kernel_forward.h: a float32 sum where half precision has too long a row for one go.
         if args[0].dtype in _HALF and max(size, value_size) > _MOST_EFFICIENT_HEAD:
-            return [([batch, queries, heads, value_size], torch.float32)]
+            return [(batch * queries * heads * value_size * 4, None)]
         return []
     if _dropout(args, 3):
         return []
     if queries == 1 and heads > args[1].shape[1]:  # grouped queries take the place of a key head's queries
         heads, queries = args[1].shape[1], heads // args[1].shape[1]
-    splits = _splits(batch * heads * -(-queries // 64), 2 * multiprocessors, size, keys)
-    if splits == 1:
-        return []
     rounded = -(-size // 32) * 32 if size <= 192 else 256
-    parts = [splits, batch, heads, queries]
-    return [(parts, torch.float32), ([*parts, rounded], torch.float32)]
+    blocks, rows = batch * heads * -(-queries // 64), batch * heads * queries
+    parts = [Parts(keys, blocks, 2 * multiprocessors, size, rows * columns * 4) for columns in (1, rounded)]
+    return [(n_bytes, part) for part in parts if (n_bytes := part.bytes_at(keys))]
 
 
 def _dropout(args: Any, position: int) -> float:
     return args[position] if len(args) > position else 0.0
 
 
+@functools.cache
 def _splits(blocks: int, multiprocessors: int, size: int, keys: int) -> int:
     """In how many parts flash attention does the keys: `num_splits_heuristic` of flash_attn/flash_api.cpp."""
     if blocks >= 0.8 * multiprocessors:

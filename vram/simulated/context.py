@@ -26,7 +26,7 @@ from vram.simulated.attention import FusedAttention
 from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.guard import check, cuda_guard, made_on_the_cpu
-from vram.simulated.scratch import Call, allocated, scratch
+from vram.simulated.scratch import Call, Step, allocated, scratch
 from vram.simulated.shadows import Shadows, tensors, unmodelled
 
 DEVICE = torch.device("cuda", 0)
@@ -83,6 +83,7 @@ class SimulatedCuda:
         self._blocks: dict[int, tuple[int, Block]] = {}  # by storage address: bytes, block
         self._ends: dict[int, weakref.ref[Any]] = {}
         self._workspaces = {"cuBLAS", "cuBLASLt"} if cublas_workspace else set()  # still to be taken
+        self._law: Any = None  # of what is taken now
         self._depth = 0
         self._modes = ExitStack()
 
@@ -170,12 +171,18 @@ class SimulatedCuda:
         for tensor in made:
             self._see(tensor, func)
         if on_card and any(tensor.device == self.device for tensor in (*given, *made)):
-            called = Call(func, args, kwargs, result, self.card, self._shadows.of)
-            held = [self._run(*step) for step in scratch(called)]
+            held = [self._held(step) for step in scratch(Call(func, args, kwargs, result, self.card, self._shadows.of))]
             if self._workspaces and is_product(func):
                 self.take_workspace(lt=takes_lt(func, args, kwargs))
             del held
         return result
+
+    def _held(self, step: Step) -> Any:
+        self._law = step.law
+        try:
+            return self._run(step.func, step.args, step.kwargs)
+        finally:
+            self._law = None
 
     def _by_index(self, func: Any, args: Any) -> tuple[Any, Any]:
         """Boolean indexing with masks that are known, as a card does it: by where they are true."""
@@ -215,7 +222,9 @@ class SimulatedCuda:
 
     def _take(self, n_bytes: int, tag: object = None) -> Block:
         try:
-            return self.allocator.malloc(n_bytes, tag=tag)
+            block = self.allocator.malloc(n_bytes, tag=tag)
+            block.law = self._law
+            return block
         except SimulatedOutOfMemory as error:
             message = str(error)
         raise torch.OutOfMemoryError(message)

@@ -43,7 +43,15 @@ class Call(NamedTuple):
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
 
-Step = tuple[Any, tuple[Any, ...], dict[str, Any]]
+class Step(NamedTuple):
+    """An operation; and, where its bytes depend on what grows with the length of an answer, how."""
+
+    func: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    law: Any = None
+
+
 Steps = Iterator[Step]
 
 
@@ -56,8 +64,8 @@ def scratch(call: Call) -> Steps:
     if rule is not None:
         yield from rule(call)
         return
-    for shape, dtype in attention.scratch(call.func, call.args, call.card.multiprocessors):
-        yield _empty(shape, dtype)
+    for n_bytes, law in attention.scratch(call.func, call.args, call.card.multiprocessors):
+        yield _bytes(n_bytes)._replace(law=law)
     for operand in copies(call.func, call.args):
         yield _clone(operand)
 
@@ -384,7 +392,7 @@ def _alike(first: Tensor, second: Tensor) -> bool:
 
 
 def _empty(shape: Any, dtype: torch.dtype) -> Step:
-    return _aten.empty.memory_format, (list(shape),), {"dtype": dtype, "device": _DEVICE}
+    return Step(_aten.empty.memory_format, (list(shape),), {"dtype": dtype, "device": _DEVICE})
 
 
 def _bytes(n: int) -> Step:
@@ -392,7 +400,7 @@ def _bytes(n: int) -> Step:
 
 
 def _clone(x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Step:
-    return _aten.clone.default, (x,), {"memory_format": memory_format}
+    return Step(_aten.clone.default, (x,), {"memory_format": memory_format})
 
 
 def _contiguous(x: Tensor) -> Steps:

@@ -28,7 +28,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,17 @@ import numpy.typing as npt
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory
 
 _NOTHING = "nothing"
+
+
+class Law(Protocol):
+    """How the bytes of a malloc follow from a length that grows with that of the work."""
+
+    @property
+    def length(self) -> int:
+        """When it was written down."""
+
+    def bytes_at(self, length: int) -> int:
+        """0 where there is no such malloc."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,7 @@ class Trace:
     others: dict[int, _Outside | str] = field(default_factory=dict)  # by position in `ops`
     streams: dict[int, int] = field(default_factory=dict)  # by number of the malloc; 0 where absent
     tags: list[Any] = field(default_factory=list)  # by number of the malloc
+    laws: dict[int, Law] = field(default_factory=dict)  # by number of the malloc, which this trace frees too
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -75,7 +87,7 @@ class Trace:
 
 def interpolated(known: Mapping[int, Trace]) -> Callable[[int], Trace] | None:
     """Traces of the same work at any length, from those at some lengths; None unless they differ in sizes alone, and
-    each size lies on one line through all of them.
+    each size, or the length that it has a law for, lies on one line through all of them.
 
     Sizes that never shrink as the length grows are then right at every length between. Tags are those of the least
     length, and so are the blocks that are freed of named traces.
@@ -90,8 +102,18 @@ def interpolated(known: Mapping[int, Trace]) -> Callable[[int], Trace] | None:
         if not _alike(least, trace) or np.any(_sizes(trace) != ops + slopes * (length - lengths[0])):
             return None
 
+    laws = [(position, least.laws[number]) for number, position in _lawful(least)]
+    between = range(lengths[0], lengths[-1] + 1)
+    asked = {(law, ops[position], slopes[position]) for position, law in laws}
+    if not all(
+        law.bytes_at(int(start + slope * (length - lengths[0]))) for law, start, slope in asked for length in between
+    ):
+        return None
+
     def at(length: int) -> Trace:
         sizes = ops + slopes * (length - lengths[0])
+        for position, law in laws:
+            sizes[position] = law.bytes_at(int(sizes[position]))
         plain, outside = sizes[: len(least)], sizes[len(least) :]
         others = dict(least.others)
         for (position, other), size in zip(_outsides(least), outside.tolist(), strict=True):
@@ -107,7 +129,18 @@ def _outsides(trace: Trace) -> list[tuple[int, _Outside]]:
 
 
 def _sizes(trace: Trace) -> npt.NDArray[np.int64]:
-    return np.array([*trace.ops, *(other.size for _, other in _outsides(trace))], dtype=np.int64)
+    sizes = np.array([*trace.ops, *(other.size for _, other in _outsides(trace))], dtype=np.int64)
+    for number, position in _lawful(trace):
+        sizes[position] = trace.laws[number].length
+    return sizes
+
+
+def _lawful(trace: Trace) -> list[tuple[int, int]]:
+    """Mallocs that have a law: number and position."""
+    if not trace.laws:
+        return []
+    mallocs = np.flatnonzero(np.array(trace.ops) > 0)
+    return [(number, int(mallocs[number])) for number in trace.laws]
 
 
 def _alike(one: Trace, other: Trace) -> bool:
@@ -125,6 +158,7 @@ def _alike(one: Trace, other: Trace) -> bool:
         and bool(np.all(np.where((ours > 0) & (theirs > 0), 0, ours) == np.where((ours > 0) & (theirs > 0), 0, theirs)))
         and bare(one) == bare(other)
         and one.streams == other.streams
+        and one.laws.keys() == other.laws.keys()
     )
 
 
@@ -206,6 +240,8 @@ class Recorder:
             index, number = self._places.pop(block)
             if index == current:
                 trace.ops.append(-number - 1)
+                if block.law is not None:
+                    trace.laws[number] = block.law
             else:
                 trace.others[len(trace)] = _Outside("", current - index, number, block.requested)
                 trace.ops.append(0)
