@@ -190,6 +190,10 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     # Workers of a data loader read for real, and what they send is real.
     for owner, name in ((worker, "_worker_loop"), (reductions, "rebuild_tensor")):
         places[owner, name] = _for_real(getattr(owner, name))
+    # What NumPy shares it shares with a real tensor.
+    places |= {(torch, name): _for_real(getattr(torch, name)) for name in ("from_numpy", "frombuffer")}
+    places[torch.storage, "_load_from_bytes"] = _for_real(torch.storage._load_from_bytes)
+    places[torch._utils, "_rebuild_tensor"] = _rebuilt(torch._utils._rebuild_tensor)
     places[torch, "Generator"] = _generator(torch.Generator)
     places[fake_tensor, "init_gpu_context"] = always(None)  # there is no GPU to wake, or it is none of ours
     # transformers builds masks for fake tensors that no real run has: it must take these for real.
@@ -259,6 +263,16 @@ def _for_real(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     return real
+
+
+def _rebuilt(rebuild: Callable[..., Any]) -> Callable[..., Any]:
+    """What comes out of a pickle with real memory is real."""
+    for_real = _for_real(rebuild)
+
+    def rebuilding(storage: Any, *laid: Any) -> Any:
+        return (for_real if storage._untyped_storage.device.type == "cpu" else rebuild)(storage, *laid)
+
+    return rebuilding
 
 
 def _eagerly(model: Any = None, **_: Any) -> Any:

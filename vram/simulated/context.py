@@ -27,7 +27,7 @@ from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.guard import check, cuda_guard, made_on_the_cpu
 from vram.simulated.scratch import Call, allocated, scratch
-from vram.simulated.shadows import Shadows, tensors, unmodelled
+from vram.simulated.shadows import Shadows, aliases, is_real, tensors, unmodelled
 
 DEVICE = torch.device("cuda", 0)
 TOKEN = 7  # what argmax and multinomial choose: no end of a sentence, in any tokenizer we know of
@@ -36,7 +36,15 @@ _aten = torch.ops.aten
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _RECURRENT = {_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu}
 _TO_NUMPY: set[Any] = {torch.Tensor.numpy, torch.Tensor.__array__}
+_BY_ELEMENT: set[Any] = {torch.Tensor.apply_, torch.Tensor.map_, torch.Tensor.map2_}
+# What hands out a tensor's own memory, or asks each of its elements: of a real one it is real.
+_OF_REAL_MEMORY: set[Any] = _TO_NUMPY | _BY_ELEMENT
+_OF_REAL_MEMORY |= {
+    getattr(torch.Tensor, name)
+    for name in ("__deepcopy__", "__dlpack__", "__format__", "__reduce_ex__", "__repr__", "share_memory_", "tolist")
+}
 _MASKED = {_aten.index.Tensor, _aten.masked_select.default}
+_LIFTED = _aten.lift_fresh.default  # what `torch.tensor` has made: from here on it has no bytes
 _ALIGNED = _aten._nested_tensor_from_mask_left_aligned.default
 _MAJOR, _MINOR = str(torch.__version__).split(".")[:2]
 _VERSION = int(_MAJOR), int(_MINOR)
@@ -153,6 +161,9 @@ class SimulatedCuda:
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         given = list(tensors((args, kwargs)))
+        if self.device.type == "cuda" and func is not _LIFTED and _of_real_memory(func, given, args, kwargs):
+            with _disable_current_modes():
+                return func(*args, **kwargs)
         if any(not isinstance(tensor, FakeTensor) for tensor in given):
             args, kwargs = self._shadows.faked(args), self._shadows.faked(kwargs)
         if func is _ALIGNED:
@@ -306,8 +317,17 @@ class _Indexed(TorchFunctionMode):
         if func is torch.Tensor.cuda:
             asked = kwargs.pop("device", None) if len(args) < 2 else args[1]
             func, args = torch.Tensor.to, (args[0], _cuda_device(asked), *args[2:])
-        if func in _TO_NUMPY and isinstance(args[0], FakeTensor):
+        if func in _OF_REAL_MEMORY and all(map(is_real, tensors(args))):
+            self._shadows.refuse_lost(args, f"Tensor.{func.__name__}")
+            with _disable_current_modes():
+                return func(*args, **kwargs)
+        if func in _TO_NUMPY:
             return self._to_numpy(*args, **kwargs)
+        if func in _BY_ELEMENT and isinstance(args[0], FakeTensor) and args[0].device.type == "cpu":
+            held = [self._shadows.held(each, f"Tensor.{func.__name__}", copied=False) for each in tensors(args)]
+            with _disable_current_modes():
+                func(*held, *args[len(held) :])
+            return args[0]
         if func is torch.Tensor.__format__ and args[0].dim() == 0 and args[1]:
             return format(args[0].item(), args[1])
         if func is torch.Tensor.pin_memory:
@@ -347,6 +367,14 @@ class _Indexed(TorchFunctionMode):
         with _disable_current_modes():
             array = self._shadows.held(tensor, "Tensor.numpy", copied=tensor.device.type != "cpu").numpy(force=True)
         return array if dtype is None or type(dtype) is bool else array.astype(dtype)
+
+
+def _of_real_memory(func: Any, given: Sequence[Tensor], args: Any, kwargs: Any) -> bool:
+    """Whether an operation looks at, or writes into, the memory of real tensors alone, which stays real by it."""
+    if not given or not all(map(is_real, given)):
+        return False
+    storages = [each for each in args if isinstance(each, torch.UntypedStorage)]
+    return aliases(func) and "device" not in kwargs and all(each.device.type == "cpu" for each in storages)
 
 
 def _grouped_product(

@@ -53,8 +53,6 @@ class Shadows:
         self._mode, self.token = mode, token
         # Not among the tensors' own attributes, which a copy of a module copies.
         self._values: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
-        # Real tensors that were met: the fake one, and what they held.
-        self._outside: MutableMapping[Tensor, tuple[Tensor, Tensor]] = WeakIdKeyDictionary()
         # Views of known ones that are not known themselves, as too large ones: what they are views of.
         self._unseen: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
         # By address, storages of shadows that something unknown was written into; others may lie there later.
@@ -113,27 +111,34 @@ class Shadows:
     def of(self, tensor: Tensor) -> Tensor | None:
         """What `tensor` holds, on the CPU; None where that is not known."""
         value: Tensor | None = self._values.get(tensor)
-        return None if value is None or value.untyped_storage()._cdata in self._spoiled else value
+        return None if value is None or self._is_lost(value) else value
+
+    def _is_lost(self, value: Tensor) -> bool:
+        return value.untyped_storage()._cdata in self._spoiled
+
+    def refuse_lost(self, asked: Any, asking: str) -> None:
+        """Raises UnknownValue where something unknown was written into a real tensor, whose memory has not got it."""
+        for tensor in tensors(asked):
+            if tensor.layout is torch.strided and self._is_lost(tensor):
+                self._or_unknown(asking, None)
 
     def held(self, tensor: Tensor, asking: str, *, copied: bool) -> Tensor:
         """What `tensor` holds, itself or a copy. Raises UnknownValue, with who asks."""
-        value: Tensor = self._or_unknown(asking, self.of(tensor))
+        value: Tensor = self._or_unknown(asking, self.of(self._fake(tensor)))
         return value.clone() if copied else value
 
     def _fake(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor):
             return tensor
-        if tensor.layout is not torch.strided or not _worth(tensor.dtype, tensor.numel()):
-            return self._mode.from_tensor(tensor)
-        with _disable_current_modes():
-            held = tensor.detach()
-            known = self._outside.get(tensor)
-            if known is not None and _same(known[1], held):
-                return known[0]  # and what was written into it here
-            held, value = held.clone(), held.clone()
         fake = self._mode.from_tensor(tensor)
-        self._values[fake] = value
-        self._outside[tensor] = fake, held
+        if _looks(fake) != _looks(tensor):  # of what it was before it was resized
+            self._mode.fake_tensor_converter.meta_converter.tensor_memo.clear()
+            fake = self._mode.from_tensor(tensor)
+        if is_real(tensor) and fake not in self._values and fake not in self._unseen:
+            with _disable_current_modes():
+                value = tensor.detach()  # the same memory: what is written here is written there
+            known = self._values if _worth(tensor.dtype, tensor.numel()) else self._unseen
+            known[fake] = value
         return fake
 
     def _on_values(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -170,6 +175,9 @@ class Shadows:
 
     def replace(self, tensor: Tensor, data: Tensor) -> None:
         """`tensor.data = data`, which is no operation."""
+        if is_real(tensor):  # what its fake one was made of is gone
+            self._mode.fake_tensor_converter.meta_converter.tensor_memo.clear()
+            return
         value = self.of(data)
         if value is None:
             self._values.pop(tensor, None)
@@ -295,12 +303,21 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors(list(value.values()))
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
-    """Equal, where NaN is NaN."""
-    if torch.equal(first, second):
-        return True
-    alike = first.is_floating_point() and first.shape == second.shape
-    return alike and torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+def is_real(tensor: Tensor) -> bool:
+    """Whether it has bytes, in main memory."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+
+
+@functools.cache
+def aliases(func: Any) -> bool:
+    """Whether an operation's result is memory that it was given."""
+    return any(each.alias_info is not None for each in func._schema.arguments)
+
+
+def _looks(tensor: Tensor) -> Any:
+    if tensor.layout is not torch.strided:
+        return tensor.layout
+    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
 
 
 def _lie_alike(tensor: Tensor, value: Tensor | None) -> bool:
