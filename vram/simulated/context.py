@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -25,7 +26,7 @@ from vram.simulated.answers import answering
 from vram.simulated.attention import FusedAttention
 from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
-from vram.simulated.guard import check, cuda_guard, made_on_the_cpu
+from vram.simulated.guard import check, fill_cuda_guard, made_on_the_cpu
 from vram.simulated.scratch import Call, allocated, scratch
 from vram.simulated.shadows import Shadows, aliases, is_real, tensors, unmodelled
 
@@ -82,7 +83,7 @@ class SimulatedCuda:
         self.device = device
         # If set, called with an operation's name and its result wherever a storage is taken: the tag of its block.
         self.describe: Callable[[str, Tensor], object] | None = None
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._mode = _Mode(allow_non_fake_inputs=True)
         # Its tensors have it among their attributes, which a copy of a module copies.
         self._mode.__deepcopy__ = lambda _: self._mode  # type: ignore[attr-defined]
         self._shadows = Shadows(self._mode, token)
@@ -98,9 +99,10 @@ class SimulatedCuda:
         if self._depth == 0:
             with ExitStack() as stack:
                 stack.enter_context(hooked(self))
-                stack.enter_context(cuda_guard())
+                fill_cuda_guard()
                 stack.enter_context(made_on_the_cpu())
                 # First: entered on a card, fake tensors would try to initialise it.
+                stack.enter_context(self._mode.opened())
                 stack.enter_context(self._mode)
                 stack.enter_context(answering(self.card, self.allocator, self._mode, self._shadows))
                 stack.enter_context(_Follow(self))
@@ -127,7 +129,10 @@ class SimulatedCuda:
 
     @contextmanager
     def taking_a_turn(self) -> Iterator[None]:
-        """In another thread: one operation on the card."""
+        """In another thread: one operation on the card. In one that outlives the simulation it is nobody's."""
+        if self._depth == 0:
+            yield
+            return
         with self._asking, made_on_the_cpu(), self._mode, _Follow(self):
             yield
 
@@ -248,6 +253,31 @@ def simulated_cuda(card: str) -> SimulatedCuda:
     cuda = SimulatedCuda(card)
     cuda.take_workspace()
     return cuda
+
+
+class _Mode(FakeTensorMode):
+    """Fake tensors that are of use inside a simulation alone: nobody counts what they make elsewhere."""
+
+    _open = False
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+
+    def __enter__(self) -> Self:
+        if not self._open:  # a fake tensor enters its own, to run an operation where no mode is
+            from vram.tracing import line_here
+
+            func = sys._getframe(1).f_locals.get("func", "an operation")
+            raise RuntimeError(
+                f"{func} at {line_here()} is of a tensor on a simulated card, outside the simulation, where nothing is "
+                "counted: do it inside `with vram.on_device():` (or the `with SimulatedCuda(...)` that it was made in)"
+            )
+        return super().__enter__()
 
 
 class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
