@@ -353,9 +353,9 @@ class _Session:
             report.outcome = "skipped"
             kind = "undecided" if soft else "inconclusive"
             report.longrepr = (path, (line or 0) + 1, f"Skipped: {kind}: {error}")
-        if report.failed and self._vram is not None and self._vram.device.startswith("simulated"):
-            if any(words in str(error) for words in _NO_GPU):
-                report.sections.append(("vram", _OUTSIDE))
+        simulated = self._vram is not None and self._vram.device.startswith("simulated")
+        if report.failed and simulated and any(words in str(error) for words in _NO_GPU):
+            report.sections.append(("vram", _OUTSIDE))
         # Attributes of a report travel from a worker of pytest-xdist to its controller.
         told: dict[str, Any] = {} if figures is None else {"figures": figures}
         if isinstance(error, AssertionError) and type(error).__module__.startswith("vram."):

@@ -33,14 +33,19 @@ _FAST_PATH = (
     "model: figures are those after torch.backends.mha.set_fastpath_enabled(False)"
 )
 
+_Cloned = Callable[[torch.UntypedStorage], torch.UntypedStorage | None]
+
 
 @contextmanager
-def answering(card: Card, allocator: CachingAllocator, mode: FakeTensorMode, shadows: Shadows) -> Iterator[None]:
+def answering(
+    card: Card, allocator: CachingAllocator, mode: FakeTensorMode, shadows: Shadows, cloned: _Cloned
+) -> Iterator[None]:
     """Inside, questions about the GPU are answered from `card` and `allocator`; backward passes are refused.
 
-    Parameters of `mode`, whose values are in `shadows`, can be moved and cast.
+    Parameters of `mode`, whose values are in `shadows`, can be moved and cast. `cloned` copies a storage of the card.
     """
     places = _answers(card, allocator) | {(torch.utils, "swap_tensors"): _swapping(mode, shadows)}
+    places[torch.storage._StorageBase, "clone"] = _cloning(torch.storage._StorageBase.clone, cloned)
     for owner, name in places:
         if not hasattr(owner, name):
             raise RuntimeError(
@@ -273,6 +278,14 @@ def _rebuilt(rebuild: Callable[..., Any]) -> Callable[..., Any]:
         return (for_real if storage._untyped_storage.device.type == "cpu" else rebuild)(storage, *laid)
 
     return rebuilding
+
+
+def _cloning(clone: Callable[..., Any], cloned: _Cloned) -> Callable[..., Any]:
+    def cloning(storage: Any) -> Any:
+        copy = cloned(storage)
+        return clone(storage) if copy is None else copy
+
+    return cloning
 
 
 def _eagerly(model: Any = None, **_: Any) -> Any:

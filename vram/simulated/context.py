@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
 import sys
@@ -104,7 +105,7 @@ class SimulatedCuda:
                 # First: entered on a card, fake tensors would try to initialise it.
                 stack.enter_context(self._mode.opened())
                 stack.enter_context(self._mode)
-                stack.enter_context(answering(self.card, self.allocator, self._mode, self._shadows))
+                stack.enter_context(answering(self.card, self.allocator, self._mode, self._shadows, self._cloned))
                 stack.enter_context(_Follow(self))
                 stack.enter_context(_Indexed(self._shadows))
                 stack.enter_context(FusedAttention(self.card.compute_capability))
@@ -135,6 +136,14 @@ class SimulatedCuda:
             return
         with self._asking, made_on_the_cpu(), self._mode, _Follow(self):
             yield
+
+    def _cloned(self, storage: torch.UntypedStorage) -> torch.UntypedStorage | None:
+        """Another storage on the card, of as many bytes; None for one that is not there."""
+        if storage._cdata not in self._blocks:
+            return None
+        elsewhere = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None
+        with self.taking_a_turn() if elsewhere else nullcontext():
+            return torch.empty(storage.nbytes(), dtype=torch.uint8, device=self.device).untyped_storage()
 
     def resized(self, storage: torch.UntypedStorage) -> None:
         """A storage changed its size without an operation."""
@@ -255,7 +264,7 @@ def simulated_cuda(card: str) -> SimulatedCuda:
     return cuda
 
 
-class _Mode(FakeTensorMode):
+class _Mode(FakeTensorMode):  # type: ignore[no-untyped-call]
     """Fake tensors that are of use inside a simulation alone: nobody counts what they make elsewhere."""
 
     _open = False
@@ -364,10 +373,8 @@ class _Indexed(TorchFunctionMode):
             return args[0].clone()  # in main memory, where nothing is counted
         if func in _RECURRENT and args[0].device.type == "cuda":
             raise NotImplementedError(f"simulated CUDA does not model cuDNN's {func.__name__}: measure on a GPU")
-        if func is torch.Tensor.__deepcopy__:
-            with warnings.catch_warnings():  # it asks for an address, which torch warns of
-                warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-                return func(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if func is torch.Tensor.__deepcopy__ and args[0].is_leaf and args[0].layout is torch.strided:
+            return self._deepcopied(*args, **kwargs)
         if func == _SET_DATA:
             self._shadows.replace(*args)
         if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], list | tuple):
@@ -387,6 +394,30 @@ class _Indexed(TorchFunctionMode):
         except torch.OutOfMemoryError as error:
             del args, kwargs
             raise error.with_traceback(None)  # noqa: B904 (it is the same)
+
+    def _deepcopied(self, tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+        """As torch's own of what has an address: all of the storage, once in a memo; of a parameter what it shows."""
+        if id(tensor) in memo:
+            known: Tensor = memo[id(tensor)]
+            return known
+        with torch.no_grad():
+            if isinstance(tensor, torch.nn.Parameter):
+                new: Tensor = torch.nn.Parameter(
+                    tensor.detach().clone(memory_format=torch.preserve_format), tensor.requires_grad
+                )
+            else:
+                storage = copy.deepcopy(tensor.untyped_storage(), memo)
+                new = tensor.new_empty([]).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+                self._shadows.copied(tensor, new, memo)
+                new = new.conj_physical() if tensor.is_conj() else new
+                new = new.neg() if tensor.is_neg() else new
+                new.requires_grad_(tensor.requires_grad)
+                if tensor.grad is not None:
+                    new.grad = copy.deepcopy(tensor.grad, memo)
+                own = {name: value for name, value in vars(tensor).items() if name not in vars(new)}
+                vars(new).update(copy.deepcopy(own, memo))
+        memo[id(tensor)] = new
+        return new
 
     def _to_numpy(self, tensor: Tensor, dtype: Any = None, *, force: bool = False) -> Any:
         if tensor.device.type == "cuda" and not force:  # in torch's words

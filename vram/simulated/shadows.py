@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import weakref
@@ -33,6 +34,7 @@ _LIKE = {f"aten::{name}" for name in ("full_like", "new_full", "new_ones", "new_
 _DRAWN = {f"aten::{name}" for name in ("randint", "randperm", "random_")}  # small random integers are drawn for real
 _BY_VALUE = {"aten::_coalesce", "aten::_to_sparse", "aten::_to_sparse_csr"}  # as many as are not zero
 _LAID = {f"aten::as_strided{variant}" for variant in ("", "_", "_copy", "_scatter")}  # by places in the storage
+_SET = {_aten.set_.source_Storage, _aten.set_.source_Storage_storage_offset}
 _CPU = torch.device("cpu")
 
 
@@ -66,6 +68,8 @@ class Shadows:
         """The operation on fake tensors; on values, where it asks for them. Raises UnknownValue."""
         if func is _aten._local_scalar_dense.default:
             return self._or_unknown(func, self._on_values(func, args, kwargs))
+        if func in _SET:
+            return self._set(func, args)
         # What is written into changes; else there may be no need, and no room, for what would be forgotten.
         at_once = func._schema.is_mutable
         known = self._on_values(func, args, kwargs) if at_once else None
@@ -95,6 +99,36 @@ class Shadows:
         if _makes_views(func):
             self._remember(args[0], result)
         return result
+
+    def _set(self, func: Any, args: Any) -> Any:
+        """`tensor.set_(storage, ...)`: it holds what others hold there."""
+        tensor, storage = args[:2]
+        self._values.pop(tensor, None)
+        self._unseen.pop(tensor, None)
+        cached, self._mode.cache_enabled = self._mode.cache_enabled, False  # it would keep the storage for good
+        try:
+            func(*args)
+        finally:
+            self._mode.cache_enabled = cached
+        for known in (self._values, self._unseen):
+            for other, value in list(known.items()):
+                if other.layout is torch.strided and other.untyped_storage()._cdata == storage._cdata:
+                    self._unseen[tensor] = value
+                    if value.untyped_storage().nbytes() == storage.nbytes() and known is self._values:
+                        with _disable_current_modes():
+                            laid = tensor.storage_offset(), tensor.shape, tensor.stride()
+                            self._values[tensor] = value.new_empty([], dtype=tensor.dtype).set_(
+                                value.untyped_storage(), *laid
+                            )
+                    return tensor
+        return tensor
+
+    def copied(self, tensor: Tensor, copy_: Tensor, memo: dict[int, Any]) -> None:
+        """`copy_` is what `copy.deepcopy` with that memo made of `tensor`."""
+        value = self.of(tensor)
+        if value is not None:
+            with _disable_current_modes():
+                self._values[copy_] = copy.deepcopy(value, memo)
 
     def _remember(self, base: Any, views: Any) -> None:
         """What is written through `views` is written into `base`, whose value they may not share."""
