@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.multiprocessing import reductions
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data._utils import worker
@@ -22,8 +23,9 @@ from vram.simulated.cards import Card
 from vram.simulated.files import file_answers
 from vram.simulated.shadows import Shadows
 
-_NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled"
-_ONE_STREAM = "simulated CUDA has one stream: several, events and graphs are not modelled"
+_NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled, so measure on a GPU"
+_NO_FORWARD = "simulated CUDA does not model what forward-mode derivatives allocate: measure on a GPU"
+_ONE_STREAM = "simulated CUDA has one stream: several, events and graphs are not modelled, so measure on a GPU"
 _NO_SUMMARY = "simulated CUDA has no figures by pool: see torch.cuda.memory_stats()"
 _NO_RAW = "simulated CUDA has no addresses to hand out: allocate tensors"
 _NO_HISTORY = "simulated CUDA records no history of allocations: vram explains growth and peaks by line"
@@ -91,6 +93,10 @@ class _Figures(dict[str, int]):
     def __missing__(self, name: str) -> int:
         raise KeyError(f"{name}: simulated CUDA has the figures of all pools together, current and peak")
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """No default: that would be a figure."""
+        return self[name]
+
 
 def memory_stats(allocator: CachingAllocator) -> dict[str, int]:
     """Figures under the names of `torch.cuda.memory_stats`, as far as they are modelled."""
@@ -126,6 +132,13 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     def always(value: Any) -> Callable[..., Any]:
         return lambda *_, **__: value
 
+    def of_the_one(answer: Callable[[], Any]) -> Callable[..., Any]:
+        def answering(device: Any = None) -> Any:
+            _only_one("cuda" if device is None else device)
+            return answer()
+
+        return answering
+
     cuda: dict[str, Callable[..., Any]] = {
         "_lazy_init": always(None),
         "is_available": always(True),
@@ -135,7 +148,7 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "set_device": _only_one,
         "_exchange_device": _only_one,
         "_maybe_exchange_device": _only_one,
-        "synchronize": always(None),
+        "synchronize": of_the_one(lambda: None),
         "get_rng_state": always(None),  # nothing is drawn
         "set_rng_state": always(None),
         "manual_seed": always(None),
@@ -143,25 +156,25 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "seed": always(None),
         "seed_all": always(None),
         "initial_seed": always(0),
-        "get_device_properties": always(properties),
-        "get_device_name": always(card.name),
-        "get_device_capability": always(card.compute_capability),
+        "get_device_properties": of_the_one(lambda: properties),
+        "get_device_name": of_the_one(lambda: card.name),
+        "get_device_capability": of_the_one(lambda: card.compute_capability),
         "is_bf16_supported": always(card.compute_capability >= (8, 0)),
-        "mem_get_info": lambda *_, **__: (allocator.free_bytes, card.total_bytes),
-        "memory_allocated": lambda *_, **__: allocator.stats.allocated_bytes.current,
-        "max_memory_allocated": lambda *_, **__: allocator.stats.allocated_bytes.peak,
-        "memory_reserved": lambda *_, **__: allocator.stats.reserved_bytes.current,
-        "max_memory_reserved": lambda *_, **__: allocator.stats.reserved_bytes.peak,
-        "memory_stats": lambda *_, **__: memory_stats(allocator),
-        "reset_peak_memory_stats": lambda *_, **__: allocator.reset_peak(),
-        "reset_max_memory_allocated": lambda *_, **__: allocator.reset_peak(),
+        "mem_get_info": of_the_one(lambda: (allocator.free_bytes, card.total_bytes)),
+        "memory_allocated": of_the_one(lambda: allocator.stats.allocated_bytes.current),
+        "max_memory_allocated": of_the_one(lambda: allocator.stats.allocated_bytes.peak),
+        "memory_reserved": of_the_one(lambda: allocator.stats.reserved_bytes.current),
+        "max_memory_reserved": of_the_one(lambda: allocator.stats.reserved_bytes.peak),
+        "memory_stats": of_the_one(lambda: memory_stats(allocator)),
+        "reset_peak_memory_stats": of_the_one(allocator.reset_peak),
+        "reset_max_memory_allocated": of_the_one(allocator.reset_peak),
         "memory_snapshot": lambda *_, **__: allocator.snapshot()["segments"],
         "memory_summary": refuse(_NO_SUMMARY),
         "memory_stats_as_nested_dict": refuse(_NO_SUMMARY),
-        "reset_accumulated_memory_stats": lambda *_, **__: allocator.reset_accumulated(),
+        "reset_accumulated_memory_stats": of_the_one(allocator.reset_accumulated),
         "set_per_process_memory_fraction": set_fraction,
-        "get_per_process_memory_fraction": lambda *_, **__: (
-            1.0 if allocator.allowed_bytes is None else allocator.allowed_bytes / card.total_bytes
+        "get_per_process_memory_fraction": of_the_one(
+            lambda: 1.0 if allocator.allowed_bytes is None else allocator.allowed_bytes / card.total_bytes
         ),
         "ipc_collect": always(None),
         "caching_allocator_alloc": refuse(_NO_RAW),
@@ -183,6 +196,7 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         places[torch, name] = _refused_class(getattr(torch, name), _ONE_STREAM)
     for name in ("current_stream", "default_stream"):
         places[torch.cuda, name] = refuse(_ONE_STREAM)
+    places |= {(forward_ad, name): refuse(_NO_FORWARD) for name in ("enter_dual_level", "make_dual")}
     places |= {(torch.autograd, "backward"): refuse(_NO_BACKWARD), (torch.autograd, "grad"): refuse(_NO_BACKWARD)}
     places |= {
         (torch, "compile"): _eagerly,

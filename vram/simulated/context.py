@@ -46,6 +46,7 @@ _OF_REAL_MEMORY |= {
     for name in ("__deepcopy__", "__dlpack__", "__format__", "__reduce_ex__", "__repr__", "share_memory_", "tolist")
 }
 _MASKED = {_aten.index.Tensor, _aten.masked_select.default}
+_QUANTISED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
 _LIFTED = _aten.lift_fresh.default  # what `torch.tensor` has made: from here on it has no bytes
 _ALIGNED = _aten._nested_tensor_from_mask_left_aligned.default
 _MAJOR, _MINOR = str(torch.__version__).split(".")[:2]
@@ -55,6 +56,9 @@ _GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _LINEAR = _aten.linear.default
 _RMS_NORM = _aten._fused_rms_norm.default
 _RMS_NORMS: set[Any] = {torch.rms_norm, torch.nn.functional.rms_norm}
+
+
+_inside: list[SimulatedCuda] = []  # the one that somebody is in
 
 
 class SimulatedCuda:
@@ -98,7 +102,14 @@ class SimulatedCuda:
 
     def __enter__(self) -> Self:
         if self._depth == 0:
+            if (other := _inside[-1:]) and other != [self]:  # both would count the same bytes
+                raise RuntimeError(
+                    f"a simulation of {self.card.name} in one of {other[0].card.name}: there is one card at a time, so "
+                    "leave the first before"
+                )
             with ExitStack() as stack:
+                _inside.append(self)
+                stack.callback(_inside.remove, self)
                 stack.enter_context(hooked(self))
                 fill_cuda_guard()
                 stack.enter_context(made_on_the_cpu())
@@ -178,6 +189,8 @@ class SimulatedCuda:
         if self.device.type == "cuda" and func is not _LIFTED and _of_real_memory(func, given, args, kwargs):
             with _disable_current_modes():
                 return func(*args, **kwargs)
+        if _quantised(func, given, args, kwargs):
+            raise unmodelled(func, args)
         if any(not isinstance(tensor, FakeTensor) for tensor in given):
             args, kwargs = self._shadows.faked(args), self._shadows.faked(kwargs)
         if func is _ALIGNED:
@@ -367,7 +380,7 @@ class _Indexed(TorchFunctionMode):
             with _disable_current_modes():
                 func(*held, *args[len(held) :])
             return args[0]
-        if func is torch.Tensor.__format__ and args[0].dim() == 0 and args[1]:
+        if func is torch.Tensor.__format__ and args[0].dim() == 0:
             return format(args[0].item(), args[1])
         if func is torch.Tensor.pin_memory:
             return args[0].clone()  # in main memory, where nothing is counted
@@ -436,6 +449,14 @@ def _of_real_memory(func: Any, given: Sequence[Tensor], args: Any, kwargs: Any) 
         return False
     storages = [each for each in args if isinstance(each, torch.UntypedStorage)]
     return aliases(func) and "device" not in kwargs and all(each.device.type == "cpu" for each in storages)
+
+
+def _quantised(func: Any, given: Sequence[Tensor], args: Any, kwargs: Any) -> bool:
+    """Whether it is of quantised tensors, whose bytes fake ones have not: theirs are of the dtype before."""
+    if any(tensor.dtype in _QUANTISED for tensor in given) or kwargs.get("dtype") in _QUANTISED:
+        return True
+    name = func._schema.name.removeprefix("aten::")
+    return name.startswith(("quantize_per_", "_make_per_")) or "_affine_quantized" in name
 
 
 def _grouped_product(
