@@ -20,7 +20,7 @@ from torch.utils.data._utils import worker
 
 from vram.simulated.allocator import CachingAllocator, Stat
 from vram.simulated.cards import Card
-from vram.simulated.files import file_answers
+from vram.simulated.files import Storages, file_answers
 from vram.simulated.shadows import Shadows
 
 _NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled, so measure on a GPU"
@@ -35,19 +35,17 @@ _FAST_PATH = (
     "model: figures are those after torch.backends.mha.set_fastpath_enabled(False)"
 )
 
-_Cloned = Callable[[torch.UntypedStorage], torch.UntypedStorage | None]
-
 
 @contextmanager
 def answering(
-    card: Card, allocator: CachingAllocator, mode: FakeTensorMode, shadows: Shadows, cloned: _Cloned
+    card: Card, allocator: CachingAllocator, mode: FakeTensorMode, shadows: Shadows, storages: Storages
 ) -> Iterator[None]:
     """Inside, questions about the GPU are answered from `card` and `allocator`; backward passes are refused.
 
-    Parameters of `mode`, whose values are in `shadows`, can be moved and cast. `cloned` copies a storage of the card.
+    Parameters of `mode`, whose values are in `shadows`, can be moved and cast. `storages` makes those of the card.
     """
     places = _answers(card, allocator) | {(torch.utils, "swap_tensors"): _swapping(mode, shadows)}
-    places[torch.storage._StorageBase, "clone"] = _cloning(torch.storage._StorageBase.clone, cloned)
+    places |= file_answers(storages, _only_one)
     for owner, name in places:
         if not hasattr(owner, name):
             raise RuntimeError(
@@ -205,14 +203,12 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         (torch.nn.init, "_no_grad_trunc_normal_"): _drawn,
         (torch._C._nn, "_parse_to"): _with_numbers(torch._C._nn._parse_to),
     }
-    places |= file_answers()
     # Workers of a data loader read for real, and what they send is real.
     for owner, name in ((worker, "_worker_loop"), (reductions, "rebuild_tensor")):
         places[owner, name] = _for_real(getattr(owner, name))
     # What NumPy shares it shares with a real tensor.
     places |= {(torch, name): _for_real(getattr(torch, name)) for name in ("from_numpy", "frombuffer")}
     places[torch.storage, "_load_from_bytes"] = _for_real(torch.storage._load_from_bytes)
-    places[torch._utils, "_rebuild_tensor"] = _rebuilt(torch._utils._rebuild_tensor)
     places[torch, "Generator"] = _generator(torch.Generator)
     places[fake_tensor, "init_gpu_context"] = always(None)  # there is no GPU to wake, or it is none of ours
     # transformers builds masks for fake tensors that no real run has: it must take these for real.
@@ -282,24 +278,6 @@ def _for_real(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     return real
-
-
-def _rebuilt(rebuild: Callable[..., Any]) -> Callable[..., Any]:
-    """What comes out of a pickle with real memory is real."""
-    for_real = _for_real(rebuild)
-
-    def rebuilding(storage: Any, *laid: Any) -> Any:
-        return (for_real if storage._untyped_storage.device.type == "cpu" else rebuild)(storage, *laid)
-
-    return rebuilding
-
-
-def _cloning(clone: Callable[..., Any], cloned: _Cloned) -> Callable[..., Any]:
-    def cloning(storage: Any) -> Any:
-        copy = cloned(storage)
-        return clone(storage) if copy is None else copy
-
-    return cloning
 
 
 def _eagerly(model: Any = None, **_: Any) -> Any:

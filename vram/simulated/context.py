@@ -27,6 +27,7 @@ from vram.simulated.answers import answering
 from vram.simulated.attention import FusedAttention
 from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
+from vram.simulated.files import Storages
 from vram.simulated.guard import check, fill_cuda_guard, made_on_the_cpu
 from vram.simulated.scratch import Call, allocated, scratch
 from vram.simulated.shadows import Shadows, aliases, is_real, tensors, unmodelled
@@ -116,7 +117,8 @@ class SimulatedCuda:
                 # First: entered on a card, fake tensors would try to initialise it.
                 stack.enter_context(self._mode.opened())
                 stack.enter_context(self._mode)
-                stack.enter_context(answering(self.card, self.allocator, self._mode, self._shadows, self._cloned))
+                storages = Storages(self._cloned, self._moved, self._taking_part)
+                stack.enter_context(answering(self.card, self.allocator, self._mode, self._shadows, storages))
                 stack.enter_context(_Follow(self))
                 stack.enter_context(_Indexed(self._shadows))
                 stack.enter_context(FusedAttention(self.card.compute_capability))
@@ -152,9 +154,27 @@ class SimulatedCuda:
         """Another storage on the card, of as many bytes; None for one that is not there."""
         if storage._cdata not in self._blocks:
             return None
+        return self._unknown(storage.nbytes()).untyped_storage()
+
+    def _moved(self, storage: torch.UntypedStorage, *, is_read: bool) -> Tensor:
+        """The bytes of a real storage on the card; `is_read`: whether they are there already."""
+        if not is_read:
+            return self._unknown(storage.nbytes())
+        with _disable_current_modes():
+            held = torch.empty(0, dtype=torch.uint8).set_(storage)
+        with self._taking_part():
+            return held.to(self.device)
+
+    def _unknown(self, n_bytes: int) -> Tensor:
+        with self._taking_part():
+            made = torch.empty(n_bytes, dtype=torch.uint8, device=self.device)
+            self._shadows.lose(made)
+            return made
+
+    def _taking_part(self) -> AbstractContextManager[object]:
+        """As `taking_a_turn`, also where the modes are on already."""
         elsewhere = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None
-        with self.taking_a_turn() if elsewhere else nullcontext():
-            return torch.empty(storage.nbytes(), dtype=torch.uint8, device=self.device).untyped_storage()
+        return self.taking_a_turn() if elsewhere else nullcontext()
 
     def resized(self, storage: torch.UntypedStorage) -> None:
         """A storage changed its size without an operation."""

@@ -114,7 +114,8 @@ class Shadows:
             for other, value in list(known.items()):
                 if other.layout is torch.strided and other.untyped_storage()._cdata == storage._cdata:
                     self._unseen[tensor] = value
-                    if value.untyped_storage().nbytes() == storage.nbytes() and known is self._values:
+                    alike = value.untyped_storage().nbytes() == storage.nbytes()
+                    if alike and _worth(tensor.dtype, tensor.numel()):
                         with _disable_current_modes():
                             laid = tensor.storage_offset(), tensor.shape, tensor.stride()
                             self._values[tensor] = value.new_empty([], dtype=tensor.dtype).set_(
@@ -235,14 +236,15 @@ class Shadows:
             if argument.alias_info is not None and argument.alias_info.is_write:
                 written = args[position] if position < len(args) else kwargs.get(argument.name)
                 for tensor in tensors(written):
-                    self._lose(tensor)
+                    self.lose(tensor)
 
         if "batch_norm" in func._schema.name:  # written into as no schema says
             asked = _arguments(func, args, kwargs)
             for tensor in tensors([asked.get("running_mean"), asked.get("running_var")]):
-                self._lose(tensor)
+                self.lose(tensor)
 
-    def _lose(self, tensor: Tensor) -> None:
+    def lose(self, tensor: Tensor) -> None:
+        """What `tensor` holds is not known any more."""
         value = self._value_behind(tensor)
         if value is not None:
             storage = value.untyped_storage()

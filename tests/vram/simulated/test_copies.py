@@ -69,6 +69,8 @@ def test_a_copy_is_what_it_was_made_of() -> None:
         assert (whole.label, whole.device) == ("ids", DEVICE)
         assert (column.stride(), column.storage_offset(), column.tolist()) == ((4,), 1, [1, 5, 9])
         column[0] = 7
+        with pytest.raises(UnknownValue):
+            copy.deepcopy(torch.randn(3, device="cuda")).tolist()
         assert (whole[0].tolist(), ids[0].tolist()) == ([0, 7, 2, 3], [0, 1, 2, 3])
         weight = nn.Parameter(torch.zeros(3, device="cuda"), requires_grad=False)
         weight.grad = torch.ones(3, device="cuda")
