@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.multiprocessing import reductions
+from torch.nn.modules import lazy
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data._utils import worker
 
@@ -26,6 +27,10 @@ from vram.simulated.shadows import Shadows
 _NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled, so measure on a GPU"
 _NO_FORWARD = "simulated CUDA does not model what forward-mode derivatives allocate: measure on a GPU"
 _ONE_STREAM = "simulated CUDA has one stream: several, events and graphs are not modelled, so measure on a GPU"
+_NO_HOST = "simulated CUDA does not model pinned memory: measure on a GPU"
+_NO_NESTED = "simulated CUDA does not model nested tensors: measure on a GPU, or pad"
+_NO_LAZY = "a simulated parameter has its size from the start: give the module its sizes, or measure on a GPU"
+_NO_SUBCLASS = "simulated CUDA does not model subclasses of Tensor: measure on a GPU"
 _NO_SUMMARY = "simulated CUDA has no figures by pool: see torch.cuda.memory_stats()"
 _NO_RAW = "simulated CUDA has no addresses to hand out: allocate tensors"
 _NO_HISTORY = "simulated CUDA records no history of allocations: vram explains growth and peaks by line"
@@ -52,14 +57,18 @@ def answering(
                 f"simulated CUDA answers for {owner.__name__}.{name}, which torch {torch.__version__} lacks"
             )
     before = {place: getattr(*place) for place in places}
+    own = {(owner, name): vars(owner)[name] for owner, name in places if name in vars(owner)}  # and not its base's
     imported = set(sys.modules)
     try:
         for (owner, name), answer in places.items():
             setattr(owner, name, answer)
         yield
     finally:
-        for (owner, name), answer in before.items():
-            setattr(owner, name, answer)
+        for owner, name in places:
+            if (owner, name) in own:
+                setattr(owner, name, own[owner, name])
+            else:
+                delattr(owner, name)
         _take_back({id(answer): before[place] for place, answer in reversed(places.items())}, imported)
 
 
@@ -72,19 +81,31 @@ def _take_back(own: Mapping[int, Any], imported: Collection[str]) -> None:
 
 
 def _swapping(mode: FakeTensorMode, shadows: Shadows) -> Callable[..., None]:
-    """`torch.utils.swap_tensors`, by which `Module.to` moves fake parameters, and which refuses what is weakly held."""
+    """`torch.utils.swap_tensors`, by which `Module.to` moves fake parameters. What it refuses is moved as real ones."""
     swap = torch.utils.swap_tensors
     memo = mode.fake_tensor_converter.meta_converter.tensor_memo  # what the mode knows its tensors by
 
     def swapping(first: torch.Tensor, second: torch.Tensor) -> None:
         memo.clear()
         with shadows.swapping(first, second):
-            swap(first, second)  # type: ignore[no-untyped-call]
+            try:
+                swap(first, second)  # type: ignore[no-untyped-call]
+                return
+            except RuntimeError:  # views of it are alive, or somebody holds it weakly
+                pass
+        first.data = second
+        first.fake_device = second.fake_device  # type: ignore[attr-defined]
 
     return swapping
 
 
+_NEWER = {"host_memory_stats"}
 _STATS = {"allocations": "allocation", "segments": "segment"}  # by our names, torch's
+
+
+class _Properties(SimpleNamespace):
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"simulated CUDA does not know a card's {name}: measure on a GPU")
 
 
 class _Figures(dict[str, int]):
@@ -109,9 +130,7 @@ def memory_stats(allocator: CachingAllocator) -> dict[str, int]:
 
 def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], Callable[..., Any]]:
     major, minor = card.compute_capability
-    properties = SimpleNamespace(
-        name=card.name, total_memory=card.total_bytes, major=major, minor=minor, uuid="simulated"
-    )
+    properties = _Properties(name=card.name, total_memory=card.total_bytes, major=major, minor=minor, uuid="simulated")
 
     def refuse(why: str) -> Callable[..., Any]:
         def refusing(*_: Any, **__: Any) -> Any:
@@ -175,10 +194,30 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
             lambda: 1.0 if allocator.allowed_bytes is None else allocator.allowed_bytes / card.total_bytes
         ),
         "ipc_collect": always(None),
+        "can_device_access_peer": always(False),
+        "get_allocator_backend": always("native"),
+        "get_sync_debug_mode": always(0),
+        "graph_pool_handle": refuse(_ONE_STREAM),
+        "host_memory_stats": refuse(_NO_HOST),
+        "is_current_stream_capturing": always(False),
+        "set_sync_debug_mode": always(None),  # nothing waits
         "caching_allocator_alloc": refuse(_NO_RAW),
         "empty_cache": allocator.empty_cache,
     }
-    places: dict[tuple[Any, str], Callable[..., Any]] = {(torch.cuda, name): answer for name, answer in cuda.items()}
+    # Not every torch has all of them.
+    places: dict[tuple[Any, str], Callable[..., Any]] = {
+        (torch.cuda, name): answer for name, answer in cuda.items() if name not in _NEWER or hasattr(torch.cuda, name)
+    }
+    places |= {(torch.cuda.nvtx, name): always(None) for name in ("mark", "range_pop", "range_push")}
+    places |= {
+        (torch.nested, name): refuse(_NO_NESTED)
+        for name in ("as_nested_tensor", "nested_tensor", "nested_tensor_from_jagged")
+    }
+    places[lazy.LazyModuleMixin, "__init__"] = refuse(_NO_LAZY)
+    places[sys.modules[torch.nn.DataParallel.__module__], "_check_balance"] = always(None)  # of one card
+    places[torch.nn.parallel.comm, "scatter"] = lambda tensor, *_, **__: (tensor.to("cuda:0"),)
+    places[FakeTensor, "as_subclass"] = refuse(_NO_SUBCLASS)
+    places[FakeTensor, "__new__"] = _parameters(FakeTensor.__new__)
     accelerator = _accelerator(cuda)
     places |= {(torch.accelerator, name): answer for name, answer in accelerator.items()}
     own = torch.accelerator.memory
@@ -188,7 +227,7 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     places |= {(memory, name): answer for name, answer in cuda.items() if hasattr(memory, name)}
     places[memory, "_snapshot"] = lambda *_, **__: allocator.snapshot()
     places[memory, "_record_memory_history"] = lambda *_, **__: warnings.warn(_NO_HISTORY, stacklevel=2)
-    for name in ("Stream", "Event", "CUDAGraph"):
+    for name in ("Stream", "Event", "CUDAGraph", "MemPool"):
         places[torch.cuda, name] = _refused_class(getattr(torch.cuda, name), _ONE_STREAM)
     for name in ("Stream", "Event"):
         places[torch, name] = _refused_class(getattr(torch, name), _ONE_STREAM)
@@ -278,6 +317,18 @@ def _for_real(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     return real
+
+
+def _parameters(new: Callable[..., Any]) -> Any:
+    """What was made as a parameter says that it is a `FakeTensor`: one more of its type is a parameter (accelerate)."""
+
+    @functools.wraps(new)
+    def making(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and isinstance(args[0], torch.Tensor) and kwargs.keys() <= {"requires_grad"}:
+            return torch.nn.Parameter(*args, **kwargs)
+        return new(cls, *args, **kwargs)
+
+    return staticmethod(making)
 
 
 def _eagerly(model: Any = None, **_: Any) -> Any:

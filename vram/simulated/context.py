@@ -27,7 +27,7 @@ from vram.simulated.answers import answering
 from vram.simulated.attention import FusedAttention
 from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
-from vram.simulated.files import Storages
+from vram.simulated.files import NO_BYTES, Storages
 from vram.simulated.guard import check, fill_cuda_guard, made_on_the_cpu
 from vram.simulated.scratch import Call, allocated, scratch
 from vram.simulated.shadows import Shadows, aliases, is_real, tensors, unmodelled
@@ -47,6 +47,7 @@ _OF_REAL_MEMORY |= {
     for name in ("__deepcopy__", "__dlpack__", "__format__", "__reduce_ex__", "__repr__", "share_memory_", "tolist")
 }
 _MASKED = {_aten.index.Tensor, _aten.masked_select.default}
+_PACKED = _aten._pack_padded_sequence.default  # of recurrent networks, which are refused
 _QUANTISED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
 _LIFTED = _aten.lift_fresh.default  # what `torch.tensor` has made: from here on it has no bytes
 _ALIGNED = _aten._nested_tensor_from_mask_left_aligned.default
@@ -117,7 +118,7 @@ class SimulatedCuda:
                 # First: entered on a card, fake tensors would try to initialise it.
                 stack.enter_context(self._mode.opened())
                 stack.enter_context(self._mode)
-                storages = Storages(self._cloned, self._moved, self._taking_part)
+                storages = Storages(self._unknown, self._cloned, self._moved, self._taking_part)
                 stack.enter_context(answering(self.card, self.allocator, self._mode, self._shadows, storages))
                 stack.enter_context(_Follow(self))
                 stack.enter_context(_Indexed(self._shadows))
@@ -166,6 +167,7 @@ class SimulatedCuda:
             return held.to(self.device)
 
     def _unknown(self, n_bytes: int) -> Tensor:
+        """So many bytes on the card, of which nobody knows what they hold."""
         with self._taking_part():
             made = torch.empty(n_bytes, dtype=torch.uint8, device=self.device)
             self._shadows.lose(made)
@@ -209,7 +211,7 @@ class SimulatedCuda:
         if self.device.type == "cuda" and func is not _LIFTED and _of_real_memory(func, given, args, kwargs):
             with _disable_current_modes():
                 return func(*args, **kwargs)
-        if _quantised(func, given, args, kwargs):
+        if func is _PACKED or _quantised(func, given, args, kwargs):
             raise unmodelled(func, args)
         if any(not isinstance(tensor, FakeTensor) for tensor in given):
             args, kwargs = self._shadows.faked(args), self._shadows.faked(kwargs)
@@ -310,6 +312,9 @@ class _Mode(FakeTensorMode):  # type: ignore[no-untyped-call]
         finally:
             self._open = False
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise NotImplementedError(NO_BYTES)  # a pickle of one of its tensors asks for it
+
     def __enter__(self) -> Self:
         if not self._open:  # a fake tensor enters its own, to run an operation where no mode is
             from vram.tracing import line_here
@@ -402,6 +407,8 @@ class _Indexed(TorchFunctionMode):
             return args[0]
         if func is torch.Tensor.__format__ and args[0].dim() == 0:
             return format(args[0].item(), args[1])
+        if func is torch.Tensor.share_memory_ and isinstance(args[0], FakeTensor):
+            return args[0]  # nobody else sees it, on the card or not
         if func is torch.Tensor.pin_memory:
             return args[0].clone()  # in main memory, where nothing is counted
         if func in _RECURRENT and args[0].device.type == "cuda":

@@ -19,12 +19,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from vram.simulated.shadows import is_real, tensors
 
 _ON_CARD = "_vram_on_card"  # an attribute of real storages: their bytes there
-_NO_BYTES = "simulated CUDA has no bytes to save: its tensors are shapes and storages alone"
+NO_BYTES = "simulated CUDA has no bytes to save: its tensors are shapes and storages alone"
 
 
 class Storages(NamedTuple):
     """What a simulation does with storages."""
 
+    unknown: Callable[[int], Tensor]  # so many bytes on the card
     cloned: Callable[[torch.UntypedStorage], torch.UntypedStorage | None]  # another on the card, of one that is there
     moved: Callable[..., Tensor]  # the bytes of a real one on the card
     taking_part: Callable[[], AbstractContextManager[object]]  # around what is made there
@@ -42,6 +43,8 @@ def file_answers(storages: Storages, only_one: Callable[[Any], int]) -> dict[tup
         (torch._utils, "_rebuild_tensor"): _rebuilt(torch._utils._rebuild_tensor, storages),
         (base, "clone"): _cloning(base.clone, storages),
         (base, "cuda"): _moving(base.cuda, storages, only_one),
+        (base, "cpu"): _moving_back(base.cpu),
+        (torch.UntypedStorage, "__new__"): _made(torch.UntypedStorage.__new__, storages, only_one),
     }
     with suppress(ImportError):  # now, lest it come later and be itself
         importlib.import_module("safetensors.torch")
@@ -65,12 +68,35 @@ def _cloning(clone: Callable[..., Any], storages: Storages) -> Callable[..., Any
     return cloning
 
 
+def _made(new: Callable[..., Any], storages: Storages, only_one: Callable[[Any], int]) -> Any:
+    """A storage made by itself, on the card where it is asked for there."""
+
+    def making(cls: Any, *args: Any, device: Any = None, **kwargs: Any) -> Any:
+        if device is None or torch.device(device).type != "cuda":
+            return new(cls, *args, **kwargs) if device is None else new(cls, *args, device=device, **kwargs)
+        only_one(device)
+        if len(args) > 1 or (args and type(args[0]) is not int) or kwargs:
+            raise NotImplementedError("simulated CUDA does not model storages of given values: allocate tensors")
+        return storages.unknown(*(args or (0,))).untyped_storage()
+
+    return staticmethod(making)
+
+
 def _moving(move: Callable[..., Any], storages: Storages, only_one: Callable[[Any], int]) -> Callable[..., Any]:
     def moving(storage: Any, device: Any = None, non_blocking: bool = False) -> Any:
         only_one("cuda" if device is None else device)
         if _is_real(storage):
             return storages.moved(storage, is_read=_is_read(storage)).untyped_storage()
         return move(storage, device, non_blocking)
+
+    return moving
+
+
+def _moving_back(move: Callable[..., Any]) -> Callable[..., Any]:
+    def moving(storage: Any) -> Any:
+        if storage.device.type != "meta":
+            return move(storage)
+        return torch.empty(storage.nbytes(), dtype=torch.uint8).untyped_storage()
 
     return moving
 
@@ -151,7 +177,7 @@ def _without_bytes(save: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(save)
     def saving(*args: Any, **kwargs: Any) -> Any:
         if any(isinstance(tensor, FakeTensor) for tensor in tensors(_opened((args, kwargs)))):
-            raise NotImplementedError(_NO_BYTES)
+            raise NotImplementedError(NO_BYTES)
         return save(*args, **kwargs)
 
     return saving
