@@ -22,7 +22,7 @@ from torch.utils.data._utils import worker
 from vram.simulated.allocator import CachingAllocator, Stat
 from vram.simulated.cards import Card
 from vram.simulated.files import Storages, file_answers
-from vram.simulated.shadows import Shadows
+from vram.simulated.shadows import Shadows, is_real
 
 _NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled, so measure on a GPU"
 _NO_FORWARD = "simulated CUDA does not model what forward-mode derivatives allocate: measure on a GPU"
@@ -245,6 +245,7 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     # Workers of a data loader read for real, and what they send is real.
     for owner, name in ((worker, "_worker_loop"), (reductions, "rebuild_tensor")):
         places[owner, name] = _for_real(getattr(owner, name))
+    places[torch.nn.Parameter, "__deepcopy__"] = _for_real_ones(torch.nn.Parameter.__deepcopy__)
     # What NumPy shares it shares with a real tensor.
     places |= {(torch, name): _for_real(getattr(torch, name)) for name in ("from_numpy", "frombuffer")}
     places[torch.storage, "_load_from_bytes"] = _for_real(torch.storage._load_from_bytes)
@@ -317,6 +318,11 @@ def _for_real(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     return real
+
+
+def _for_real_ones(function: Callable[..., Any]) -> Callable[..., Any]:
+    for_real = _for_real(function)
+    return lambda tensor, *args: (for_real if is_real(tensor) else function)(tensor, *args)
 
 
 def _parameters(new: Callable[..., Any]) -> Any:

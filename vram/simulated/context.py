@@ -394,8 +394,8 @@ class _Indexed(TorchFunctionMode):
         if func is torch.Tensor.cuda:
             asked = kwargs.pop("device", None) if len(args) < 2 else args[1]
             func, args = torch.Tensor.to, (args[0], _cuda_device(asked), *args[2:])
-        if func in _OF_REAL_MEMORY and all(map(is_real, tensors(args))):
-            self._shadows.refuse_lost(args, f"Tensor.{func.__name__}")
+        if func in _OF_REAL_MEMORY and all(map(is_real, asked_of := list(filter(_is_tensor, args)))):
+            self._shadows.refuse_lost(asked_of, f"Tensor.{func.__name__}")
             with _disable_current_modes():
                 return func(*args, **kwargs)
         if func in _TO_NUMPY:
@@ -482,6 +482,11 @@ def _quantised(func: Any, given: Sequence[Tensor], args: Any, kwargs: Any) -> bo
     """Whether it is of quantised tensors, whose bytes fake ones have not: theirs are of the dtype before."""
     if any(tensor.dtype in _QUANTISED for tensor in given) or kwargs.get("dtype") in _QUANTISED:
         return True
+    return _quantises(func)
+
+
+@functools.cache
+def _quantises(func: Any) -> bool:
     name = func._schema.name.removeprefix("aten::")
     return name.startswith(("quantize_per_", "_make_per_")) or "_affine_quantized" in name
 
@@ -511,6 +516,10 @@ def _rms_norm(x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     rows = [*x.shape[: x.dim() - len(shape)], *[1] * len(shape)]
     precise = torch.float64 if x.dtype is torch.float64 else torch.float32
     return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(rows, dtype=precise)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _names_the_card(value: Any) -> bool:

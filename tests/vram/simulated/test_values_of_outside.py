@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from vram.simulated.cards import Card
 from vram.simulated.context import SimulatedCuda
@@ -45,6 +46,17 @@ def test_a_real_tensor_hands_out_its_own_memory(hand_out: Callable[[torch.Tensor
         assert hand_out(real) == real.tolist()
     with device():
         assert real.cuda().detach().shape == (real + 0).detach().shape == real.detach().shape == (16, 20)
+
+
+def test_what_is_real_is_copied_as_such_beside_what_is_not() -> None:
+    """By one `copy.deepcopy` of both, and of a module too."""
+    real, linear = torch.linspace(0, 1, 100), nn.Linear(8, 8)
+    with device():
+        there, copied, module = copy.deepcopy([real.cuda(), real, linear])
+        assert (there.device.type, copied.tolist()) == ("cuda", real.tolist())
+        assert module.weight.tolist() == linear.weight.tolist()
+        assert module.weight is not linear.weight
+        assert isinstance(copy.deepcopy(nn.Linear(2, 2)).cuda().weight, nn.Parameter)
 
 
 def test_functions_of_each_element_run_on_what_is_there() -> None:
