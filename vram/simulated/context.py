@@ -69,10 +69,11 @@ class SimulatedCuda:
     Enter it as often as you like: what is alive stays so. Models must be built inside. Values are known where they
     decide (see `vram.simulated.shadows`). Where there is no room, `torch.OutOfMemoryError` says it in CUDA's words.
 
-    Threads that are started inside are followed. Not modelled: several streams, CUDA graphs, quantised kernels, scratch
-    memory of kernels beside cuBLAS's workspaces and what `vram.simulated.scratch` knows. Refused: recurrent networks,
-    backward passes, settings of the allocator, other cards than the one. Compiled code and the fused path of
-    nn.TransformerEncoder warn.
+    Threads that are started inside are followed. Real tensors stay real where only their own memory is asked for or
+    written. Not modelled: several streams, CUDA graphs, scratch memory of kernels beside cuBLAS's workspaces and what
+    `vram.simulated.scratch` knows. Refused: recurrent networks, backward passes and forward-mode derivatives, quantised
+    tensors, settings of the allocator, other cards than the one, its tensors outside. Compiled code and the fused path
+    of nn.TransformerEncoder warn.
     """
 
     def __init__(
