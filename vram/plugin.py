@@ -127,6 +127,13 @@ def vram(request: pytest.FixtureRequest) -> VramSession:
 
 _FIGURES = pytest.StashKey[dict[str, Any]]()  # of a marked test's body, until they are reported
 
+# What a torch without CUDA says, one without a driver, and one without a GPU.
+_NO_GPU = ("Torch not compiled with CUDA enabled", "Found no NVIDIA driver", "No CUDA GPUs are available")
+_OUTSIDE = (
+    "The simulated card is there inside `with vram.on_device():` and in the steps of `vram.replay` alone: make and use "
+    "what is on it there."
+)
+
 
 class _Session:
     """One pytest session's measuring; holds the fixture's object once somebody has asked for it."""
@@ -346,6 +353,9 @@ class _Session:
             report.outcome = "skipped"
             kind = "undecided" if soft else "inconclusive"
             report.longrepr = (path, (line or 0) + 1, f"Skipped: {kind}: {error}")
+        simulated = self._vram is not None and self._vram.device.startswith("simulated")
+        if report.failed and simulated and any(words in str(error) for words in _NO_GPU):
+            report.sections.append(("vram", _OUTSIDE))
         # Attributes of a report travel from a worker of pytest-xdist to its controller.
         told: dict[str, Any] = {} if figures is None else {"figures": figures}
         if isinstance(error, AssertionError) and type(error).__module__.startswith("vram."):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 LEAK = """
     import torch
@@ -300,3 +301,28 @@ def test_a_worker_hands_its_figures_to_the_controller(pytester: pytest.Pytester)
     junit = Path(pytester.path / "junit.xml").read_text()
     assert '<property name="vram.peak_bytes" value="1024" />' in junit
     assert 'failures="2"' in junit
+
+
+OUTSIDE = """
+    import torch
+    from torch import nn
+    def test_made_outside(vram): torch.zeros(3, device=vram.torch_device)
+    def test_used_outside(vram):
+        with vram.on_device():
+            model = nn.Linear(4, 4).to(vram.torch_device)
+        model(torch.zeros(1, 4))
+    def test_inside(vram):
+        with vram.on_device():
+            torch.zeros(3, device=vram.torch_device)
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU answers")
+def test_who_is_outside_of_a_simulated_card_is_told_where_it_is(pytester: pytest.Pytester) -> None:
+    """In a process of its own, as it once ended at the second, and no test after it ran."""
+    pytester.makepyfile(OUTSIDE)
+    result = pytester.runpytest_subprocess("--vram-device", "simulated:24GiB")
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(
+        ["*The simulated card is there inside `with vram.on_device():`*", "*outside the simulation, where nothing is*"]
+    )

@@ -12,18 +12,25 @@ from typing import Any
 
 import torch
 from torch._subclasses import fake_tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
 from torch.multiprocessing import reductions
+from torch.nn.modules import lazy
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.data._utils import worker
 
 from vram.simulated.allocator import CachingAllocator, Stat
 from vram.simulated.cards import Card
-from vram.simulated.files import file_answers
-from vram.simulated.shadows import Shadows
+from vram.simulated.files import Storages, file_answers
+from vram.simulated.shadows import Shadows, is_real
 
-_NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled"
-_ONE_STREAM = "simulated CUDA has one stream: several, events and graphs are not modelled"
+_NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled, so measure on a GPU"
+_NO_FORWARD = "simulated CUDA does not model what forward-mode derivatives allocate: measure on a GPU"
+_ONE_STREAM = "simulated CUDA has one stream: several, events and graphs are not modelled, so measure on a GPU"
+_NO_HOST = "simulated CUDA does not model pinned memory: measure on a GPU"
+_NO_NESTED = "simulated CUDA does not model nested tensors: measure on a GPU, or pad"
+_NO_LAZY = "a simulated parameter has its size from the start: give the module its sizes, or measure on a GPU"
+_NO_SUBCLASS = "simulated CUDA does not model subclasses of Tensor: measure on a GPU"
 _NO_SUMMARY = "simulated CUDA has no figures by pool: see torch.cuda.memory_stats()"
 _NO_RAW = "simulated CUDA has no addresses to hand out: allocate tensors"
 _NO_HISTORY = "simulated CUDA records no history of allocations: vram explains growth and peaks by line"
@@ -35,26 +42,33 @@ _FAST_PATH = (
 
 
 @contextmanager
-def answering(card: Card, allocator: CachingAllocator, mode: FakeTensorMode, shadows: Shadows) -> Iterator[None]:
+def answering(
+    card: Card, allocator: CachingAllocator, mode: FakeTensorMode, shadows: Shadows, storages: Storages
+) -> Iterator[None]:
     """Inside, questions about the GPU are answered from `card` and `allocator`; backward passes are refused.
 
-    Parameters of `mode`, whose values are in `shadows`, can be moved and cast.
+    Parameters of `mode`, whose values are in `shadows`, can be moved and cast. `storages` makes those of the card.
     """
     places = _answers(card, allocator) | {(torch.utils, "swap_tensors"): _swapping(mode, shadows)}
+    places |= file_answers(storages, _only_one)
     for owner, name in places:
         if not hasattr(owner, name):
             raise RuntimeError(
                 f"simulated CUDA answers for {owner.__name__}.{name}, which torch {torch.__version__} lacks"
             )
     before = {place: getattr(*place) for place in places}
+    own = {(owner, name): vars(owner)[name] for owner, name in places if name in vars(owner)}  # and not its base's
     imported = set(sys.modules)
     try:
         for (owner, name), answer in places.items():
             setattr(owner, name, answer)
         yield
     finally:
-        for (owner, name), answer in before.items():
-            setattr(owner, name, answer)
+        for owner, name in places:
+            if (owner, name) in own:
+                setattr(owner, name, own[owner, name])
+            else:
+                delattr(owner, name)
         _take_back({id(answer): before[place] for place, answer in reversed(places.items())}, imported)
 
 
@@ -67,24 +81,40 @@ def _take_back(own: Mapping[int, Any], imported: Collection[str]) -> None:
 
 
 def _swapping(mode: FakeTensorMode, shadows: Shadows) -> Callable[..., None]:
-    """`torch.utils.swap_tensors`, by which `Module.to` moves fake parameters, and which refuses what is weakly held."""
+    """`torch.utils.swap_tensors`, by which `Module.to` moves fake parameters. What it refuses is moved as real ones."""
     swap = torch.utils.swap_tensors
     memo = mode.fake_tensor_converter.meta_converter.tensor_memo  # what the mode knows its tensors by
 
     def swapping(first: torch.Tensor, second: torch.Tensor) -> None:
         memo.clear()
         with shadows.swapping(first, second):
-            swap(first, second)  # type: ignore[no-untyped-call]
+            try:
+                swap(first, second)  # type: ignore[no-untyped-call]
+                return
+            except RuntimeError:  # views of it are alive, or somebody holds it weakly
+                pass
+        first.data = second
+        first.fake_device = second.fake_device  # type: ignore[attr-defined]
 
     return swapping
 
 
+_NEWER = {"host_memory_stats"}
 _STATS = {"allocations": "allocation", "segments": "segment"}  # by our names, torch's
+
+
+class _Properties(SimpleNamespace):
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"simulated CUDA does not know a card's {name}: measure on a GPU")
 
 
 class _Figures(dict[str, int]):
     def __missing__(self, name: str) -> int:
         raise KeyError(f"{name}: simulated CUDA has the figures of all pools together, current and peak")
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """No default: that would be a figure."""
+        return self[name]
 
 
 def memory_stats(allocator: CachingAllocator) -> dict[str, int]:
@@ -100,9 +130,7 @@ def memory_stats(allocator: CachingAllocator) -> dict[str, int]:
 
 def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], Callable[..., Any]]:
     major, minor = card.compute_capability
-    properties = SimpleNamespace(
-        name=card.name, total_memory=card.total_bytes, major=major, minor=minor, uuid="simulated"
-    )
+    properties = _Properties(name=card.name, total_memory=card.total_bytes, major=major, minor=minor, uuid="simulated")
 
     def refuse(why: str) -> Callable[..., Any]:
         def refusing(*_: Any, **__: Any) -> Any:
@@ -121,6 +149,13 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     def always(value: Any) -> Callable[..., Any]:
         return lambda *_, **__: value
 
+    def of_the_one(answer: Callable[[], Any]) -> Callable[..., Any]:
+        def answering(device: Any = None) -> Any:
+            _only_one("cuda" if device is None else device)
+            return answer()
+
+        return answering
+
     cuda: dict[str, Callable[..., Any]] = {
         "_lazy_init": always(None),
         "is_available": always(True),
@@ -130,7 +165,7 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "set_device": _only_one,
         "_exchange_device": _only_one,
         "_maybe_exchange_device": _only_one,
-        "synchronize": always(None),
+        "synchronize": of_the_one(lambda: None),
         "get_rng_state": always(None),  # nothing is drawn
         "set_rng_state": always(None),
         "manual_seed": always(None),
@@ -138,31 +173,51 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         "seed": always(None),
         "seed_all": always(None),
         "initial_seed": always(0),
-        "get_device_properties": always(properties),
-        "get_device_name": always(card.name),
-        "get_device_capability": always(card.compute_capability),
+        "get_device_properties": of_the_one(lambda: properties),
+        "get_device_name": of_the_one(lambda: card.name),
+        "get_device_capability": of_the_one(lambda: card.compute_capability),
         "is_bf16_supported": always(card.compute_capability >= (8, 0)),
-        "mem_get_info": lambda *_, **__: (allocator.free_bytes, card.total_bytes),
-        "memory_allocated": lambda *_, **__: allocator.stats.allocated_bytes.current,
-        "max_memory_allocated": lambda *_, **__: allocator.stats.allocated_bytes.peak,
-        "memory_reserved": lambda *_, **__: allocator.stats.reserved_bytes.current,
-        "max_memory_reserved": lambda *_, **__: allocator.stats.reserved_bytes.peak,
-        "memory_stats": lambda *_, **__: memory_stats(allocator),
-        "reset_peak_memory_stats": lambda *_, **__: allocator.reset_peak(),
-        "reset_max_memory_allocated": lambda *_, **__: allocator.reset_peak(),
+        "mem_get_info": of_the_one(lambda: (allocator.free_bytes, card.total_bytes)),
+        "memory_allocated": of_the_one(lambda: allocator.stats.allocated_bytes.current),
+        "max_memory_allocated": of_the_one(lambda: allocator.stats.allocated_bytes.peak),
+        "memory_reserved": of_the_one(lambda: allocator.stats.reserved_bytes.current),
+        "max_memory_reserved": of_the_one(lambda: allocator.stats.reserved_bytes.peak),
+        "memory_stats": of_the_one(lambda: memory_stats(allocator)),
+        "reset_peak_memory_stats": of_the_one(allocator.reset_peak),
+        "reset_max_memory_allocated": of_the_one(allocator.reset_peak),
         "memory_snapshot": lambda *_, **__: allocator.snapshot()["segments"],
         "memory_summary": refuse(_NO_SUMMARY),
         "memory_stats_as_nested_dict": refuse(_NO_SUMMARY),
-        "reset_accumulated_memory_stats": lambda *_, **__: allocator.reset_accumulated(),
+        "reset_accumulated_memory_stats": of_the_one(allocator.reset_accumulated),
         "set_per_process_memory_fraction": set_fraction,
-        "get_per_process_memory_fraction": lambda *_, **__: (
-            1.0 if allocator.allowed_bytes is None else allocator.allowed_bytes / card.total_bytes
+        "get_per_process_memory_fraction": of_the_one(
+            lambda: 1.0 if allocator.allowed_bytes is None else allocator.allowed_bytes / card.total_bytes
         ),
         "ipc_collect": always(None),
+        "can_device_access_peer": always(False),
+        "get_allocator_backend": always("native"),
+        "get_sync_debug_mode": always(0),
+        "graph_pool_handle": refuse(_ONE_STREAM),
+        "host_memory_stats": refuse(_NO_HOST),
+        "is_current_stream_capturing": always(False),
+        "set_sync_debug_mode": always(None),  # nothing waits
         "caching_allocator_alloc": refuse(_NO_RAW),
         "empty_cache": allocator.empty_cache,
     }
-    places: dict[tuple[Any, str], Callable[..., Any]] = {(torch.cuda, name): answer for name, answer in cuda.items()}
+    # Not every torch has all of them.
+    places: dict[tuple[Any, str], Callable[..., Any]] = {
+        (torch.cuda, name): answer for name, answer in cuda.items() if name not in _NEWER or hasattr(torch.cuda, name)
+    }
+    places |= {(torch.cuda.nvtx, name): always(None) for name in ("mark", "range_pop", "range_push")}
+    places |= {
+        (torch.nested, name): refuse(_NO_NESTED)
+        for name in ("as_nested_tensor", "nested_tensor", "nested_tensor_from_jagged")
+    }
+    places[lazy.LazyModuleMixin, "__init__"] = refuse(_NO_LAZY)
+    places[sys.modules[torch.nn.DataParallel.__module__], "_check_balance"] = always(None)  # of one card
+    places[torch.nn.parallel.comm, "scatter"] = lambda tensor, *_, **__: (tensor.to("cuda:0"),)
+    places[FakeTensor, "as_subclass"] = refuse(_NO_SUBCLASS)
+    places[FakeTensor, "__new__"] = _parameters(FakeTensor.__new__)
     accelerator = _accelerator(cuda)
     places |= {(torch.accelerator, name): answer for name, answer in accelerator.items()}
     own = torch.accelerator.memory
@@ -172,12 +227,13 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     places |= {(memory, name): answer for name, answer in cuda.items() if hasattr(memory, name)}
     places[memory, "_snapshot"] = lambda *_, **__: allocator.snapshot()
     places[memory, "_record_memory_history"] = lambda *_, **__: warnings.warn(_NO_HISTORY, stacklevel=2)
-    for name in ("Stream", "Event", "CUDAGraph"):
+    for name in ("Stream", "Event", "CUDAGraph", "MemPool"):
         places[torch.cuda, name] = _refused_class(getattr(torch.cuda, name), _ONE_STREAM)
     for name in ("Stream", "Event"):
         places[torch, name] = _refused_class(getattr(torch, name), _ONE_STREAM)
     for name in ("current_stream", "default_stream"):
         places[torch.cuda, name] = refuse(_ONE_STREAM)
+    places |= {(forward_ad, name): refuse(_NO_FORWARD) for name in ("enter_dual_level", "make_dual")}
     places |= {(torch.autograd, "backward"): refuse(_NO_BACKWARD), (torch.autograd, "grad"): refuse(_NO_BACKWARD)}
     places |= {
         (torch, "compile"): _eagerly,
@@ -186,10 +242,13 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
         (torch.nn.init, "_no_grad_trunc_normal_"): _drawn,
         (torch._C._nn, "_parse_to"): _with_numbers(torch._C._nn._parse_to),
     }
-    places |= file_answers()
     # Workers of a data loader read for real, and what they send is real.
     for owner, name in ((worker, "_worker_loop"), (reductions, "rebuild_tensor")):
         places[owner, name] = _for_real(getattr(owner, name))
+    places[torch.nn.Parameter, "__deepcopy__"] = _for_real_ones(torch.nn.Parameter.__deepcopy__)
+    # What NumPy shares it shares with a real tensor.
+    places |= {(torch, name): _for_real(getattr(torch, name)) for name in ("from_numpy", "frombuffer")}
+    places[torch.storage, "_load_from_bytes"] = _for_real(torch.storage._load_from_bytes)
     places[torch, "Generator"] = _generator(torch.Generator)
     places[fake_tensor, "init_gpu_context"] = always(None)  # there is no GPU to wake, or it is none of ours
     # transformers builds masks for fake tensors that no real run has: it must take these for real.
@@ -259,6 +318,23 @@ def _for_real(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args, **kwargs)
 
     return real
+
+
+def _for_real_ones(function: Callable[..., Any]) -> Callable[..., Any]:
+    for_real = _for_real(function)
+    return lambda tensor, *args: (for_real if is_real(tensor) else function)(tensor, *args)
+
+
+def _parameters(new: Callable[..., Any]) -> Any:
+    """What was made as a parameter says that it is a `FakeTensor`: one more of its type is a parameter (accelerate)."""
+
+    @functools.wraps(new)
+    def making(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) == 1 and isinstance(args[0], torch.Tensor) and kwargs.keys() <= {"requires_grad"}:
+            return torch.nn.Parameter(*args, **kwargs)
+        return new(cls, *args, **kwargs)
+
+    return staticmethod(making)
 
 
 def _eagerly(model: Any = None, **_: Any) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
+import sys
 import threading
 import warnings
 import weakref
@@ -25,9 +27,10 @@ from vram.simulated.answers import answering
 from vram.simulated.attention import FusedAttention
 from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
-from vram.simulated.guard import check, cuda_guard, made_on_the_cpu
+from vram.simulated.files import NO_BYTES, Storages
+from vram.simulated.guard import check, fill_cuda_guard, made_on_the_cpu
 from vram.simulated.scratch import Call, Step, allocated, scratch
-from vram.simulated.shadows import Shadows, tensors, unmodelled
+from vram.simulated.shadows import Shadows, aliases, is_real, tensors, unmodelled
 
 DEVICE = torch.device("cuda", 0)
 TOKEN = 7  # what argmax and multinomial choose: no end of a sentence, in any tokenizer we know of
@@ -36,7 +39,17 @@ _aten = torch.ops.aten
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _RECURRENT = {_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu}
 _TO_NUMPY: set[Any] = {torch.Tensor.numpy, torch.Tensor.__array__}
+_BY_ELEMENT: set[Any] = {torch.Tensor.apply_, torch.Tensor.map_, torch.Tensor.map2_}
+# What hands out a tensor's own memory, or asks each of its elements: of a real one it is real.
+_OF_REAL_MEMORY: set[Any] = _TO_NUMPY | _BY_ELEMENT
+_OF_REAL_MEMORY |= {
+    getattr(torch.Tensor, name)
+    for name in ("__deepcopy__", "__dlpack__", "__format__", "__reduce_ex__", "__repr__", "share_memory_", "tolist")
+}
 _MASKED = {_aten.index.Tensor, _aten.masked_select.default}
+_PACKED = _aten._pack_padded_sequence.default  # of recurrent networks, which are refused
+_QUANTISED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
+_LIFTED = _aten.lift_fresh.default  # what `torch.tensor` has made: from here on it has no bytes
 _ALIGNED = _aten._nested_tensor_from_mask_left_aligned.default
 _MAJOR, _MINOR = str(torch.__version__).split(".")[:2]
 _VERSION = int(_MAJOR), int(_MINOR)
@@ -47,16 +60,20 @@ _RMS_NORM = _aten._fused_rms_norm.default
 _RMS_NORMS: set[Any] = {torch.rms_norm, torch.nn.functional.rms_norm}
 
 
+_inside: list[SimulatedCuda] = []  # the one that somebody is in
+
+
 class SimulatedCuda:
     """One card. Inside `with`, tensors on `cuda:0` have no bytes, and PyTorch's figures of memory are the card's.
 
     Enter it as often as you like: what is alive stays so. Models must be built inside. Values are known where they
     decide (see `vram.simulated.shadows`). Where there is no room, `torch.OutOfMemoryError` says it in CUDA's words.
 
-    Threads that are started inside are followed. Not modelled: several streams, CUDA graphs, quantised kernels, scratch
-    memory of kernels beside cuBLAS's workspaces and what `vram.simulated.scratch` knows. Refused: recurrent networks,
-    backward passes, settings of the allocator, other cards than the one. Compiled code and the fused path of
-    nn.TransformerEncoder warn.
+    Threads that are started inside are followed. Real tensors stay real where only their own memory is asked for or
+    written. Not modelled: several streams, CUDA graphs, scratch memory of kernels beside cuBLAS's workspaces and what
+    `vram.simulated.scratch` knows. Refused: recurrent networks, backward passes and forward-mode derivatives, quantised
+    tensors, settings of the allocator, other cards than the one, its tensors outside. Compiled code and the fused path
+    of nn.TransformerEncoder warn.
     """
 
     def __init__(
@@ -74,7 +91,7 @@ class SimulatedCuda:
         self.device = device
         # If set, called with an operation's name and its result wherever a storage is taken: the tag of its block.
         self.describe: Callable[[str, Tensor], object] | None = None
-        self._mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._mode = _Mode(allow_non_fake_inputs=True)
         # Its tensors have it among their attributes, which a copy of a module copies.
         self._mode.__deepcopy__ = lambda _: self._mode  # type: ignore[attr-defined]
         self._shadows = Shadows(self._mode, token)
@@ -89,13 +106,22 @@ class SimulatedCuda:
 
     def __enter__(self) -> Self:
         if self._depth == 0:
+            if (other := _inside[-1:]) and other != [self]:  # both would count the same bytes
+                raise RuntimeError(
+                    f"a simulation of {self.card.name} in one of {other[0].card.name}: there is one card at a time, so "
+                    "leave the first before"
+                )
             with ExitStack() as stack:
+                _inside.append(self)
+                stack.callback(_inside.remove, self)
                 stack.enter_context(hooked(self))
-                stack.enter_context(cuda_guard())
+                fill_cuda_guard()
                 stack.enter_context(made_on_the_cpu())
                 # First: entered on a card, fake tensors would try to initialise it.
+                stack.enter_context(self._mode.opened())
                 stack.enter_context(self._mode)
-                stack.enter_context(answering(self.card, self.allocator, self._mode, self._shadows))
+                storages = Storages(self._unknown, self._cloned, self._moved, self._taking_part)
+                stack.enter_context(answering(self.card, self.allocator, self._mode, self._shadows, storages))
                 stack.enter_context(_Follow(self))
                 stack.enter_context(_Indexed(self._shadows))
                 stack.enter_context(FusedAttention(self.card.compute_capability))
@@ -120,9 +146,39 @@ class SimulatedCuda:
 
     @contextmanager
     def taking_a_turn(self) -> Iterator[None]:
-        """In another thread: one operation on the card."""
+        """In another thread: one operation on the card. In one that outlives the simulation it is nobody's."""
+        if self._depth == 0:
+            yield
+            return
         with self._asking, made_on_the_cpu(), self._mode, _Follow(self):
             yield
+
+    def _cloned(self, storage: torch.UntypedStorage) -> torch.UntypedStorage | None:
+        """Another storage on the card, of as many bytes; None for one that is not there."""
+        if storage._cdata not in self._blocks:
+            return None
+        return self._unknown(storage.nbytes()).untyped_storage()
+
+    def _moved(self, storage: torch.UntypedStorage, *, is_read: bool) -> Tensor:
+        """The bytes of a real storage on the card; `is_read`: whether they are there already."""
+        if not is_read:
+            return self._unknown(storage.nbytes())
+        with _disable_current_modes():
+            held = torch.empty(0, dtype=torch.uint8).set_(storage)
+        with self._taking_part():
+            return held.to(self.device)
+
+    def _unknown(self, n_bytes: int) -> Tensor:
+        """So many bytes on the card, of which nobody knows what they hold."""
+        with self._taking_part():
+            made = torch.empty(n_bytes, dtype=torch.uint8, device=self.device)
+            self._shadows.lose(made)
+            return made
+
+    def _taking_part(self) -> AbstractContextManager[object]:
+        """As `taking_a_turn`, also where the modes are on already."""
+        elsewhere = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is None
+        return self.taking_a_turn() if elsewhere else nullcontext()
 
     def resized(self, storage: torch.UntypedStorage) -> None:
         """A storage changed its size without an operation."""
@@ -154,6 +210,11 @@ class SimulatedCuda:
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         given = list(tensors((args, kwargs)))
+        if self.device.type == "cuda" and func is not _LIFTED and _of_real_memory(func, given, args, kwargs):
+            with _disable_current_modes():
+                return func(*args, **kwargs)
+        if func is _PACKED or _quantised(func, given, args, kwargs):
+            raise unmodelled(func, args)
         if any(not isinstance(tensor, FakeTensor) for tensor in given):
             args, kwargs = self._shadows.faked(args), self._shadows.faked(kwargs)
         if func is _ALIGNED:
@@ -248,6 +309,34 @@ def simulated_cuda(card: str) -> SimulatedCuda:
     return cuda
 
 
+class _Mode(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """Fake tensors that are of use inside a simulation alone: nobody counts what they make elsewhere."""
+
+    _open = False
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise NotImplementedError(NO_BYTES)  # a pickle of one of its tensors asks for it
+
+    def __enter__(self) -> Self:
+        if not self._open:  # a fake tensor enters its own, to run an operation where no mode is
+            from vram.tracing import line_here
+
+            func = sys._getframe(1).f_locals.get("func", "an operation")
+            raise RuntimeError(
+                f"{func} at {line_here()} is of a tensor on a simulated card, outside the simulation, where nothing is "
+                "counted: do it inside `with vram.on_device():` (or the `with SimulatedCuda(...)` that it was made in)"
+            )
+        return super().__enter__()
+
+
 class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     supports_higher_order_operators = True
 
@@ -315,18 +404,27 @@ class _Indexed(TorchFunctionMode):
         if func is torch.Tensor.cuda:
             asked = kwargs.pop("device", None) if len(args) < 2 else args[1]
             func, args = torch.Tensor.to, (args[0], _cuda_device(asked), *args[2:])
-        if func in _TO_NUMPY and isinstance(args[0], FakeTensor):
+        if func in _OF_REAL_MEMORY and all(map(is_real, asked_of := list(filter(_is_tensor, args)))):
+            self._shadows.refuse_lost(asked_of, f"Tensor.{func.__name__}")
+            with _disable_current_modes():
+                return func(*args, **kwargs)
+        if func in _TO_NUMPY:
             return self._to_numpy(*args, **kwargs)
-        if func is torch.Tensor.__format__ and args[0].dim() == 0 and args[1]:
+        if func in _BY_ELEMENT and isinstance(args[0], FakeTensor) and args[0].device.type == "cpu":
+            held = [self._shadows.held(each, f"Tensor.{func.__name__}", copied=False) for each in tensors(args)]
+            with _disable_current_modes():
+                func(*held, *args[len(held) :])
+            return args[0]
+        if func is torch.Tensor.__format__ and args[0].dim() == 0:
             return format(args[0].item(), args[1])
+        if func is torch.Tensor.share_memory_ and isinstance(args[0], FakeTensor):
+            return args[0]  # nobody else sees it, on the card or not
         if func is torch.Tensor.pin_memory:
             return args[0].clone()  # in main memory, where nothing is counted
         if func in _RECURRENT and args[0].device.type == "cuda":
             raise NotImplementedError(f"simulated CUDA does not model cuDNN's {func.__name__}: measure on a GPU")
-        if func is torch.Tensor.__deepcopy__:
-            with warnings.catch_warnings():  # it asks for an address, which torch warns of
-                warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
-                return func(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if func is torch.Tensor.__deepcopy__ and args[0].is_leaf and args[0].layout is torch.strided:
+            return self._deepcopied(*args, **kwargs)
         if func == _SET_DATA:
             self._shadows.replace(*args)
         if func in (torch.tensor, torch.as_tensor) and args and isinstance(args[0], list | tuple):
@@ -347,6 +445,30 @@ class _Indexed(TorchFunctionMode):
             del args, kwargs
             raise error.with_traceback(None)  # noqa: B904 (it is the same)
 
+    def _deepcopied(self, tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+        """As torch's own of what has an address: all of the storage, once in a memo; of a parameter what it shows."""
+        if id(tensor) in memo:
+            known: Tensor = memo[id(tensor)]
+            return known
+        with torch.no_grad():
+            if isinstance(tensor, torch.nn.Parameter):
+                new: Tensor = torch.nn.Parameter(
+                    tensor.detach().clone(memory_format=torch.preserve_format), tensor.requires_grad
+                )
+            else:
+                storage = copy.deepcopy(tensor.untyped_storage(), memo)
+                new = tensor.new_empty([]).set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+                self._shadows.copied(tensor, new, memo)
+                new = new.conj_physical() if tensor.is_conj() else new
+                new = new.neg() if tensor.is_neg() else new
+                new.requires_grad_(tensor.requires_grad)
+                if tensor.grad is not None:
+                    new.grad = copy.deepcopy(tensor.grad, memo)
+                own = {name: value for name, value in vars(tensor).items() if name not in vars(new)}
+                vars(new).update(copy.deepcopy(own, memo))
+        memo[id(tensor)] = new
+        return new
+
     def _to_numpy(self, tensor: Tensor, dtype: Any = None, *, force: bool = False) -> Any:
         if tensor.device.type == "cuda" and not force:  # in torch's words
             raise TypeError(
@@ -356,6 +478,27 @@ class _Indexed(TorchFunctionMode):
         with _disable_current_modes():
             array = self._shadows.held(tensor, "Tensor.numpy", copied=tensor.device.type != "cpu").numpy(force=True)
         return array if dtype is None or type(dtype) is bool else array.astype(dtype)
+
+
+def _of_real_memory(func: Any, given: Sequence[Tensor], args: Any, kwargs: Any) -> bool:
+    """Whether an operation looks at, or writes into, the memory of real tensors alone, which stays real by it."""
+    if not given or not all(map(is_real, given)):
+        return False
+    storages = [each for each in args if isinstance(each, torch.UntypedStorage)]
+    return aliases(func) and "device" not in kwargs and all(each.device.type == "cpu" for each in storages)
+
+
+def _quantised(func: Any, given: Sequence[Tensor], args: Any, kwargs: Any) -> bool:
+    """Whether it is of quantised tensors, whose bytes fake ones have not: theirs are of the dtype before."""
+    if any(tensor.dtype in _QUANTISED for tensor in given) or kwargs.get("dtype") in _QUANTISED:
+        return True
+    return _quantises(func)
+
+
+@functools.cache
+def _quantises(func: Any) -> bool:
+    name = func._schema.name.removeprefix("aten::")
+    return name.startswith(("quantize_per_", "_make_per_")) or "_affine_quantized" in name
 
 
 def _grouped_product(
@@ -383,6 +526,10 @@ def _rms_norm(x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     rows = [*x.shape[: x.dim() - len(shape)], *[1] * len(shape)]
     precise = torch.float64 if x.dtype is torch.float64 else torch.float32
     return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(rows, dtype=precise)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _names_the_card(value: Any) -> bool:

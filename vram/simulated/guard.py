@@ -14,21 +14,17 @@ _REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"  # c10::impl::device_gua
 _CUDA, _META = 1, 14  # c10::DeviceType
 
 
-@contextmanager
-def cuda_guard() -> Iterator[None]:
-    """Inside, the CUDA slot of c10's registry of device guards holds the one for meta tensors, which does nothing.
+def fill_cuda_guard() -> None:
+    """The CUDA slot of c10's registry of device guards holds the one for meta tensors, which does nothing, from now on.
 
-    A torch that was built with CUDA has its own, and is left alone. Raises RuntimeError without it.
+    It stays: autograd asks it for the stream of a parameter that outlives a simulation, and aborts the process where
+    there is none, before anybody can say what is wrong. Else nothing asks it where there is no GPU, and torch's own
+    `_ensureCUDADeviceGuardSet` fills it for good too. A torch that was built with CUDA has its own, and is left alone.
+    Raises RuntimeError without one for meta tensors.
     """
-    if _has_gpu():
-        yield
-        return
-    slots = _slots()
-    before, slots[_CUDA] = slots[_CUDA], slots[_META]
-    try:
-        yield
-    finally:
-        slots[_CUDA] = before
+    if not _has_gpu():
+        slots = _slots()
+        slots[_CUDA] = slots[_CUDA] or slots[_META]
 
 
 @contextmanager

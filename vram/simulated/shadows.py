@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import weakref
@@ -33,6 +34,7 @@ _LIKE = {f"aten::{name}" for name in ("full_like", "new_full", "new_ones", "new_
 _DRAWN = {f"aten::{name}" for name in ("randint", "randperm", "random_")}  # small random integers are drawn for real
 _BY_VALUE = {"aten::_coalesce", "aten::_to_sparse", "aten::_to_sparse_csr"}  # as many as are not zero
 _LAID = {f"aten::as_strided{variant}" for variant in ("", "_", "_copy", "_scatter")}  # by places in the storage
+_SET = {_aten.set_.source_Storage, _aten.set_.source_Storage_storage_offset}
 _CPU = torch.device("cpu")
 
 
@@ -53,8 +55,6 @@ class Shadows:
         self._mode, self.token = mode, token
         # Not among the tensors' own attributes, which a copy of a module copies.
         self._values: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
-        # Real tensors that were met: the fake one, and what they held.
-        self._outside: MutableMapping[Tensor, tuple[Tensor, Tensor]] = WeakIdKeyDictionary()
         # Views of known ones that are not known themselves, as too large ones: what they are views of.
         self._unseen: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
         # By address, storages of shadows that something unknown was written into; others may lie there later.
@@ -68,6 +68,8 @@ class Shadows:
         """The operation on fake tensors; on values, where it asks for them. Raises UnknownValue."""
         if func is _aten._local_scalar_dense.default:
             return self._or_unknown(func, self._on_values(func, args, kwargs))
+        if func in _SET:
+            return self._set(func, args)
         # What is written into changes; else there may be no need, and no room, for what would be forgotten.
         at_once = func._schema.is_mutable
         known = self._on_values(func, args, kwargs) if at_once else None
@@ -98,6 +100,37 @@ class Shadows:
             self._remember(args[0], result)
         return result
 
+    def _set(self, func: Any, args: Any) -> Any:
+        """`tensor.set_(storage, ...)`: it holds what others hold there."""
+        tensor, storage = args[:2]
+        self._values.pop(tensor, None)
+        self._unseen.pop(tensor, None)
+        cached, self._mode.cache_enabled = self._mode.cache_enabled, False  # it would keep the storage for good
+        try:
+            func(*args)
+        finally:
+            self._mode.cache_enabled = cached
+        for known in (self._values, self._unseen):
+            for other, value in list(known.items()):
+                if other.layout is torch.strided and other.untyped_storage()._cdata == storage._cdata:
+                    self._unseen[tensor] = value
+                    alike = value.untyped_storage().nbytes() == storage.nbytes()
+                    if alike and _worth(tensor.dtype, tensor.numel()):
+                        with _disable_current_modes():
+                            laid = tensor.storage_offset(), tensor.shape, tensor.stride()
+                            self._values[tensor] = value.new_empty([], dtype=tensor.dtype).set_(
+                                value.untyped_storage(), *laid
+                            )
+                    return tensor
+        return tensor
+
+    def copied(self, tensor: Tensor, copy_: Tensor, memo: dict[int, Any]) -> None:
+        """`copy_` is what `copy.deepcopy` with that memo made of `tensor`."""
+        value = self.of(tensor)
+        if value is not None:
+            with _disable_current_modes():
+                self._values[copy_] = copy.deepcopy(value, memo)
+
     def _remember(self, base: Any, views: Any) -> None:
         """What is written through `views` is written into `base`, whose value they may not share."""
         value = self._value_behind(base) if isinstance(base, Tensor) else None
@@ -113,27 +146,34 @@ class Shadows:
     def of(self, tensor: Tensor) -> Tensor | None:
         """What `tensor` holds, on the CPU; None where that is not known."""
         value: Tensor | None = self._values.get(tensor)
-        return None if value is None or value.untyped_storage()._cdata in self._spoiled else value
+        return None if value is None or self._is_lost(value) else value
+
+    def _is_lost(self, value: Tensor) -> bool:
+        return value.untyped_storage()._cdata in self._spoiled
+
+    def refuse_lost(self, asked: Any, asking: str) -> None:
+        """Raises UnknownValue where something unknown was written into a real tensor, whose memory has not got it."""
+        for tensor in tensors(asked):
+            if tensor.layout is torch.strided and self._is_lost(tensor):
+                self._or_unknown(asking, None)
 
     def held(self, tensor: Tensor, asking: str, *, copied: bool) -> Tensor:
         """What `tensor` holds, itself or a copy. Raises UnknownValue, with who asks."""
-        value: Tensor = self._or_unknown(asking, self.of(tensor))
+        value: Tensor = self._or_unknown(asking, self.of(self._fake(tensor)))
         return value.clone() if copied else value
 
     def _fake(self, tensor: Tensor) -> Tensor:
         if isinstance(tensor, FakeTensor):
             return tensor
-        if tensor.layout is not torch.strided or not _worth(tensor.dtype, tensor.numel()):
-            return self._mode.from_tensor(tensor)
-        with _disable_current_modes():
-            held = tensor.detach()
-            known = self._outside.get(tensor)
-            if known is not None and _same(known[1], held):
-                return known[0]  # and what was written into it here
-            held, value = held.clone(), held.clone()
         fake = self._mode.from_tensor(tensor)
-        self._values[fake] = value
-        self._outside[tensor] = fake, held
+        if _looks(fake) != _looks(tensor):  # of what it was before it was resized
+            self._mode.fake_tensor_converter.meta_converter.tensor_memo.clear()
+            fake = self._mode.from_tensor(tensor)
+        if is_real(tensor) and fake not in self._values and fake not in self._unseen:
+            with _disable_current_modes():
+                value = tensor.detach()  # the same memory: what is written here is written there
+            known = self._values if _worth(tensor.dtype, tensor.numel()) else self._unseen
+            known[fake] = value
         return fake
 
     def _on_values(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -170,6 +210,9 @@ class Shadows:
 
     def replace(self, tensor: Tensor, data: Tensor) -> None:
         """`tensor.data = data`, which is no operation."""
+        if is_real(tensor):  # what its fake one was made of is gone
+            self._mode.fake_tensor_converter.meta_converter.tensor_memo.clear()
+            return
         value = self.of(data)
         if value is None:
             self._values.pop(tensor, None)
@@ -193,14 +236,15 @@ class Shadows:
             if argument.alias_info is not None and argument.alias_info.is_write:
                 written = args[position] if position < len(args) else kwargs.get(argument.name)
                 for tensor in tensors(written):
-                    self._lose(tensor)
+                    self.lose(tensor)
 
         if "batch_norm" in func._schema.name:  # written into as no schema says
             asked = _arguments(func, args, kwargs)
             for tensor in tensors([asked.get("running_mean"), asked.get("running_var")]):
-                self._lose(tensor)
+                self.lose(tensor)
 
-    def _lose(self, tensor: Tensor) -> None:
+    def lose(self, tensor: Tensor) -> None:
+        """What `tensor` holds is not known any more."""
         value = self._value_behind(tensor)
         if value is not None:
             storage = value.untyped_storage()
@@ -295,12 +339,21 @@ def tensors(value: Any) -> Iterator[Tensor]:
         yield from tensors(list(value.values()))
 
 
-def _same(first: Tensor, second: Tensor) -> bool:
-    """Equal, where NaN is NaN."""
-    if torch.equal(first, second):
-        return True
-    alike = first.is_floating_point() and first.shape == second.shape
-    return alike and torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
+def is_real(tensor: Tensor) -> bool:
+    """Whether it has bytes, in main memory."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+
+
+@functools.cache
+def aliases(func: Any) -> bool:
+    """Whether an operation's result is memory that it was given."""
+    return any(each.alias_info is not None for each in func._schema.arguments)
+
+
+def _looks(tensor: Tensor) -> Any:
+    if tensor.layout is not torch.strided:
+        return tensor.layout
+    return tensor.shape, tensor.stride(), tensor.storage_offset(), tensor.dtype
 
 
 def _lie_alike(tensor: Tensor, value: Tensor | None) -> bool:

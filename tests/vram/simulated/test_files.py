@@ -1,0 +1,131 @@
+"""Files inside a simulation: what `torch.load` brings, and where to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from vram.simulated.cards import Card
+from vram.simulated.context import DEVICE, SimulatedCuda
+from vram.simulated.shadows import UnknownValue
+
+TO_THE_CARD: dict[str, Any] = {
+    "a name": "cuda",
+    "a name with a number": "cuda:0",
+    "a device": torch.device("cuda"),
+    "a dictionary": {"cpu": "cuda:0"},
+    "a function that moves": lambda storage, _: storage.cuda(),
+    "a function that names": lambda _, __: "cuda:0",
+}
+TO_MAIN_MEMORY: dict[str, Any] = {
+    "nothing": None,
+    "a name": "cpu",
+    "a dictionary": {"cuda:0": "cpu"},
+    "a function that keeps": lambda storage, _: storage,
+    "a function that keeps out": lambda _, __: None,
+}
+
+
+def device() -> SimulatedCuda:
+    return SimulatedCuda(Card("8GiB", 8 * 2**30, (8, 0), context_bytes=0), cublas_workspace=False)
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """1,024 bytes of weights, of which there are two views, and 32 of integers."""
+    weight = torch.randn(16, 16)
+    content = {"weight": weight, "transposed": weight.t(), "steps": torch.arange(4), "bias": nn.Parameter(weight[0])}
+    torch.save(content, tmp_path / "saved.pt")
+    return tmp_path / "saved.pt"
+
+
+@pytest.mark.parametrize("where", TO_THE_CARD.values(), ids=TO_THE_CARD)
+def test_what_is_loaded_to_the_card_is_counted_there_once(where: Any, saved: Path) -> None:
+    """However that is said; integers are known, and what is shared is shared."""
+    with device() as cuda:
+        loaded = torch.load(saved, map_location=where)
+        assert {tensor.device for tensor in loaded.values()} == {DEVICE}
+        assert cuda.allocator.requested_bytes == torch.cuda.memory_stats()["requested_bytes.all.peak"] == 1024 + 32
+        assert loaded["steps"].tolist() == [0, 1, 2, 3]
+        assert (loaded["transposed"].stride(), type(loaded["bias"])) == ((1, 16), type(nn.Parameter(loaded["bias"])))
+        with pytest.raises(UnknownValue):
+            loaded["weight"].tolist()
+        del loaded
+        assert cuda.allocator.requested_bytes == 0
+
+
+@pytest.mark.parametrize("where", TO_MAIN_MEMORY.values(), ids=TO_MAIN_MEMORY)
+def test_what_is_loaded_to_main_memory_is_real(where: Any, saved: Path) -> None:
+    """With all that it holds; a file can be written anew where it was read."""
+    with device() as cuda:
+        loaded = torch.load(saved, map_location=where)
+        assert loaded["weight"].numpy().shape == (16, 16)
+        assert loaded["weight"].tolist() == loaded["transposed"].numpy().T.tolist()
+        assert cuda.allocator.requested_bytes == 0
+        torch.save(loaded, saved)
+        linear = nn.Linear(16, 16, bias=False, device="cuda")
+        linear.load_state_dict({"weight": loaded["weight"]})
+        assert cuda.allocator.requested_bytes == 1024
+
+
+@pytest.mark.parametrize("where", ["cuda:1", torch.device("cuda", 1), {"cpu": "cuda:1"}, lambda it, _: it.cuda(1)])
+def test_nothing_is_loaded_to_another_card(where: Any, saved: Path) -> None:
+    """Where it would be counted nowhere."""
+    with device(), pytest.raises(RuntimeError, match=r"invalid device ordinal: .*1, of one simulated card"):
+        torch.load(saved, map_location=where)
+
+
+def in_a_thread(load: Callable[[], Any]) -> Any:
+    loaded: list[Any] = []
+    thread = threading.Thread(target=lambda: loaded.append(load()))
+    thread.start()
+    thread.join()
+    return loaded[0]
+
+
+def test_threads_load_too(saved: Path) -> None:
+    """To the card and to main memory."""
+    with device() as cuda:
+        real = in_a_thread(lambda: torch.load(saved))
+        there = in_a_thread(lambda: torch.load(saved, map_location="cuda"))
+        assert cuda.allocator.requested_bytes == 1024 + 32
+        assert there["steps"].tolist() == real["steps"].tolist() == [0, 1, 2, 3]
+
+
+def test_files_of_older_kinds_and_open_ones_are_loaded(saved: Path, tmp_path: Path) -> None:
+    """What is read after its tensors are made is not known."""
+    torch.save({"steps": torch.arange(4)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with device() as cuda:
+        there = torch.load(tmp_path / "old.pt", map_location="cuda")
+        assert cuda.allocator.requested_bytes == 32
+        with pytest.raises(UnknownValue):
+            there["steps"].tolist()
+        assert torch.load(tmp_path / "old.pt")["steps"].tolist() == [0, 1, 2, 3]
+        with saved.open("rb") as opened:
+            assert torch.load(opened, map_location="cuda")["steps"].tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.uint16])
+def test_dtypes_that_are_rebuilt_otherwise_are_refused_on_the_card(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Rather than left in main memory."""
+    torch.save({"weight": torch.zeros(8, dtype=dtype)}, tmp_path / "eight.pt")
+    with device():
+        assert torch.load(tmp_path / "eight.pt")["weight"].dtype is dtype
+        with pytest.raises(NotImplementedError, match="load it to the CPU"):
+            torch.load(tmp_path / "eight.pt", map_location="cuda")
+
+
+def test_a_storage_is_moved_to_the_card_and_ends_there() -> None:
+    """As many bytes as it has."""
+    real = torch.arange(4)
+    with device() as cuda:
+        there = real.untyped_storage().cuda()
+        assert cuda.allocator.requested_bytes == there.nbytes() == 32
+        del there
+        assert cuda.allocator.requested_bytes == 0

@@ -1,0 +1,108 @@
+"""What a simulated card is asked that it has no figure of: refused by name, with the way out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward
+from torch import nn
+from torch.func import jacfwd, jvp
+
+from vram.simulated.cards import Card
+from vram.simulated.context import SimulatedCuda
+from vram.simulated.shadows import UnknownValue
+
+
+def device() -> SimulatedCuda:
+    return SimulatedCuda(Card("8GiB", 8 * 2**30, (8, 0), context_bytes=0), cublas_workspace=False)
+
+
+def on_card(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device="cuda")
+
+
+def forward_mode() -> None:
+    with forward.dual_level():
+        forward.make_dual(on_card(3), on_card(3))
+
+
+UNMODELLED: dict[str, Callable[[], Any]] = {
+    "quantised by tensor": lambda: torch.quantize_per_tensor(on_card(8), 0.1, 0, torch.qint8),
+    "quantised by tensor, in main memory": lambda: torch.quantize_per_tensor(torch.randn(8), 0.1, 0, torch.qint8),
+    "quantised by channel": lambda: torch.quantize_per_channel(
+        on_card(2, 8), torch.ones(2), torch.zeros(2), 0, torch.qint8
+    ),
+    "quantised, empty": lambda: torch._empty_affine_quantized([8], scale=0.1, zero_point=0, dtype=torch.qint8),
+    "jvp": lambda: jvp(nn.functional.gelu, (on_card(3),), (on_card(3),)),
+    "jacfwd": lambda: jacfwd(torch.sin)(on_card(3)),
+    "forward mode": forward_mode,
+    "backward": lambda: nn.Linear(3, 3, device="cuda")(on_card(3)).sum().backward(),
+    "a gradient": lambda: torch.autograd.grad(nn.Linear(3, 3, device="cuda")(on_card(3)).sum(), []),
+    "a stream": lambda: torch.cuda.Stream(),
+    "an event": lambda: torch.cuda.Event(enable_timing=True),
+    "a graph": lambda: torch.cuda.CUDAGraph(),
+    "the current stream": lambda: torch.cuda.current_stream().synchronize(),
+}
+
+
+@pytest.mark.parametrize("ask", UNMODELLED.values(), ids=UNMODELLED)
+def test_what_it_does_not_model_it_says_and_where_to_go(ask: Callable[[], Any]) -> None:
+    """Never a wrong figure in silence, nor a refusal without a way out."""
+    with device(), pytest.raises(NotImplementedError, match="measure on a GPU"):
+        ask()
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_what_was_quantised_outside_does_not_come_to_the_card() -> None:
+    """It would be there in the dtype that it had before."""
+    quantised = torch.quantize_per_tensor(torch.zeros(8), 0.1, 0, torch.qint8)
+    with device(), pytest.raises(NotImplementedError, match="measure on a GPU"):
+        quantised.cuda()
+
+
+ASKED_OF_ANOTHER: dict[str, Callable[[], object]] = {
+    name: lambda name=name: getattr(torch.cuda, name)(1)  # type: ignore[misc]
+    for name in (
+        *("get_device_capability", "get_device_name", "get_device_properties", "mem_get_info", "memory_allocated"),
+        *("max_memory_allocated", "max_memory_reserved", "memory_reserved", "memory_stats", "reset_peak_memory_stats"),
+        "synchronize",
+    )
+}
+
+
+@pytest.mark.parametrize("ask", ASKED_OF_ANOTHER.values(), ids=ASKED_OF_ANOTHER)
+def test_another_card_has_no_figures(ask: Callable[[], object]) -> None:
+    """And not those of the one."""
+    with device(), pytest.raises(RuntimeError, match="invalid device ordinal: 1, of one simulated card"):
+        ask()
+
+
+def test_figures_that_it_has_not_have_no_default_either() -> None:
+    """0 would be one."""
+    with device():
+        stats = torch.cuda.memory_stats(0)
+        assert stats.get("allocated_bytes.all.peak", 1) == 0
+        with pytest.raises(KeyError, match="small_pool"):
+            stats.get("allocated_bytes.small_pool.peak", 0)
+
+
+def test_there_is_one_card_at_a_time() -> None:
+    """Both would count the same bytes; after the first, the second is there."""
+    first, second = device(), device()
+    with first, pytest.raises(RuntimeError, match="there is one card at a time"), second:
+        pass
+    with second, second:
+        kept = on_card(4)
+        assert (first.allocator.requested_bytes, second.allocator.requested_bytes) == (0, kept.nbytes)
+
+
+def test_a_number_on_the_card_is_the_same_text_as_in_main_memory() -> None:
+    """A key of a dictionary, say; where it is not known there is none."""
+    with device():
+        keys = {f"layer {layer}" for layer in torch.arange(3, device="cuda")}
+        assert keys == {"layer 0", "layer 1", "layer 2"}
+        with pytest.raises(UnknownValue, match="keep it on the device"):
+            f"{on_card(1)[0]}"
