@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import re
 import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import numpy as np
 import pytest
@@ -207,6 +210,67 @@ def test_a_replay_that_cannot_be_judged_is_refused(arguments: dict[str, object],
     with pytest.raises(ValueError, match=message):
         vram.replay(ran.append, **{"samples": [0], **arguments})  # type: ignore[arg-type]
     assert ran == []
+
+
+def streamed(n: int) -> Iterator[torch.Tensor]:
+    yield torch.zeros(n)
+
+
+async def awaited(n: int) -> torch.Tensor:
+    return torch.zeros(n)
+
+
+async def streamed_by_a_loop(n: int) -> AsyncIterator[torch.Tensor]:
+    yield torch.zeros(n)
+
+
+@pytest.mark.parametrize(
+    ("step", "what", "instead"),
+    [
+        (streamed, "a generator from streamed", "`lambda sample: list(streamed(sample))`"),
+        (awaited, "a coroutine from awaited", "`lambda sample: asyncio.run(awaited(sample))`"),
+        (streamed_by_a_loop, "an async generator", "`lambda sample: asyncio.run(consume(streamed_by_a_loop(sample)))`"),
+        (lambda n: (torch.zeros(n) for _ in range(2)), "a generator from <lambda>", "list(work(sample))"),
+        (lambda n: map(torch.zeros, [n]), "a map object", "list("),
+        (lambda n: filter(torch.is_tensor, [n]), "a filter object", "list("),
+    ],
+)
+def test_work_that_is_yet_to_be_done_is_refused(step: Callable[[int], object], what: str, instead: str) -> None:
+    """A step that only returns what would do the work is a TypeError which says how to have it done: never stable."""
+    with pytest.raises(TypeError, match=re.escape(what)) as failure:
+        vram.replay(step, [10])
+    assert instead in str(failure.value)
+
+
+class Output:
+    """As a model's: an iterator over its parts, all of them there."""
+
+    def __init__(self, n: int) -> None:
+        self.parts = [torch.zeros(n)]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        return self.parts.pop()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Output,
+        lambda n: iter([torch.zeros(n)]),
+        lambda n: zip(["logits"], [torch.zeros(n)], strict=True),
+        lambda n: {"logits": torch.zeros(n)}.items(),
+        lambda n: list(streamed(n)),
+        lambda n: asyncio.run(awaited(n)),
+    ],
+)
+def test_a_result_that_can_be_iterated_is_a_result(step: Callable[[int], object]) -> None:
+    """An output, or an iterator over parts that are there, was worked for; so was what a stream gave in the end."""
+    recording = vram.replay(step, [250])
+    assert int((recording.channels["requested_peak"] - recording.channels["requested"])[-1, 0]) >= 1000
+    vram.assert_stable(recording)
 
 
 def test_meters_can_be_chosen() -> None:
