@@ -14,6 +14,7 @@ import torch
 
 import vram
 from vram.collector import frozen, unfrozen
+from vram.meters import default_meter, torch_device
 from vram.meters.tensor import TensorMeter
 
 KiB = 2**10
@@ -289,3 +290,41 @@ def test_measure_gives_live_and_peak_bytes_of_a_block() -> None:
     assert measured.live_bytes - measured.before_bytes == kept.nbytes
     assert measured.peak_bytes - measured.before_bytes >= kept.nbytes + 2000
     assert measured.source == "CPU tensors"
+
+
+@pytest.mark.parametrize("device", ["cpu", "simulated"])
+def test_what_is_measured_inside_counts_outside(device: str) -> None:
+    """A peak before, and one within, a measurement or replay inside is the outer block's too, and the outer step's."""
+
+    def needs(n: int) -> None:
+        torch.zeros(n, dtype=torch.uint8, device=torch_device(device))
+
+    def nested(inner: int) -> None:
+        needs(3000)
+        with vram.measure(device):
+            needs(inner)
+        vram.replay(needs, [inner, 100], laps=3, meters=[default_meter(device)])
+
+    with vram.measure(device) as measured:
+        nested(10)
+        assert measured.peak_bytes - measured.before_bytes == 3000
+        nested(5000)
+        needs(20)
+    assert measured.peak_bytes - measured.before_bytes == 5000
+    recording = vram.replay(nested, [10, 6000], laps=3, meters=[default_meter(device)])
+    peaks = recording.channels["requested_peak"] - recording.before["requested"]
+    assert peaks.tolist() == [[3000, 6000]] * 3
+
+
+def test_on_a_simulated_card_work_that_resets_its_statistics_hides_nothing() -> None:
+    """The step's peak stays, while torch.cuda's own starts again, as on a card."""
+    seen: list[int] = []
+
+    def step(n: int) -> None:
+        torch.zeros(n, dtype=torch.uint8, device="cuda")
+        torch.cuda.reset_peak_memory_stats()
+        seen.append(torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated())
+
+    recording = vram.replay(step, [4000], laps=3, meters=[default_meter("simulated")])
+    assert (recording.channels["requested_peak"] - recording.channels["requested"]).tolist() == [[4000]] * 3
+    assert seen == [0] * 3
