@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import time
-import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -49,22 +48,21 @@ class Replayed:
 
 # pytest then shows the test's own line, and not how a sample was replayed; other errors of a step keep every frame.
 hidden_on_oom = methodcaller("errisinstance", OutOfMemory)
-_replayed: dict[int, Replayed] = {}  # by the recording's id, as long as it lives
 
 
 def replayed(recording: Recording) -> Replayed | None:
     """What `recording` was made of; None where `replay` did not make it, or it was forgotten."""
-    return _replayed.get(id(recording))
+    return vars(recording).get("_made_of")
 
 
 def forget(recording: Recording) -> None:
     """Let go of the step and the samples of `recording`."""
-    _replayed.pop(id(recording), None)
+    vars(recording).pop("_made_of", None)
 
 
 def _remember(recording: Recording, made_of: Replayed) -> None:
-    _replayed[id(recording)] = made_of
-    weakref.finalize(recording, _replayed.pop, id(recording), None)
+    # On the recording itself, not in a table of ours: what a step holds may hold the recording, and both then end.
+    vars(recording)["_made_of"] = made_of
 
 
 def replay(
