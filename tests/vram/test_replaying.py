@@ -117,6 +117,26 @@ def test_nothing_the_step_made_is_kept() -> None:
     assert all(ref() is None for ref in made)
 
 
+def test_a_recording_that_was_found_stable_lets_go_of_its_step_and_samples() -> None:
+    """Nobody will ask why it grows; until then they are kept, with nothing but the recording."""
+
+    class Model:
+        def answer(self, n: int) -> torch.Tensor:
+            return torch.zeros(n)
+
+    model, dropped = Model(), Model()
+    seen, unseen = weakref.ref(model), weakref.ref(dropped)
+    recording, never_judged = vram.replay(model.answer, [1]), vram.replay(dropped.answer, [1])
+    del model, dropped
+    gc.collect()
+    assert seen() is not None
+    assert unseen() is not None
+    vram.assert_stable(recording)
+    del never_judged
+    gc.collect()
+    assert (seen(), unseen()) == (None, None)
+
+
 def test_garbage_cycles_are_collected_before_a_reading() -> None:
     """A tensor in a reference cycle is not growth."""
 
