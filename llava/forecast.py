@@ -9,10 +9,12 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from himap import HimapLlavaConfig
-from llava.checkpoint import image_token_count, read_config
+from llava.checkpoint import empty_model, image_token_count, read_config, reading
 from llava.errors import BadInput, shown
 from llava.hf_layout import check_tokenizer_files, hf_config, hf_tokenizer
 from llava.original import is_original, original_config, original_tokenizer
@@ -24,6 +26,8 @@ from vram.simulated.cards import Card
 from vram.simulated.trace import Played, Replay
 from vram.tracing import BEFORE, Allocation, Event
 
+_ROPES = {"default", *ROPE_INIT_FUNCTIONS} - {"longrope"}
+_MOST_PARAMETERS = 2**40
 _HOLDERS = 10
 _MOST_OPERATIONS = 2**24  # of a longest answer that is played: some ten seconds
 _MOST_EVENTS = 100_000  # of the snapshot; the oldest are dropped, as PyTorch's own ring buffer does
@@ -220,29 +224,37 @@ def config_of(model: str) -> HimapLlavaConfig:
             f"{shown(str(folder))}"
         )
     config = original_config(folder, raw) if is_original(raw) else hf_config(folder)
-    _check_possible(config)
+    _check_possible(config, folder)
+    _check_model(config, folder)
     return config
 
 
-def _check_possible(config: HimapLlavaConfig) -> None:
-    """Raise BadInput for a config that can be read, and of which no model can be made."""
+def _check_possible(config: HimapLlavaConfig, folder: Path) -> None:
+    """Raise BadInput for a config that can be read, and of which no model can be made that answers."""
     text, vision, layer = config.text_config, config.vision_config, config.vision_feature_layer
     side, patch = vision.image_size, vision.patch_size
+    layers = layer if isinstance(layer, list) else [layer]
     deepest = vision.num_hidden_layers
     acts = {config.projector_hidden_act, text.hidden_act, vision.hidden_act}
+    rope = (getattr(text, "rope_parameters", None) or {}).get("rope_type", "default")
+    positive = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    sizes = {
+        **{f"text_config.{name}": getattr(text, name) for name in (*positive, "head_dim")},
+        **{f"vision_config.{name}": getattr(vision, name) for name in (*positive, "patch_size")},
+    }
     for name, possible, rule, value in (
-        ("num_hidden_layers", text.num_hidden_layers >= 0, "be 0 or more", text.num_hidden_layers),
+        *((name, value is None or value > 0, "be more than 0", value) for name, value in sizes.items()),
         (
             "num_key_value_heads",
             text.num_key_value_heads > 0 and text.num_attention_heads % text.num_key_value_heads == 0,
             f"divide its {text.num_attention_heads} heads",
             text.num_key_value_heads,
         ),
-        ("patch_size", patch > 0, "be more than 0", patch),
         ("image_size", side >= patch, f"hold a patch of {patch}", side),
+        ("num_channels", vision.num_channels == 3, "be 3, as images have", vision.num_channels),
         (
             "vision_feature_layer",
-            all(-deepest - 1 <= each <= deepest for each in (layer if isinstance(layer, list) else [layer])),
+            layers and all(-deepest - 1 <= each <= deepest for each in layers),
             f"be in {-deepest - 1}..{deepest}",
             layer,
         ),
@@ -253,9 +265,28 @@ def _check_possible(config: HimapLlavaConfig) -> None:
             f"be in 0..{text.vocab_size - 1}, the vocabulary",
             config.image_token_id,
         ),
+        (
+            "pad_token_id",
+            text.pad_token_id is None or -text.vocab_size <= text.pad_token_id < text.vocab_size,
+            f"be below {text.vocab_size}, the vocabulary",
+            text.pad_token_id,
+        ),
+        # longrope's first answer makes frequencies that stay with the model, and no later answer frees them.
+        ("rope_type", rope in _ROPES, f"be one of {', '.join(sorted(_ROPES))}", rope),
     ):
         if not possible:
-            raise BadInput(f"the config's {name} must {rule}, got {shown(value)}")
+            raise BadInput(f"the config's {name} must {rule}, got {shown(value)} in {shown(str(folder))}")
+
+
+def _check_model(config: HimapLlavaConfig, folder: Path) -> None:
+    """Raise BadInput where transformers makes no model of the config, or one that is beyond every card."""
+    model = reading(folder, "config.json", lambda: empty_model(config, torch.device("meta")))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    if parameters > _MOST_PARAMETERS:
+        raise BadInput(
+            f"the config's model must have at most {_MOST_PARAMETERS:,} parameters, got {parameters:,} in "
+            f"{shown(str(folder))}"
+        )
 
 
 def tokenizer_of(model: str) -> Any:

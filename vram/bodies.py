@@ -41,7 +41,7 @@ class Body:
 def measured(asked: Wanted, device: str, let_go: Callable[[], None]) -> Iterator[Body]:
     """Measure the block for what `asked` needs. `let_go` drops what the test runner itself keeps of the body.
 
-    A body that resets the peak statistics of its device hides what it needed before that.
+    A body that itself resets the peak statistics of a real GPU hides what it needed before that.
     """
     body = Body()
     leaks = asked.allow_bytes is not None

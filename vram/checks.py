@@ -11,6 +11,7 @@ from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, PeakExceeded,
 from vram.level import compare
 from vram.peak import judge_peak
 from vram.recording import Recording, judged_figures
+from vram.replaying import forget
 from vram.simulated.cards import Card
 from vram.units import format_bytes, parse_bytes
 from vram.verdict import Forecast, Status, Verdict, judge_growth
@@ -72,12 +73,13 @@ def assert_stable(
     Other noisy channels are told, and do not decide. Raises MemoryGrowth, Undecided, or Inconclusive where no exact
     channel was measured. On growth the samples are run again with tracing, and the error names lines and holders, and
     when `card` is full (the device's own where it is not named); `save` writes the memory viewer's snapshot of that
-    rerun and returns its path. The step and the samples of the recording are let go of then.
+    rerun and returns its path. The step and the samples of the recording are let go of, either way.
     """
     __tracebackhide__ = True  # pytest then shows the test's own line
     judged = verdicts(recording)
     channel, verdict = overall(recording, judged)
     if verdict.status in ("stable", "plateau"):
+        forget(recording)
         return
     text = _growth_text(recording, channel, judged, card)
     from vram.explaining import explained  # needs torch, which importing vram does not

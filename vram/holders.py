@@ -387,11 +387,9 @@ class _Words:
                 name, where = self.locals[id(found)]
                 return _called(noun, f"`{name}`", f"local of {where}")
             return noun
-        kind, name, j = self._slot(i)
-        links = 0
-        while j < len(self.path) - 1 and type(self.path[j]) is type(found) and self._slot(j)[:2] == (kind, name):
-            j, links = self._slot(j)[2], links + 1
+        links, last = self._links(i)
         noun = f"{noun} ({links} links on)" if links else noun
+        kind, name, j = self._slot(last)
         rest = self._phrase(j)
         if kind == "item":
             return f"{noun} in {rest}"
@@ -400,6 +398,25 @@ class _Words:
         if kind == "key":
             return f"{noun} at key {name} of {rest}"
         return _called(noun, name, f"{kind} of {rest}")
+
+    def _links(self, i: int) -> tuple[int, int]:
+        """How many steps on from path[i] each is like the one before it, and where that ends.
+
+        Or like the second or third before it, if there are three such rounds: a partial of a partial's method.
+        """
+        at, steps = [i], []
+        while at[-1] < len(self.path) - 1:
+            kind, name, j = self._slot(at[-1])
+            steps.append((type(self.path[at[-1]]), kind, name))
+            at.append(j)
+        for period, least in ((1, 1), (2, 4), (3, 6)):
+            links = 0
+            while links + period < len(steps) and steps[links + period] == steps[links]:
+                links += 1
+            links -= links % period
+            if links >= least:
+                return links, at[links]
+        return 0, i
 
     def _at(self, i: int) -> Any:
         return self.path[i] if i < len(self.path) else None

@@ -39,7 +39,11 @@ class Measurement:
 
 @contextmanager
 def measure(device: str = "auto") -> Iterator[Measurement]:
-    """`with vram.measure() as m:` then `m.peak_bytes`, `m.live_bytes`, `m.before_bytes`. Devices as in `replay`."""
+    """`with vram.measure() as m:` then `m.peak_bytes`, `m.live_bytes`, `m.before_bytes`. Devices as in `replay`.
+
+    Replays and measurements inside the block count for its peak. On a real GPU `torch.cuda.reset_peak_memory_stats`
+    inside it hides what was needed before.
+    """
     with default_meter(device) as meter, meter.watching():
         meter.reset_peak()
         measurement = Measurement(meter)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gc
 import time
-import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from operator import methodcaller
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +24,15 @@ from vram.verdict import Verdict, judge_growth
 Sample = TypeVar("Sample")
 DEFAULT_LAPS = 5
 
+# What a call returns at once, before it has done any of its work: what it is, and how a step gets that work done. Other
+# iterators may well be results, a model's output among them.
+_PENDING: dict[type, tuple[str, str]] = {
+    GeneratorType: ("a generator", "list({step}(sample))"),
+    CoroutineType: ("a coroutine", "asyncio.run({step}(sample))"),
+    AsyncGeneratorType: ("an async generator", "asyncio.run(consume({step}(sample)))"),
+    map: ("a map object", "list({step}(sample))"),
+    filter: ("a filter object", "list({step}(sample))"),
+}
 # name -> channel -> lap -> sample -> readings
 _Marks = dict[str, dict[str, list[list[list[int]]]]]
 
@@ -39,22 +48,21 @@ class Replayed:
 
 # pytest then shows the test's own line, and not how a sample was replayed; other errors of a step keep every frame.
 hidden_on_oom = methodcaller("errisinstance", OutOfMemory)
-_replayed: dict[int, Replayed] = {}  # by the recording's id, as long as it lives
 
 
 def replayed(recording: Recording) -> Replayed | None:
     """What `recording` was made of; None where `replay` did not make it, or it was forgotten."""
-    return _replayed.get(id(recording))
+    return vars(recording).get("_made_of")
 
 
 def forget(recording: Recording) -> None:
     """Let go of the step and the samples of `recording`."""
-    _replayed.pop(id(recording), None)
+    vars(recording).pop("_made_of", None)
 
 
 def _remember(recording: Recording, made_of: Replayed) -> None:
-    _replayed[id(recording)] = made_of
-    weakref.finalize(recording, _replayed.pop, id(recording), None)
+    # On the recording itself, not in a table of ours: what a step holds may hold the recording, and both then end.
+    vars(recording)["_made_of"] = made_of
 
 
 def replay(
@@ -73,8 +81,9 @@ def replay(
     for peaks alone, with no verdict on growth. After each step the result is dropped, garbage collected, the device
     waited for and every meter read. Nothing that `step` made is kept.
 
-    Raises ValueError for no samples or too few laps, OutOfMemory (with sample, line and bytes) where a step runs out
-    of memory; any other exception of `step` comes through unchanged.
+    Raises ValueError for no samples or too few laps; TypeError where `step` returns work that is yet to be done (a
+    generator, a coroutine, an async generator, a map or a filter); OutOfMemory (with sample, line and bytes) where a
+    step runs out of memory; any other exception of `step` comes through unchanged.
     """
     __tracebackhide__ = hidden_on_oom
     lap_samples = list(samples)
@@ -190,7 +199,7 @@ class _Loop:
                 for meter in self.meters:
                     stack.enter_context(meter.watching())
                 stack.enter_context(listening(lambda name: self._read_mark(name, index)))
-                self.step(self.samples[index])
+                _refuse_pending(self.step, self.step(self.samples[index]))
             for meter in self.meters:
                 meter.synchronize()
         except Exception as error:
@@ -258,6 +267,21 @@ def _out_of_memory(
         sample=sample,
         requested_bytes=requested_bytes(error),
         line=failing_line(error),
+    )
+
+
+def _refuse_pending(step: Callable[..., object], result: object) -> None:
+    """Raise TypeError where `result` stands for work that nobody has done: what was measured is nothing."""
+    if type(result) not in _PENDING:
+        return
+    if isinstance(result, CoroutineType):
+        result.close()  # else Python warns that it was never awaited
+    what, how = _PENDING[type(result)]
+    name = step_name(step).rpartition(".")[2]
+    consumed = how.format(step=name if name.isidentifier() else "work")
+    raise TypeError(
+        f"step must do its work before it returns, got {what} from {name_of(step)}: its work is yet to be done, and "
+        f"would not be measured. Have a step that does it, as in `lambda sample: {consumed}`"
     )
 
 

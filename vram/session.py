@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from vram.marks import mark
 from vram.measuring import Measurement, measure
 from vram.meters import Meter, default_meter, default_meters, resolve_device, torch_device
 from vram.recording import Recording
-from vram.replaying import hidden_on_oom, name_of, replay
+from vram.replaying import forget, hidden_on_oom, name_of, replay
 from vram.simulated.cards import find_card
 from vram.surfaces import merged
 from vram.verdict import Verdict
@@ -55,11 +56,10 @@ class VramSession:
         self.options = options
         self.summaries: list[dict[str, Any]] = []
         self.accepted: list[Accepted] = []
-        self._by_recording: dict[int, dict[str, Any]] = {}
-        self._recordings: list[Recording] = []  # keeps the ids above from being used again
+        self._by_recording: dict[int, dict[str, Any]] = {}  # by its id, as long as it lives
         self._snapshots: set[Path] = set()
         self.environment: dict[str, object] = {}
-        self._touched: dict[int, dict[str, Any]] = {}  # by the recording's id: since somebody last asked
+        self._touched: dict[int, dict[str, Any]] = {}  # by the summary's id: since somebody last asked
 
     @property
     def device(self) -> str:
@@ -90,6 +90,9 @@ class VramSession:
 
         In the history a recording with a `name` is known by it, whichever test makes it; one without by its test and
         step. `facts` are what else must be equal for runs to be compared: `{"model": "llava-7b", "dtype": "float16"}`.
+
+        Only a recording that grows keeps `step` and `samples`, for the explanation: until that is given, or as long as
+        somebody else keeps the recording.
         """
         __tracebackhide__ = hidden_on_oom
         known = {"named": name is not None, "facts": dict(facts or {})}
@@ -112,6 +115,9 @@ class VramSession:
             from vram.breakdown import breakdown
 
             self._by_recording[id(recording)]["at_peak"] = breakdown(recording)
+        if self._by_recording[id(recording)]["verdict"] not in ("grows", "undecided"):
+            # No check will ask why: a model kept for that would count in the peaks of all later tests.
+            forget(recording)
         return recording
 
     def measure(self) -> AbstractContextManager[Measurement]:
@@ -219,12 +225,12 @@ class VramSession:
         """The recording's summary, None for one that this session neither made nor noted; a test uses it now."""
         summary = self._by_recording.get(id(recording))
         if summary is not None:
-            self._touched[id(recording)] = summary
+            self._touched[id(summary)] = summary
         return summary
 
     def _remember(self, recording: Recording) -> None:
-        self._recordings.append(recording)
         self._by_recording[id(recording)] = summary = summarize(recording)
+        weakref.finalize(recording, self._by_recording.pop, id(recording), None)
         self._touch(recording)
         self.summaries.append(summary)
         self.environment = merged([self.environment, recording.environment])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
+import typing_extensions
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vram.meters.hooks import hides_parts, hooked, in_parts
@@ -25,7 +26,8 @@ _MOST_FRAMES = 64
 _OURS = str(Path(__file__).parent)
 # Ours too, but called by what is traced: operations that are taken apart, of a thread, or on a simulated card.
 _WITHIN = (__file__, str(Path(_OURS, "simulated")), str(Path(_OURS, "meters", "hooks.py")))
-_BELOW = (str(Path(torch.__file__).parent), _OURS)  # frames in here are no line that matters to a user
+# Frames in here are no line that matters to a user; in the last are the wrappers of all that torch calls deprecated.
+_BELOW = (str(Path(torch.__file__).parent), _OURS, typing_extensions.__file__)
 _WRAPPERS = (str(Path("torch", "_dynamo", "eval_frame.py")), str(Path("torch", "_compile.py")))
 _STDLIB = sysconfig.get_path("stdlib")
 _INSTALLED = ("site-packages", "dist-packages")

@@ -28,7 +28,16 @@ def parse_bytes(size: str | int) -> int:
         raise ValueError(f'a size must be a number and one of {", ".join(_UNITS)}, as in "48 MiB", got {size!r}')
     number, factor = match[1], _UNITS[match[2]]
     whole, _, fraction = number.partition(".")
-    scaled = int(whole + fraction) * factor
-    if scaled % 10 ** len(fraction):
-        raise ValueError(f"a size must be a whole number of bytes, got {size!r}")
-    return int(scaled // 10 ** len(fraction))
+    scale: int = 10 ** len(fraction)
+    n_bytes, rest = divmod(int(whole + fraction) * factor, scale)
+    if rest:
+        # Not rounded: a limit holds to the byte, and it must be the one that is written.
+        near_bytes = max(1, n_bytes)
+        fitting = {name: its for name, its in _UNITS.items() if its < factor and its <= near_bytes}
+        unit, smaller = max(fitting.items(), key=lambda each: each[1], default=("B", 1))
+        near = f'"{near_bytes} B"' + (f' or "{near_bytes // smaller} {unit}"' if smaller > 1 else "")
+        raise ValueError(
+            f"a size must come to a whole number of bytes, and {size!r} lies between {n_bytes:,} and {n_bytes + 1:,}: "
+            f"say {near}"
+        )
+    return n_bytes

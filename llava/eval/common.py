@@ -128,7 +128,7 @@ def whole(lowest: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         try:
-            number = int(text)
+            number = lowest - 1 if "_" in text else int(text)  # Python would read 1_0 as 10
         except ValueError:
             number = lowest - 1
         if number < lowest:

@@ -65,6 +65,7 @@ def test_kept_attentions_grow_with_every_token(tmp_path: Path) -> None:
     ("arguments", "told"),
     [
         (("--card", "rtx"), "--card: a card must be one of V100-16"),
+        (("--answers", "1_0"), "must be a whole number of at least 1, got '1_0'"),
         (("--answers", "2,x"), "answers must be numbers of tokens, as in 2,2,5,24"),
         (("--model", "9b"), "the model must be one of tiny, 7b, 13b or a folder"),
         (("--prompt-tokens", "10"), "the prompt must have at least 100 tokens, its image's included, got 10"),
@@ -352,11 +353,22 @@ def test_a_quantised_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
     ("part", "name", "value"),
     [
         ("text_config", "num_hidden_layers", -1),
+        ("text_config", "num_hidden_layers", 0),
+        ("text_config", "hidden_size", -64),
+        ("text_config", "intermediate_size", 0),
+        ("text_config", "head_dim", 0),
+        ("text_config", "pad_token_id", 10**6),
+        ("text_config", "rope_type", "nope"),
+        ("text_config", "rope_type", "longrope"),
+        ("vision_config", "num_hidden_layers", 0),
+        ("vision_config", "intermediate_size", 0),
+        ("vision_config", "num_channels", 0),
         ("text_config", "num_key_value_heads", 3),
         ("text_config", "hidden_act", "nope"),
         ("vision_config", "patch_size", 0),
         ("vision_config", "image_size", 1),
         ("", "vision_feature_layer", -9),
+        ("", "vision_feature_layer", []),
         ("", "projector_hidden_act", "nope"),
         ("", "image_token_index", 10**6),
         ("", "image_token_index", -1),
@@ -365,16 +377,45 @@ def test_a_quantised_config_is_refused(tmp_path: Path, capsys: pytest.CaptureFix
 def test_a_config_that_makes_no_model_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, name: str, value: object
 ) -> None:
-    """Exit code 2, with the config's own name of what is wrong; no traceback."""
+    """Exit code 2, with the config's own name of what is wrong and the folder; no traceback."""
     from llava.presets import tiny_folder
 
     raw = json.loads((tiny_folder() / "config.json").read_text())
-    (raw[part] if part else raw)[name] = value
+    if name == "rope_type":
+        factors = {"short_factor": [1] * 8, "long_factor": [1] * 8, "factor": 2.0}
+        raw[part]["rope_parameters"] = {"rope_type": value, "rope_theta": 10000.0, **factors}
+    else:
+        (raw[part] if part else raw)[name] = value
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert main([*TINY, "--model", str(folder)]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert ("activations" if name.endswith("_act") else name) in told
+    assert str(folder)[-40:] in told
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("vocab_size", 10**12, "must have at most 1,099,511,627,776 parameters, got "),
+        ("hidden_size", 2**62, "must have a whole and fitting config.json"),
+    ],
+)
+def test_a_model_beyond_every_card_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, value: int, message: str
+) -> None:
+    """Nor does torch's own out of memory, or its overflow, end in a traceback: exit code 2."""
+    from llava.presets import tiny_folder
+
+    raw = json.loads((tiny_folder() / "config.json").read_text())
+    raw["text_config"][name] = value
     (tmp_path / "config.json").write_text(json.dumps(raw))
     assert main([*TINY, "--model", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert told.count("\n") == 1
-    assert ("activations" if name.endswith("_act") else name) in told
+    assert message in told
 
 
 @pytest.mark.parametrize("ids", [{"image_token_index": 1}, {"eos_token_id": 7}])

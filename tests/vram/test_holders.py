@@ -7,6 +7,7 @@ import collections
 import contextlib
 import functools
 import gc
+import itertools
 import re
 import sys
 import threading
@@ -209,6 +210,41 @@ def test_each_kind_of_holder_is_called_what_a_user_calls_it(make: Callable[[torc
             with contextlib.suppress(AttributeError):
                 del owner.left_behind
         doubled.cache_clear()
+    assert re.search(words.format(here=HERE), found), found
+
+
+def nested(tensor: torch.Tensor, times: int, wrap: Callable[[Any], object]) -> object:
+    found: object = functools.partial(print, tensor)
+    for _ in range(times):
+        found = wrap(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda t: nested(t, 2, lambda inner: functools.partial(inner.__call__)),
+            r"partial `__self__`, attribute of method-wrapper `func`, attribute of partial `__self__`, attribute of",
+        ),
+        (
+            lambda t: nested(t, 9, lambda inner: functools.partial(inner.__call__)),
+            r"partial `__self__` \(16 links on\), attribute of method-wrapper `func`, attribute of partial in list `GL",
+        ),
+        (
+            lambda t: nested(t, 7, lambda inner: itertools.chain([1], inner)),
+            r" \(1[258] links on\).* chain in list `GLOBAL` \(1 item\), global of module {here}$",
+        ),
+        (lambda t: nested(t, 7, lambda inner: [inner]), r"list \(1 item\) \(6 links on\) in list `GLOBAL`"),
+        (
+            lambda t: nested(t, 7, lambda inner: {"next": (inner,)}),
+            r"tuple \(1 item\) \(12 links on\) at key `next` of dict \(1 item\) in list `GLOBAL`",
+        ),
+    ],
+)
+def test_a_chain_of_links_that_are_alike_is_counted(make: Callable[[torch.Tensor], object], words: str) -> None:
+    """Of one kind, or of two or three by turns, if there are three rounds; the name at its end is told."""
+    found = of(lambda tensor: put(make(tensor)))
     assert re.search(words.format(here=HERE), found), found
 
 

@@ -300,3 +300,31 @@ def test_the_first_matrix_product_of_a_simulated_card_is_no_leak(pytester: pytes
     result = pytester.runpytest_inprocess("--vram-device", "simulated", "--vram-card", "23.5GiB")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines("*keeps 4,000 B*")
+
+
+_MEASURES_INSIDE = """
+    import pytest, torch
+
+    def needs(vram, n):
+        torch.zeros(n, dtype=torch.uint8, device=vram.torch_device)
+
+    @pytest.mark.vram_limit("4 KiB")
+    def test_replays(vram):
+        needs(vram, 5000)
+        vram.replay(lambda n: needs(vram, n), [1], laps=3)
+
+    @pytest.mark.vram_limit("4 KiB")
+    def test_measures(vram):
+        needs(vram, 5000)
+        with vram.measure():
+            needs(vram, 1)
+"""
+
+
+@pytest.mark.parametrize("device", ["cpu", "simulated"])
+def test_a_limit_holds_for_what_comes_before_a_replay_or_measurement(pytester: pytest.Pytester, device: str) -> None:
+    """The body needed 5,000 B and let go of them before it replayed: still over a limit of 4 KiB."""
+    pytester.makepyfile(_MEASURES_INSIDE)
+    result = pytester.runpytest("--vram-device", device)
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(["*PeakExceeded: vram_limit: peak 5,000 B*"] * 2)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import vram
 from vram.environment import environment
 from vram.meters import default_meter, default_meters, resolve_device
 from vram.meters.cuda import CudaMeter, allocator_settings
@@ -235,6 +236,23 @@ class FakeCuda:
     def reset_peak_memory_stats(self, device: torch.device) -> None:
         self.calls.append(("reset", device))
 
+    def spike(self, n_bytes: int, index: int | None = None) -> None:
+        """Something of so many bytes came and went."""
+        stats = self.stats if index is None else self.others[index]
+        for kind in ("requested_bytes", "allocated_bytes"):
+            current = stats[f"{kind}.all.current"]
+            stats[f"{kind}.all.peak"] = max(stats[f"{kind}.all.peak"], current + n_bytes)
+
+
+class ForgetfulCuda(FakeCuda):
+    """One whose reset is one."""
+
+    def reset_peak_memory_stats(self, device: torch.device) -> None:
+        super().reset_peak_memory_stats(device)
+        stats = self.others.get(device.index, self.stats)
+        for kind in ("requested_bytes", "allocated_bytes"):
+            stats[f"{kind}.all.peak"] = stats[f"{kind}.all.current"]
+
 
 def test_the_cuda_meter_reads_the_allocator_of_the_named_device() -> None:
     """Five channels, each from its own statistic, of cuda:1 and of no other device."""
@@ -301,6 +319,31 @@ def test_a_statistic_the_allocator_lacks_is_absent_with_a_reason() -> None:
         assert "does not count" in meter.absent["requested_peak"]
 
 
+def test_a_cuda_meter_s_reset_leaves_the_peaks_of_others_that_run() -> None:
+    """An outer meter's peak takes in what came before an inner one's reset, and after; the inner one sees its own."""
+    fake = ForgetfulCuda()
+    fake.others[0] = dict(fake.stats)
+    with CudaMeter("cuda", allocator=fake) as outer:
+        outer.reset_peak()
+        fake.spike(4000)
+        fake.spike(3000, index=0)
+        with CudaMeter("cuda:1", allocator=fake) as inner:
+            inner.reset_peak()
+            fake.spike(500)
+            assert inner.read()["requested_peak"] == 600
+            assert outer.read()["requested_peak"] == 4100
+            inner.reset_peak()
+        assert (outer.read()["requested_peak"], outer.read()["allocated_peak"]) == (4100, 4512)
+        assert outer.read()["requested"] == 100
+        with CudaMeter("cuda", allocator=fake) as inner:
+            inner.reset_peak()
+        assert outer.read()["cuda:0 requested_peak"] == 3100
+        fake.spike(5000)
+        assert outer.read()["requested_peak"] == 5100
+        outer.reset_peak()
+        assert outer.read()["requested_peak"] == 100
+
+
 def test_only_requested_channels_are_exact_on_cuda() -> None:
     """Blocks and segments may differ from replay to replay: they are read with a tolerance, and do not decide."""
     meter = CudaMeter("cuda:0", allocator=FakeCuda())
@@ -336,3 +379,12 @@ def test_the_cuda_meter_on_a_real_card() -> None:
         after = meter.read()
     assert after["requested"] - before["requested"] == kept.nbytes
     assert after["requested_peak"] - before["requested"] == kept.nbytes + 12000
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_replay_on_a_real_card_leaves_the_peak_of_a_measurement_around_it() -> None:
+    """What was needed before the replay, and is freed, stays the peak of the block."""
+    with vram.measure("cuda:0") as measured:
+        torch.zeros(3 * MiB, device="cuda:0")
+        vram.replay(lambda n: torch.zeros(n, device="cuda:0"), [1000], laps=1, meters=[CudaMeter("cuda:0")])
+    assert measured.peak_bytes - measured.before_bytes == 12 * MiB

@@ -183,6 +183,79 @@ def test_session_fixtures_can_make_recordings(pytester: pytest.Pytester) -> None
     assert result.stdout.str().count("\nshared") == 1
 
 
+_MODELS = """
+    import gc, pytest, torch, weakref
+    MODELS, RECORDINGS = [], []
+
+    @pytest.fixture(params=range(2))
+    def model(vram):
+        with vram.on_device():
+            model = torch.nn.Linear(512, 512, device=vram.torch_device)
+        MODELS.append(weakref.ref(model))
+        return model
+
+    def replayed(vram, model, keep):
+        def step(n):
+            with torch.inference_mode():
+                keep(model(torch.zeros(n, 512, device=vram.torch_device)))
+        return vram.replay(step, [1])
+
+    @pytest.mark.parametrize("judged", [True, False])
+    def test_stable(vram, model, judged):
+        RECORDINGS.append(replayed(vram, model, keep=id))
+        if judged:
+            vram.assert_stable(RECORDINGS[-1])
+
+    class Keeper:
+        def keep(self, result):
+            vars(self).setdefault("kept", []).append(result)
+
+    def test_growing(vram, model):
+        keeper = Keeper()
+        keeper.recording = replayed(vram, model, keeper.keep)  # which holds the step, which holds the keeper
+        assert vram.judge(keeper.recording)["requested"].status == "grows"
+
+    def test_last():
+        gc.collect()
+        assert [seen() for seen in MODELS] == [None] * 6
+"""
+
+
+@pytest.mark.parametrize("device", ["cpu", "simulated"])
+def test_a_replayed_model_ends_with_its_test(pytester: pytest.Pytester, device: str) -> None:
+    """No later test has it in its peaks: where nothing grew, though the recording is kept; else with the recording."""
+    pytester.makepyfile(_MODELS)
+    result = pytester.runpytest("--vram-device", device)
+    result.assert_outcomes(passed=7)
+
+
+def test_growth_is_explained_in_any_test_that_has_the_recording(pytester: pytest.Pytester) -> None:
+    """Made by a session's factory in one test that only asks for the peak, judged and explained by another, twice."""
+    pytester.makepyfile(
+        """
+        import gc, pytest, torch
+        KEPT = []
+        @pytest.fixture(scope="session")
+        def recording_of(vram):
+            made = {}
+            def recording_of(mode):
+                if mode not in made:
+                    made[mode] = vram.replay(lambda n: KEPT.append(torch.zeros(n)), [10], name=mode)
+                return made[mode]
+            return recording_of
+        def test_peak(vram, recording_of):
+            vram.assert_peak(recording_of("leaky"), 2**40)
+        @pytest.mark.parametrize("turn", [1, 2])
+        def test_growth(vram, recording_of, turn):
+            gc.collect()
+            vram.assert_stable(recording_of("leaky"))
+        """
+    )
+    result = pytester.runpytest("--vram-device", "cpu")
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(["*40 B a sample: test_growth_is_explained*.py:8 *", "*held by: list `KEPT`*"] * 2)
+
+
 def test_budgets_are_new_then_accepted_then_enforced(pytester: pytest.Pytester) -> None:
     """New is a skip with the command; `--vram-accept` records; then it is exact, and only another accept changes it."""
     pytester.makepyfile(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import re
 import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 
 import vram
 from vram.collector import frozen, unfrozen
+from vram.meters import default_meter, torch_device
 from vram.meters.tensor import TensorMeter
 
 KiB = 2**10
@@ -113,6 +117,26 @@ def test_nothing_the_step_made_is_kept() -> None:
     assert all(ref() is None for ref in made)
 
 
+def test_a_recording_that_was_found_stable_lets_go_of_its_step_and_samples() -> None:
+    """Nobody will ask why it grows; until then they are kept, with nothing but the recording."""
+
+    class Model:
+        def answer(self, n: int) -> torch.Tensor:
+            return torch.zeros(n)
+
+    model, dropped = Model(), Model()
+    seen, unseen = weakref.ref(model), weakref.ref(dropped)
+    recording, never_judged = vram.replay(model.answer, [1]), vram.replay(dropped.answer, [1])
+    del model, dropped
+    gc.collect()
+    assert seen() is not None
+    assert unseen() is not None
+    vram.assert_stable(recording)
+    del never_judged
+    gc.collect()
+    assert (seen(), unseen()) == (None, None)
+
+
 def test_garbage_cycles_are_collected_before_a_reading() -> None:
     """A tensor in a reference cycle is not growth."""
 
@@ -209,6 +233,67 @@ def test_a_replay_that_cannot_be_judged_is_refused(arguments: dict[str, object],
     assert ran == []
 
 
+def streamed(n: int) -> Iterator[torch.Tensor]:
+    yield torch.zeros(n)
+
+
+async def awaited(n: int) -> torch.Tensor:
+    return torch.zeros(n)
+
+
+async def streamed_by_a_loop(n: int) -> AsyncIterator[torch.Tensor]:
+    yield torch.zeros(n)
+
+
+@pytest.mark.parametrize(
+    ("step", "what", "instead"),
+    [
+        (streamed, "a generator from streamed", "`lambda sample: list(streamed(sample))`"),
+        (awaited, "a coroutine from awaited", "`lambda sample: asyncio.run(awaited(sample))`"),
+        (streamed_by_a_loop, "an async generator", "`lambda sample: asyncio.run(consume(streamed_by_a_loop(sample)))`"),
+        (lambda n: (torch.zeros(n) for _ in range(2)), "a generator from <lambda>", "list(work(sample))"),
+        (lambda n: map(torch.zeros, [n]), "a map object", "list("),
+        (lambda n: filter(torch.is_tensor, [n]), "a filter object", "list("),
+    ],
+)
+def test_work_that_is_yet_to_be_done_is_refused(step: Callable[[int], object], what: str, instead: str) -> None:
+    """A step that only returns what would do the work is a TypeError which says how to have it done: never stable."""
+    with pytest.raises(TypeError, match=re.escape(what)) as failure:
+        vram.replay(step, [10])
+    assert instead in str(failure.value)
+
+
+class Output:
+    """As a model's: an iterator over its parts, all of them there."""
+
+    def __init__(self, n: int) -> None:
+        self.parts = [torch.zeros(n)]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        return self.parts.pop()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        Output,
+        lambda n: iter([torch.zeros(n)]),
+        lambda n: zip(["logits"], [torch.zeros(n)], strict=True),
+        lambda n: {"logits": torch.zeros(n)}.items(),
+        lambda n: list(streamed(n)),
+        lambda n: asyncio.run(awaited(n)),
+    ],
+)
+def test_a_result_that_can_be_iterated_is_a_result(step: Callable[[int], object]) -> None:
+    """An output, or an iterator over parts that are there, was worked for; so was what a stream gave in the end."""
+    recording = vram.replay(step, [250])
+    assert int((recording.channels["requested_peak"] - recording.channels["requested"])[-1, 0]) >= 1000
+    vram.assert_stable(recording)
+
+
 def test_meters_can_be_chosen() -> None:
     """`meters` replaces the default; the recording says what it was measured with."""
     recording = vram.replay(lambda _: None, [0], laps=3, meters=[TensorMeter()])
@@ -225,3 +310,41 @@ def test_measure_gives_live_and_peak_bytes_of_a_block() -> None:
     assert measured.live_bytes - measured.before_bytes == kept.nbytes
     assert measured.peak_bytes - measured.before_bytes >= kept.nbytes + 2000
     assert measured.source == "CPU tensors"
+
+
+@pytest.mark.parametrize("device", ["cpu", "simulated"])
+def test_what_is_measured_inside_counts_outside(device: str) -> None:
+    """A peak before, and one within, a measurement or replay inside is the outer block's too, and the outer step's."""
+
+    def needs(n: int) -> None:
+        torch.zeros(n, dtype=torch.uint8, device=torch_device(device))
+
+    def nested(inner: int) -> None:
+        needs(3000)
+        with vram.measure(device):
+            needs(inner)
+        vram.replay(needs, [inner, 100], laps=3, meters=[default_meter(device)])
+
+    with vram.measure(device) as measured:
+        nested(10)
+        assert measured.peak_bytes - measured.before_bytes == 3000
+        nested(5000)
+        needs(20)
+    assert measured.peak_bytes - measured.before_bytes == 5000
+    recording = vram.replay(nested, [10, 6000], laps=3, meters=[default_meter(device)])
+    peaks = recording.channels["requested_peak"] - recording.before["requested"]
+    assert peaks.tolist() == [[3000, 6000]] * 3
+
+
+def test_on_a_simulated_card_work_that_resets_its_statistics_hides_nothing() -> None:
+    """The step's peak stays, while torch.cuda's own starts again, as on a card."""
+    seen: list[int] = []
+
+    def step(n: int) -> None:
+        torch.zeros(n, dtype=torch.uint8, device="cuda")
+        torch.cuda.reset_peak_memory_stats()
+        seen.append(torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated())
+
+    recording = vram.replay(step, [4000], laps=3, meters=[default_meter("simulated")])
+    assert (recording.channels["requested_peak"] - recording.channels["requested"]).tolist() == [[4000]] * 3
+    assert seen == [0] * 3

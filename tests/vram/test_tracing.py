@@ -55,6 +55,19 @@ def test_a_library_line_is_told_with_the_line_that_called_it() -> None:
     assert str(library.caller) == "/home/me/run.py:3 main"
 
 
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.clip_grad_norm`:FutureWarning")
+def test_what_torch_calls_deprecated_is_told_by_the_line_that_called_it() -> None:
+    """torch wraps such a function in typing_extensions' code, which is nobody's line."""
+    weight = torch.nn.Parameter(torch.zeros(3))
+    weight.grad = torch.ones(3)
+    with TensorTracer() as tracer, tracer.watching(0):
+        norm, line = torch.nn.utils.clip_grad_norm([weight], 1.0), here()
+        made = tracer.alive()
+    found = [one for one in made if one.run == 0 and one.n_bytes == norm.nbytes]
+    assert found
+    assert {(one.line.filename, one.line.line) for one in found if one.line is not None} == {(__file__, line)}
+
+
 def test_without_a_frame_of_a_user_the_innermost_is_told() -> None:
     """Something is better than nothing; no frames are no line."""
     inside = Frame(torch.__file__, 1, "f")

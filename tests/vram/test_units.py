@@ -42,6 +42,26 @@ def test_a_size_that_cannot_be_read_is_refused(text: object) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "between", "instead"),
+    [
+        ("0.1 GiB", "107,374,182 and 107,374,183", ["107374182 B", "102 MiB"]),
+        ("1.3 GiB", "1,395,864,371 and 1,395,864,372", ["1395864371 B", "1331 MiB"]),
+        ("0.0001GiB", "107,374 and 107,375", ["107374 B", "104 KiB"]),
+        ("0.15 KiB", "153 and 154", ["153 B"]),
+        ("0.3 B", "0 and 1", ["1 B"]),
+    ],
+)
+def test_a_size_that_is_no_whole_number_of_bytes_is_told_with_its_neighbours(
+    text: str, between: str, instead: list[str]
+) -> None:
+    """It is not rounded: what to write instead is in the message, in bytes and in the next smaller unit that fits."""
+    said = " or ".join(f'"{size}"' for size in instead)
+    with pytest.raises(ValueError, match=f"and '{text}' lies between {between}: say {said}$"):
+        parse_bytes(text)
+    assert [parse_bytes(size) for size in instead]
+
+
+@pytest.mark.parametrize(
     ("n_bytes", "text"),
     [(0, "0 B"), (1023, "1,023 B"), (1024, "1.00 KiB"), (50331648, "48.00 MiB"), (-2048, "-2.00 KiB"), (0.5, "0.5 B")],
 )

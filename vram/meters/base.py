@@ -52,7 +52,7 @@ class Meter(Protocol):
         ...
 
     def reset_peak(self) -> None:
-        """Let peaks start again from what is alive now."""
+        """Let peaks start again from what is alive now; those of other meters that run go on."""
         ...
 
     def read(self) -> dict[str, int]:

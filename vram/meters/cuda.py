@@ -35,7 +35,9 @@ class CudaMeter:
     `reserved`, its tensors in `requested` and the peaks only while it is captured. `torch.compile` compiles at the
     first call of a shape, and with `mode="reduce-overhead"` records graphs at the second: with one lap of warm-up the
     next lap may rise once. Workspaces of cuBLAS come from this allocator at the first use of a handle on a stream, and
-    stay: warm-up too. Statistics that somebody else resets (`torch.cuda.reset_peak_memory_stats`) hide earlier peaks.
+    stay: warm-up too. The peaks are the allocator's, one for the whole process. What another meter resets is handed to
+    this one first; a reset by the measured work itself (`torch.cuda.reset_peak_memory_stats`) can't be known, and hides
+    what was needed before it.
     """
 
     def __init__(self, device: str | torch.device = "cuda", *, allocator: Any = None) -> None:
@@ -55,6 +57,7 @@ class CudaMeter:
             "reserved": 2 * _MIB,
         }
         self.absent: Mapping[str, str] = {}
+        self._earlier: dict[str, int] = {}  # peaks from before another meter's reset
 
     def __enter__(self) -> Self:
         present = self._cuda.memory_stats_as_nested_dict(self._device)
@@ -66,10 +69,13 @@ class CudaMeter:
         }
         self.absent = dict.fromkeys(sorted(missing), "this allocator does not count it")
         self._read = {channel: key for channel, key in _STATISTICS.items() if channel not in missing}
+        self._earlier = {}
+        _running.append(self)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         """Nothing was changed."""
+        _running.remove(self)
 
     @property
     def facts(self) -> dict[str, object]:
@@ -95,7 +101,11 @@ class CudaMeter:
             self._cuda.synchronize(device)
 
     def reset_peak(self) -> None:
-        """Let the peaks start again from what is alive now."""
+        """Let the peaks start again from what is alive now. Other meters of this allocator keep theirs."""
+        for meter in _running:
+            if meter is not self and meter._cuda is self._cuda:
+                meter._earlier = {name: value for name, value in meter.read().items() if name.endswith("_peak")}
+        self._earlier = {}
         for device in (self._device, *self._others):
             self._cuda.reset_peak_memory_stats(device)
 
@@ -111,13 +121,16 @@ class CudaMeter:
                 for channel in _EXACT
                 if channel in self._read
             }
-        return figures
+        return {channel: max(value, self._earlier.get(channel, 0)) for channel, value in figures.items()}
 
     def _in_use(self, besides: int) -> list[torch.device]:
         """Other devices with something of this process on them. One without is left alone: waiting for it takes memory
         there."""
         others = [torch.device("cuda", index) for index in range(self._cuda.device_count()) if index != besides]
         return [device for device in others if reserved_bytes(self._cuda, device)]
+
+
+_running: list[CudaMeter] = []
 
 
 def reserved_bytes(cuda: Any, device: torch.device) -> int:

@@ -13,7 +13,8 @@ class SimulatedCudaMeter:
     """The figures of a `SimulatedCuda`: exact on every channel, with no GPU.
 
     Sees what PyTorch's allocator would be asked for by this thread and those started meanwhile. Blind to what the
-    simulation does not model (see `vram.simulated.context`): scratch memory of kernels, other streams, the driver.
+    simulation does not model (see `vram.simulated.context`): scratch memory of kernels, other streams, the driver. Its
+    peaks are its own while it runs: those of `torch.cuda` may be reset by another meter, or by the measured work.
     """
 
     exact = frozenset({"requested", "requested_peak", "allocated", "allocated_peak", "reserved"})
@@ -22,6 +23,7 @@ class SimulatedCudaMeter:
 
     def __init__(self, cuda: SimulatedCuda) -> None:
         self._cuda = cuda
+        self._earlier: dict[str, int] = {}  # peaks from before somebody else's reset
         self.device = f"simulated:{cuda.card.name}"
         self.source = f"simulated CUDA allocator of {cuda.card}"
 
@@ -38,10 +40,13 @@ class SimulatedCudaMeter:
         }
 
     def __enter__(self) -> Self:
+        self._earlier = {}
+        self._cuda.allocator.before_reset.append(self._keep_peaks)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         """What is alive stays so."""
+        self._cuda.allocator.before_reset.remove(self._keep_peaks)
 
     def watching(self) -> AbstractContextManager[object]:
         """Work inside runs on the simulated card."""
@@ -53,14 +58,18 @@ class SimulatedCudaMeter:
     def reset_peak(self) -> None:
         """Let the peaks start again from what is alive now."""
         self._cuda.allocator.reset_peak()
+        self._earlier = {}
 
     def read(self) -> dict[str, int]:
         """requested, requested_peak, allocated, allocated_peak, reserved; bytes."""
         stats = self._cuda.allocator.stats
         return {
             "requested": stats.requested_bytes.current,
-            "requested_peak": stats.requested_bytes.peak,
+            "requested_peak": max(stats.requested_bytes.peak, self._earlier.get("requested_peak", 0)),
             "allocated": stats.allocated_bytes.current,
-            "allocated_peak": stats.allocated_bytes.peak,
+            "allocated_peak": max(stats.allocated_bytes.peak, self._earlier.get("allocated_peak", 0)),
             "reserved": stats.reserved_bytes.current,
         }
+
+    def _keep_peaks(self) -> None:
+        self._earlier = self.read()

@@ -205,7 +205,8 @@ class CachingAllocator:
 
     `settings` is the text of PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF; a ValueError names what would change a
     figure. The attributes called as in `Stats` are the current figures, cheaper than `stats`. `observer`, if set, is
-    called with ("malloc", block), ("free", block) before the block is freed, and ("empty_cache", None).
+    called with ("malloc", block), ("free", block) before the block is freed, and ("empty_cache", None); all in
+    `before_reset` are called before the peaks are reset.
     """
 
     def __init__(
@@ -220,6 +221,7 @@ class CachingAllocator:
         self.capacity_bytes, self.context_bytes, self.other_bytes = capacity_bytes, context_bytes, other_bytes
         self.allowed_bytes: int | None = None  # of segments: torch.cuda.set_per_process_memory_fraction
         self.observer: Callable[[str, Block | None], None] | None = None
+        self.before_reset: list[Callable[[], None]] = []
         self.allocated_bytes = self.requested_bytes = self.reserved_bytes = self.inactive_split_bytes = 0
         self.allocations = self.segments = self.inactive_split = 0
         self._peak_allocated_bytes = self._peak_requested_bytes = self._peak_reserved_bytes = 0
@@ -370,6 +372,8 @@ class CachingAllocator:
 
     def reset_peak(self) -> None:
         """Let every peak start again from the current figure."""
+        for keep in self.before_reset:
+            keep()
         for name in _FIGURES:
             setattr(self, f"_peak_{name}", getattr(self, name))
 
