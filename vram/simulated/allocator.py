@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,12 +119,11 @@ class SimulatedOutOfMemory(Exception):
 class Block:
     """A piece of a segment: in use from `malloc` to `free`, then cached, alone or as part of a larger one.
 
-    `size` is what `allocated_bytes` counts, `requested` what the caller wanted, in bytes; `tag` and `law` are the
-    caller's own (`law`: how `requested` follows from what grows, see `vram.simulated.trace`). Once freed it belongs to
-    the allocator, and its address and size may change.
+    `size` is what `allocated_bytes` counts, `requested` what the caller wanted, in bytes; `tag` is the caller's own.
+    Once freed it belongs to the allocator, and its address and size may change.
     """
 
-    __slots__ = ("address", "allocated", "law", "next", "previous", "requested", "segment", "size", "tag")
+    __slots__ = ("address", "allocated", "next", "previous", "requested", "segment", "size", "tag")
 
     def __init__(self, address: int, size: int, segment: Segment | None) -> None:
         self.address, self.size, self.segment = address, size, segment
@@ -132,7 +131,6 @@ class Block:
         self.previous: Block | None = None
         self.next: Block | None = None
         self.tag: Any = None
-        self.law: Any = None
 
     @property
     def stream(self) -> int:
@@ -221,6 +219,9 @@ class CachingAllocator:
         self.capacity_bytes, self.context_bytes, self.other_bytes = capacity_bytes, context_bytes, other_bytes
         self.allowed_bytes: int | None = None  # of segments: torch.cuda.set_per_process_memory_fraction
         self.observer: Callable[[str, Block | None], None] | None = None
+        # If set, called with what `hold` is given, before its mallocs and frees are observed like any.
+        self.on_hold: Callable[[Any], None] | None = None
+        self.holding = False
         self.before_reset: list[Callable[[], None]] = []
         self.allocated_bytes = self.requested_bytes = self.reserved_bytes = self.inactive_split_bytes = 0
         self.allocations = self.segments = self.inactive_split = 0
@@ -307,6 +308,19 @@ class CachingAllocator:
         if self.observer is not None:
             self.observer("malloc", block)
         return block
+
+    def hold(self, sizes: Iterable[int], why: Any = None, tag: Any = None) -> None:
+        """Take blocks of `sizes` bytes together, and give them back. Raises as `malloc`, and then keeps none."""
+        if self.on_hold is not None:
+            self.on_hold(why)
+        self.holding, held = True, []
+        try:
+            for n_bytes in sizes:
+                held.append(self.malloc(n_bytes, tag=tag))
+        finally:
+            for block in held:
+                self.free(block)
+            self.holding = False
 
     def free(self, block: Block) -> None:
         """Put `block` back into the cache. Raises ValueError where it is not in use (freed before).

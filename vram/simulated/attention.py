@@ -169,38 +169,37 @@ def allocated(func: Any, result: Any, args: Any) -> Any:
 
 
 class Parts(NamedTuple):
-    """Flash attention's results of parts of the keys, before they are put together: bytes by the number of keys."""
+    """What flash attention holds of parts of the keys, before it puts them together, by the number of keys."""
 
-    length: int  # keys
     blocks: int
-    multiprocessors: int  # twice as many as there are
+    multiprocessors: int
     size: int  # of a head
-    part_bytes: int
+    part_bytes: tuple[int, int]  # sums of exponentials, and results
 
-    def bytes_at(self, length: int) -> int:
-        """With so many keys; 0 where they are done in one go."""
-        splits = _splits(self.blocks, self.multiprocessors, self.size, length)
-        return splits * self.part_bytes if splits > 1 else 0
+    def sizes_at(self, length: int) -> list[int]:
+        """With so many keys; nothing where they are done in one go."""
+        splits = _splits(self.blocks, 2 * self.multiprocessors, self.size, length)
+        return [splits * n_bytes for n_bytes in self.part_bytes] if splits > 1 else []
 
 
-def scratch(func: Any, args: Any, multiprocessors: int) -> list[tuple[int, Parts | None]]:
-    """Bytes that a fused kernel holds beside its results, and how they follow from the number of keys."""
-    if func not in (_FLASH_FUNC, _EFFICIENT_FUNC):
-        return []
-    (batch, heads, queries, size), keys, value_size = args[0].shape, args[1].shape[2], args[2].shape[-1]
-    if func is _EFFICIENT_FUNC:
-        # kernel_forward.h: a float32 sum where half precision has too long a row for one go.
-        if args[0].dtype in _HALF and max(size, value_size) > _MOST_EFFICIENT_HEAD:
-            return [(batch * queries * heads * value_size * 4, None)]
-        return []
-    if _dropout(args, 3):
-        return []
-    if queries == 1 and heads > args[1].shape[1]:  # grouped queries take the place of a key head's queries
-        heads, queries = args[1].shape[1], heads // args[1].shape[1]
+def parts(func: Any, args: Any, multiprocessors: int) -> tuple[Parts, int] | None:
+    """Of flash attention, and how many keys there are now."""
+    if func is not _FLASH_FUNC or _dropout(args, 3):
+        return None
+    (batch, heads, queries, size), (_, key_heads, keys, _) = args[0].shape, args[1].shape
+    if queries == 1 and heads > key_heads:  # grouped queries take the place of a key head's queries
+        heads, queries = key_heads, heads // key_heads
     rounded = -(-size // 32) * 32 if size <= 192 else 256
-    blocks, rows = batch * heads * -(-queries // 64), batch * heads * queries
-    parts = [Parts(keys, blocks, 2 * multiprocessors, size, rows * columns * 4) for columns in (1, rounded)]
-    return [(n_bytes, part) for part in parts if (n_bytes := part.bytes_at(keys))]
+    blocks, row_bytes = batch * heads * -(-queries // 64), batch * heads * queries * 4
+    return Parts(blocks, multiprocessors, size, (row_bytes, row_bytes * rounded)), keys
+
+
+def sum_bytes(func: Any, args: Any) -> int:
+    """Of the float32 sum where half precision has too long a row for one go (kernel_forward.h); else 0."""
+    if func is not _EFFICIENT_FUNC or args[0].dtype not in _HALF:
+        return 0
+    (batch, heads, queries, size), value_size = args[0].shape, args[2].shape[-1]
+    return batch * heads * queries * value_size * 4 if max(size, value_size) > _MOST_EFFICIENT_HEAD else 0
 
 
 def _dropout(args: Any, position: int) -> float:

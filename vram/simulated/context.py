@@ -11,7 +11,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import _VF, Tensor
@@ -24,14 +24,16 @@ from torch.utils._pytree import tree_map_only
 from vram.meters.hooks import composite, hooked, in_parts
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory, refuse_environment
 from vram.simulated.answers import answering
-from vram.simulated.attention import FusedAttention
+from vram.simulated.attention import FusedAttention, parts
 from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.files import NO_BYTES, Storages
 from vram.simulated.guard import check, fill_cuda_guard, made_on_the_cpu
-from vram.simulated.scratch import Call, Step, allocated, scratch
+from vram.simulated.scratch import Call, allocated, scratch
 from vram.simulated.shadows import Shadows, aliases, is_real, tensors, unmodelled
+from vram.simulated.trace import Held
 
+_T = TypeVar("_T")
 DEVICE = torch.device("cuda", 0)
 TOKEN = 7  # what argmax and multinomial choose: no end of a sentence, in any tokenizer we know of
 _TESTED = ("2.11", "2.13", "2.14")
@@ -100,7 +102,6 @@ class SimulatedCuda:
         self._blocks: dict[int, tuple[int, Block]] = {}  # by storage address: bytes, block
         self._ends: dict[int, weakref.ref[Any]] = {}
         self._workspaces = {"cuBLAS", "cuBLASLt"} if cublas_workspace else set()  # still to be taken
-        self._law: Any = None  # of what is taken now
         self._depth = 0
         self._modes = ExitStack()
 
@@ -232,18 +233,21 @@ class SimulatedCuda:
         for tensor in made:
             self._see(tensor, func)
         if on_card and any(tensor.device == self.device for tensor in (*given, *made)):
-            held = [self._held(step) for step in scratch(Call(func, args, kwargs, result, self.card, self._shadows.of))]
+            self._hold_parts(func, args, result)
+            called = Call(func, args, kwargs, result, self.card, self._shadows.of)
+            held = [self._run(*step) for step in scratch(called)]
             if self._workspaces and is_product(func):
                 self.take_workspace(lt=takes_lt(func, args, kwargs))
             del held
         return result
 
-    def _held(self, step: Step) -> Any:
-        self._law = step.law
-        try:
-            return self._run(step.func, step.args, step.kwargs)
-        finally:
-            self._law = None
+    def _hold_parts(self, func: Any, args: Any, result: Any) -> None:
+        found = parts(func, args, self.card.multiprocessors)
+        if found is not None:
+            law, length = found
+            sizes = law.sizes_at(length)
+            tag = self._tag(func, result[0]) if sizes or self.allocator.on_hold else None
+            self._in_cuda_words(self.allocator.hold, sizes, Held(law, length, tag), tag)
 
     def _by_index(self, func: Any, args: Any) -> tuple[Any, Any]:
         """Boolean indexing with masks that are known, as a card does it: by where they are true."""
@@ -273,7 +277,7 @@ class SimulatedCuda:
         known = self._blocks.get(address)
         if known is not None and known[0] == n_bytes:
             return
-        tag = self.describe(func._schema.name.replace("::", "."), tensor) if self.describe else None
+        tag = self._tag(func, tensor)
         block = self._take(n_bytes, tag)
         if known is None:
             self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
@@ -281,11 +285,16 @@ class SimulatedCuda:
             self._give_back(known[1])
         self._blocks[address] = n_bytes, block
 
+    def _tag(self, func: Any, tensor: Tensor) -> object:
+        return self.describe(func._schema.name.replace("::", "."), tensor) if self.describe else None
+
     def _take(self, n_bytes: int, tag: object = None) -> Block:
+        return self._in_cuda_words(self.allocator.malloc, n_bytes, tag=tag)
+
+    @staticmethod
+    def _in_cuda_words(asked: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
         try:
-            block = self.allocator.malloc(n_bytes, tag=tag)
-            block.law = self._law
-            return block
+            return asked(*args, **kwargs)
         except SimulatedOutOfMemory as error:
             message = str(error)
         raise torch.OutOfMemoryError(message)

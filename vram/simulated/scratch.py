@@ -43,15 +43,7 @@ class Call(NamedTuple):
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
 
-class Step(NamedTuple):
-    """An operation; and, where its bytes depend on what grows with the length of an answer, how."""
-
-    func: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    law: Any = None
-
-
+Step = tuple[Any, tuple[Any, ...], dict[str, Any]]
 Steps = Iterator[Step]
 
 
@@ -64,8 +56,8 @@ def scratch(call: Call) -> Steps:
     if rule is not None:
         yield from rule(call)
         return
-    for n_bytes, law in attention.scratch(call.func, call.args, call.card.multiprocessors):
-        yield _bytes(n_bytes)._replace(law=law)
+    if n_bytes := attention.sum_bytes(call.func, call.args):
+        yield _bytes(n_bytes)
     for operand in copies(call.func, call.args):
         yield _clone(operand)
 
@@ -392,7 +384,7 @@ def _alike(first: Tensor, second: Tensor) -> bool:
 
 
 def _empty(shape: Any, dtype: torch.dtype) -> Step:
-    return Step(_aten.empty.memory_format, (list(shape),), {"dtype": dtype, "device": _DEVICE})
+    return _aten.empty.memory_format, (list(shape),), {"dtype": dtype, "device": _DEVICE}
 
 
 def _bytes(n: int) -> Step:
@@ -400,7 +392,7 @@ def _bytes(n: int) -> Step:
 
 
 def _clone(x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Step:
-    return Step(_aten.clone.default, (x,), {"memory_format": memory_format})
+    return _aten.clone.default, (x,), {"memory_format": memory_format}
 
 
 def _contiguous(x: Tensor) -> Steps:

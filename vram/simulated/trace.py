@@ -39,14 +39,19 @@ _NOTHING = "nothing"
 
 
 class Law(Protocol):
-    """How the bytes of a malloc follow from a length that grows with that of the work."""
+    """How what is held for a moment follows from a length that grows with that of the work."""
 
-    @property
-    def length(self) -> int:
-        """When it was written down."""
+    def sizes_at(self, length: int) -> list[int]:
+        """Bytes of what is held together, and given back at once."""
 
-    def bytes_at(self, length: int) -> int:
-        """0 where there is no such malloc."""
+
+@dataclass(frozen=True)
+class Held:
+    """Where an allocator is asked for what `law` says, at this length, and given it back."""
+
+    law: Law
+    length: int
+    tag: Any = None
 
 
 @dataclass(frozen=True)
@@ -66,10 +71,9 @@ class Trace:
     name: str = ""
     # Above 0: a malloc of so many bytes. Below: the free of this trace's malloc number -op - 1. 0: see `others`.
     ops: array[int] = field(default_factory=lambda: array("q"))
-    others: dict[int, _Outside | str] = field(default_factory=dict)  # by position in `ops`
+    others: dict[int, _Outside | Held | str] = field(default_factory=dict)  # by position in `ops`
     streams: dict[int, int] = field(default_factory=dict)  # by number of the malloc; 0 where absent
     tags: list[Any] = field(default_factory=list)  # by number of the malloc
-    laws: dict[int, Law] = field(default_factory=dict)  # by number of the malloc, which this trace frees too
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -87,7 +91,7 @@ class Trace:
 
 def interpolated(known: Mapping[int, Trace]) -> Callable[[int], Trace] | None:
     """Traces of the same work at any length, from those at some lengths; None unless they differ in sizes alone, and
-    each size, or the length that it has a law for, lies on one line through all of them.
+    each size, and each length that decides what is held, lies on one line through all of them.
 
     Sizes that never shrink as the length grows are then right at every length between. Tags are those of the least
     length, and so are the blocks that are freed of named traces.
@@ -102,55 +106,44 @@ def interpolated(known: Mapping[int, Trace]) -> Callable[[int], Trace] | None:
         if not _alike(least, trace) or np.any(_sizes(trace) != ops + slopes * (length - lengths[0])):
             return None
 
-    laws = [(position, least.laws[number]) for number, position in _lawful(least)]
-    between = range(lengths[0], lengths[-1] + 1)
-    asked = {(law, ops[position], slopes[position]) for position, law in laws}
-    if not all(
-        law.bytes_at(int(start + slope * (length - lengths[0]))) for law, start, slope in asked for length in between
-    ):
-        return None
-
     def at(length: int) -> Trace:
         sizes = ops + slopes * (length - lengths[0])
-        for position, law in laws:
-            sizes[position] = law.bytes_at(int(sizes[position]))
         plain, outside = sizes[: len(least)], sizes[len(least) :]
         others = dict(least.others)
         for (position, other), size in zip(_outsides(least), outside.tolist(), strict=True):
-            others[position] = replace(other, size=size)
+            others[position] = replace(other, length=size) if isinstance(other, Held) else replace(other, size=size)
         return Trace(least.name, array("q", plain.tobytes()), others, least.streams, least.tags)
 
     return at
 
 
-def _outsides(trace: Trace) -> list[tuple[int, _Outside]]:
-    """Frees of unnamed traces' blocks: their sizes may change with the length."""
-    return [(at, other) for at, other in trace.others.items() if isinstance(other, _Outside) and not other.trace]
+def _outsides(trace: Trace) -> list[tuple[int, _Outside | Held]]:
+    """What may change with the length beside the sizes of mallocs: of unnamed traces' blocks, and what decides."""
+    return [
+        (at, other)
+        for at, other in trace.others.items()
+        if isinstance(other, Held) or (isinstance(other, _Outside) and not other.trace)
+    ]
 
 
 def _sizes(trace: Trace) -> npt.NDArray[np.int64]:
-    sizes = np.array([*trace.ops, *(other.size for _, other in _outsides(trace))], dtype=np.int64)
-    for number, position in _lawful(trace):
-        sizes[position] = trace.laws[number].length
-    return sizes
+    others = (other.length if isinstance(other, Held) else other.size for _, other in _outsides(trace))
+    return np.array([*trace.ops, *others], dtype=np.int64)
 
 
-def _lawful(trace: Trace) -> list[tuple[int, int]]:
-    """Mallocs that have a law: number and position."""
-    if not trace.laws:
-        return []
-    mallocs = np.flatnonzero(np.array(trace.ops) > 0)
-    return [(number, int(mallocs[number])) for number in trace.laws]
+def _bare(other: _Outside | Held | str) -> object:
+    if isinstance(other, Held):
+        return other.law
+    if isinstance(other, _Outside):
+        return "named" if other.trace else (other.back, other.number)
+    return other
 
 
 def _alike(one: Trace, other: Trace) -> bool:
     """Whether two traces differ in sizes alone, and in which blocks of named traces they free."""
 
     def bare(trace: Trace) -> dict[int, object]:
-        return {
-            at: ("named" if other.trace else (other.back, other.number)) if isinstance(other, _Outside) else other
-            for at, other in trace.others.items()
-        }
+        return {at: _bare(other) for at, other in trace.others.items()}
 
     ours, theirs = np.array(one.ops), np.array(other.ops)
     return (
@@ -158,7 +151,6 @@ def _alike(one: Trace, other: Trace) -> bool:
         and bool(np.all(np.where((ours > 0) & (theirs > 0), 0, ours) == np.where((ours > 0) & (theirs > 0), 0, theirs)))
         and bare(one) == bare(other)
         and one.streams == other.streams
-        and one.laws.keys() == other.laws.keys()
     )
 
 
@@ -196,7 +188,7 @@ class Recorder:
         self._places: dict[Block, tuple[int, int]] = {}  # which trace, which malloc of it
         self._names: list[str] = []
         self._trace = Trace()
-        allocator.observer = self._note
+        allocator.observer, allocator.on_hold = self._note, self._note_held
 
     @property
     def position(self) -> int:
@@ -222,10 +214,16 @@ class Recorder:
 
     def stop(self) -> None:
         """Write down no more."""
-        self._allocator.observer = None
+        self._allocator.observer = self._allocator.on_hold = None
+
+    def _note_held(self, held: Held) -> None:
+        self._trace.others[len(self._trace)] = held
+        self._trace.ops.append(0)
 
     def _note(self, action: str, block: Block | None) -> None:
         trace, current = self._trace, len(self._names)
+        if self._allocator.holding:
+            return  # it is written down as a whole
         if block is None:
             trace.others[len(trace)] = action
             trace.ops.append(0)
@@ -240,8 +238,6 @@ class Recorder:
             index, number = self._places.pop(block)
             if index == current:
                 trace.ops.append(-number - 1)
-                if block.law is not None:
-                    trace.laws[number] = block.law
             else:
                 trace.others[len(trace)] = _Outside("", current - index, number, block.requested)
                 trace.ops.append(0)
@@ -280,7 +276,13 @@ class Replay:
             elif op < 0:
                 free(alive.pop(-op - 1))
             else:
-                self._other(trace, position)
+                try:
+                    self._other(trace, position)
+                except SimulatedOutOfMemory as error:
+                    oom = error
+                    break
+                if isinstance(trace.others[position], Held) and allocator.stats.allocated_bytes.peak > peak_bytes:
+                    peak_bytes, peak_position = allocator.stats.allocated_bytes.peak, position
         else:
             position = len(trace) if until is None else min(until, len(trace))
         self._played.append(alive)
@@ -310,6 +312,9 @@ class Replay:
 
     def _other(self, trace: Trace, position: int) -> None:
         other = trace.others[position]
+        if isinstance(other, Held):
+            self._allocator.hold(other.law.sizes_at(other.length), other, other.tag)
+            return
         if isinstance(other, str):
             if other != _NOTHING:
                 self._allocator.empty_cache()
