@@ -419,10 +419,14 @@ class _Indexed(TorchFunctionMode):
                 return func(*args, **kwargs)
         if func in _TO_NUMPY:
             return self._to_numpy(*args, **kwargs)
-        if func in _BY_ELEMENT and isinstance(args[0], FakeTensor) and args[0].device.type == "cpu":
-            held = [self._shadows.held(each, f"Tensor.{func.__name__}", copied=False) for each in tensors(args)]
+        if func is torch.Tensor.__dlpack__ and isinstance(args[0], FakeTensor):  # its own is an address of nothing
+            held = self._shadows.held(args[0], "Tensor.__dlpack__", copied=args[0].device.type != "cpu")
             with _disable_current_modes():
-                func(*held, *args[len(held) :])
+                return held.__dlpack__(*args[1:], **kwargs)
+        if func in _BY_ELEMENT and isinstance(args[0], FakeTensor) and args[0].device.type == "cpu":
+            values = [self._shadows.held(each, f"Tensor.{func.__name__}", copied=False) for each in tensors(args)]
+            with _disable_current_modes():
+                func(*values, *args[len(values) :])
             return args[0]
         if func is torch.Tensor.__format__ and args[0].dim() == 0:
             return format(args[0].item(), args[1])

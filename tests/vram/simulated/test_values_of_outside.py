@@ -72,6 +72,14 @@ def test_functions_of_each_element_run_on_what_is_there() -> None:
     assert real.sum() == 200
 
 
+def test_what_is_known_is_handed_over_by_dlpack_and_what_is_not_is_not() -> None:
+    """Its address is of nothing."""
+    with device():
+        assert np.from_dlpack(torch.arange(3)).tolist() == [0, 1, 2]
+        with pytest.raises(UnknownValue, match=r"Tensor.__dlpack__ at .*test_values_of_outside\.py:\d+ "):
+            np.from_dlpack(torch.randn(100))
+
+
 def test_what_is_written_into_a_real_tensor_is_read_from_it_however_that_is_asked() -> None:
     """Inside and afterwards: by item, list and array, through its views and those of NumPy."""
     array = np.zeros(3, np.int64)
