@@ -9,7 +9,7 @@ from __future__ import annotations
 _ALIGNMENT = 256
 _PADDING = 32  # tiles that each look back may read before the first
 _RADIX_BITS = 8
-_SCAN_TILES = {2: 3840, 4: 1920, 8: 896}  # elements, by bytes of one
+_SCAN_TILES = {1: 3840, 2: 3840, 4: 1920, 8: 896, 16: 384}  # elements, by bytes of one
 _SCAN_BY_KEY_TILE = 3840  # of an A100; larger on later cards, which more than a million numbers would show
 _SELECT_TILES = {7: 640, 8: 640, 9: 4224, 10: 3520}
 _SELECT_TILE_OF_A100 = 2304
@@ -18,12 +18,12 @@ _MOST_AT_ONCE = 2**28 - 1  # pairs that one pass of a sort takes; more go in por
 _MOST_IN_ONE_TILE = 2304  # pairs that a single block sorts, by itself
 
 
-def scan_bytes(n: int, itemsize: int, *, floating: bool = False) -> int:
-    """Of `DeviceScan` over `n` elements. `floating`: half precision, which no single word holds with its state."""
+def scan_bytes(n: int, itemsize: int, *, apart: bool = False) -> int:
+    """Of `DeviceScan` over `n` elements. `apart`: of a kind that no single word holds with its state."""
     tiles = -(-n // _SCAN_TILES[itemsize]) + _PADDING
-    if itemsize == 2 and floating:
-        return _sum(4 * tiles, 2 * tiles, 2 * tiles, 1)
-    return _sum(2 * itemsize * tiles, 1)
+    if apart:
+        return _sum(4 * tiles, itemsize * tiles, itemsize * tiles, 1)
+    return _sum(max(4, 2 * itemsize) * tiles, 1)
 
 
 def scan_by_key_bytes(n: int) -> int:
@@ -34,7 +34,7 @@ def scan_by_key_bytes(n: int) -> int:
 
 def select_bytes(n: int, capability: tuple[int, int]) -> int:
     """Of `DeviceSelect` among `n` elements, which gives out places."""
-    tile = _SELECT_TILE_OF_A100 if capability == (8, 0) else _SELECT_TILES[min(capability[0], 10)]
+    tile = _SELECT_TILE_OF_A100 if capability == (8, 0) else _SELECT_TILES[min(max(capability[0], 7), 10)]
     return _sum(8 * (-(-n // tile) + _PADDING), 1)
 
 
@@ -47,7 +47,7 @@ def sort_bytes(n: int, key_bytes: int, capability: tuple[int, int], bits: int | 
         return 1
     passes = -(-(bits or 8 * key_bytes) // _RADIX_BITS)
     spare = [n * key_bytes, n * 8] if passes > 1 else [0, 0]
-    tile = _SORT_TILES[min(capability[0], 9)].get(key_bytes)
+    tile = _SORT_TILES[min(max(capability[0], 7), 9)].get(key_bytes)
     if tile is None:
         return _sum(*spare)
     tiles = min(-(-n // tile), _MOST_AT_ONCE // tile)

@@ -74,7 +74,7 @@ def _by_cudnn(args: Any) -> bool:
     x, weight, bias, mean, variance, training = args[:6]
     return (
         not training
-        and None not in (weight, bias, mean, variance)
+        and all(each is not None for each in (weight, bias, mean, variance))
         and torch.backends.cudnn.enabled
         and x.dtype != torch.bfloat16 != weight.dtype
         and (x.dtype != torch.float16 or weight.dtype == torch.float32)
@@ -168,7 +168,11 @@ def _scanned(call: Call) -> Steps:
     elif not x.is_contiguous():
         yield _clone(x)
     if x.dim() and x.numel() and x.shape[call.args[1]] == x.numel():  # one row is left to CUB
-        yield _bytes(scan_bytes(x.numel(), result.dtype.itemsize, floating=result.is_floating_point()))
+        yield _bytes(_scan_bytes(x.numel(), result.dtype))
+
+
+def _scan_bytes(n: int, dtype: torch.dtype) -> int:
+    return scan_bytes(n, dtype.itemsize, apart=dtype in _HALF or dtype.is_complex)
 
 
 # Masks and places (IndexKernel.cpp, TensorAdvancedIndexing.cpp, Nonzero.cu)
@@ -263,10 +267,7 @@ _THREADS, _BLOCKS = 256, 6  # of the kernel that looks for the greatest, and how
 
 
 def _sorted(call: Call) -> Steps:
-    x = call.args[0]
-    stable = isinstance(call.args[1], bool) if len(call.args) > 1 else False
-    dim = call.argument(2 if stable else 1, "dim", -1)
-    yield from _sorting(call, x, dim)
+    yield from _sorting(call, call.args[0], call.argument(1, "dim", -1))
 
 
 def _sorting(call: Call, x: Tensor, dim: int) -> Steps:
@@ -291,7 +292,10 @@ def _sorting(call: Call, x: Tensor, dim: int) -> Steps:
 
 
 def _topmost(call: Call) -> Steps:
-    x, dim = call.args[0], call.argument(2, "dim", -1)
+    yield from _choosing(call, call.args[0], call.argument(2, "dim", -1))
+
+
+def _choosing(call: Call, x: Tensor, dim: int) -> Steps:
     if not x.dim() or not x.numel():
         return
     length = x.shape[dim]
@@ -314,14 +318,14 @@ def _drawn(call: Call) -> Steps:
         for _ in range(3):
             yield _empty(x.shape, x.dtype)
         if x.numel() == x.shape[-1]:
-            yield _bytes(scan_bytes(x.numel(), x.dtype.itemsize, floating=True))
+            yield _bytes(_scan_bytes(x.numel(), x.dtype))
         return
     for _ in range(2):  # whether the probabilities are fine
         yield _empty((), torch.bool)
     yield _empty(x.shape, x.dtype)  # each by a number that is drawn for it
     if n > 1:
         yield _empty((*x.shape[:-1], n), x.dtype)
-        yield from _topmost(call)
+        yield from _choosing(call, x, -1)
 
 
 # Others

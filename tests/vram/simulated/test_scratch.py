@@ -83,6 +83,12 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "rows at indices of the CPU": (lambda x: x[torch.arange(256)], FLOATS // 2 + 256 * 8),
     "rows at indices": (lambda x: x[torch.arange(256).to("cuda")], FLOATS // 2 + 256 * 8),
     "rows where a mask of the CPU is true": (lambda x: x[torch.arange(N) < 256], FLOATS // 2 + 256 * 8),
+    # Five numbers; two truths of the probabilities, as many numbers as there are, five of them, and what topk holds.
+    "draw five of many": (lambda x: x.flatten()[:32064].multinomial(5), 512 + 2 * 512 + 128512 + 512 + 21504),
+    "sum of numbers of a byte": (
+        lambda x: x.new_zeros(N, dtype=torch.int8).cumsum(-1, dtype=torch.int8),
+        2 * 512 + 1024,
+    ),
     "put a tensor at indices": (lambda x: x.index_put_((torch.tensor([1]).to("cuda"),), x[0]), 512),
 }
 
