@@ -27,6 +27,21 @@ SHAPES = {
 }
 
 
+_LOSSES: dict[str, Callable[..., Tensor]] = {
+    each.__name__: each
+    for each in (
+        F.binary_cross_entropy,
+        F.binary_cross_entropy_with_logits,
+        F.huber_loss,
+        F.kl_div,
+        F.l1_loss,
+        F.mse_loss,
+        F.smooth_l1_loss,
+        F.soft_margin_loss,
+    )
+}
+
+
 def x(*shape: int, dtype: torch.dtype = HALF) -> Tensor:
     return torch.zeros(shape, dtype=dtype, device="cuda")
 
@@ -362,7 +377,29 @@ def indexings() -> Iterator[tuple[str, Make]]:
         "allclose": lambda t: of(torch.allclose, t, t.clone()),
         "cross_entropy": lambda t: of(F.cross_entropy, t, ids(t.shape[0])),
         "nll_loss": lambda t: of(F.nll_loss, t, ids(t.shape[0])),
-        "mse_loss": lambda t: of(F.mse_loss, t, t.clone()),
+        **{
+            f"{name}, {reduction}": lambda t, f=loss, r=reduction: of(f, t, t.clone(), reduction=r)
+            for name, loss in _LOSSES.items()
+            for reduction in ("mean", "sum", "none")
+        },
+        "mse_loss, broadcast": lambda t: of(F.mse_loss, t, t[:1].clone()),
+        "binary_cross_entropy_with_logits, weighed": lambda t: of(
+            F.binary_cross_entropy_with_logits, t, t.clone(), pos_weight=t[0].clone()
+        ),
+        "dist": lambda t: of(torch.dist, t, t[:1].clone()),
+        "isinf": lambda t: of(torch.isinf, t),
+        "ldexp": lambda t: of(torch.ldexp, t, t[:1].clone()),
+        "median of all, transposed": lambda t: of(t.t().median),
+        "nanmedian": lambda t: of(t.nanmedian),
+        "index_reduce": lambda t: of(torch.index_reduce, t, 0, ids(30), t[:30].clone(), "mean"),
+        "scatter_reduce, greatest": lambda t: of(torch.scatter_reduce, t, 0, ids(1, 9), t, "amax"),
+        "masked_select by one truth": lambda t: of(torch.masked_select, t, truths()),
+        "roll": lambda t: of(torch.roll, t, 1, 0),
+        "roll, several": lambda t: of(torch.roll, t, (1, 2), (0, 1)),
+        "roll of a row": lambda t: of(t.t().roll, 3),
+        "normal about": lambda t: of(torch.normal, t, 2.0),
+        "normal, each": lambda t: of(torch.normal, t, ones(t)),
+        "bernoulli_ by": lambda t: of(t.bernoulli_, ones(t)),
         "to the CPU": lambda t: of(t.cpu),
         "from the CPU": lambda t: of(lambda: torch.zeros(1000, dtype=t.dtype).to("cuda")),
         "from the CPU, cast": lambda t: of(lambda: torch.zeros(1000).to("cuda", t.dtype)),
@@ -435,6 +472,14 @@ def pictures() -> Iterator[tuple[str, Make]]:
         "instance_norm": lambda t: of(F.instance_norm, t),
         "group_norm": lambda t: of(F.group_norm, t, 3),
         "unfold": lambda t: of(F.unfold, t, 14, stride=14),
+        "unfold, overlapping": lambda t: of(F.unfold, t, 3),
+        "unfold of what is spread": lambda t: of(F.unfold, t.expand(2, -1, -1, -1), 3),
+        "fold, overlapping": lambda t: of(F.fold, x(1, 27, 4900, dtype=t.dtype), 72, 3),
+        "group_norm, weighed": lambda t: of(F.group_norm, t, 3, x(3, dtype=t.dtype), x(3, dtype=t.dtype)),
+        "group_norm, channels last": lambda t: of(
+            F.group_norm, t.to(memory_format=torch.channels_last), 3, x(3, dtype=t.dtype)
+        ),
+        "roll of windows": lambda t: of(torch.roll, t, (-3, -3), (2, 3)),
         "fold": lambda t: of(F.fold, x(1, 588, 256, dtype=t.dtype), 224, 14, stride=14),
         "pixel_shuffle": lambda t: of(F.pixel_shuffle, x(1, 12, 56, 56, dtype=t.dtype), 2),
         "pixel_unshuffle": lambda t: of(F.pixel_unshuffle, t, 2),

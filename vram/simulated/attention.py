@@ -163,8 +163,8 @@ def allocated(func: Any, result: Any, args: Any) -> Any:
     """Of what a fused kernel returns to a fake tensor, what it allocates on a card where no gradient is wanted."""
     if func is _CUDNN_FUNC and not args[4]:
         return (result[0], *result[2:])  # no logsumexp
-    if func is _EFFICIENT_FUNC and not _dropout(args, 5):
-        return result[:2]  # no state of a dropout
+    if func in (_EFFICIENT_FUNC, _aten._efficient_attention_forward.default):
+        return result[:2]  # the state of a dropout is kept on the CPU
     return result
 
 

@@ -29,7 +29,7 @@ from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.files import NO_BYTES, Storages
 from vram.simulated.guard import check, fill_cuda_guard, made_on_the_cpu
-from vram.simulated.scratch import Call, allocated, scratch
+from vram.simulated.scratch import Call, allocated, preparation, scratch
 from vram.simulated.shadows import Shadows, aliases, is_real, tensors, unmodelled
 from vram.simulated.trace import Held
 
@@ -58,8 +58,20 @@ _VERSION = int(_MAJOR), int(_MINOR)
 _GROUPED = _aten._grouped_mm.default
 _GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _LINEAR = _aten.linear.default
+# On a card too they are, of operations that allocate; each other such one is a single operation here.
+_MADE_OF_OTHERS = {
+    _aten._safe_softmax.default,
+    _aten.affine_grid_generator.default,
+    _aten.binary_cross_entropy_with_logits.default,
+    _aten.dist.default,
+    _aten.isinf.default,
+    _aten.ldexp.Tensor,
+    _aten.mvlgamma.default,
+    _aten.soft_margin_loss.default,
+    _aten.soft_margin_loss.out,
+}
 _RMS_NORM = _aten._fused_rms_norm.default
-_RMS_NORMS: set[Any] = {torch.rms_norm, torch.nn.functional.rms_norm}
+_SEEN_WHOLE: set[Any] = {torch.rms_norm, torch.nn.functional.rms_norm, torch.nn.functional.linear}
 
 
 _inside: list[SimulatedCuda] = []  # the one that somebody is in
@@ -85,7 +97,7 @@ class SimulatedCuda:
 
         `device`: whose tensors are followed; the CPU's, to compare with what a real run on it allocates.
         """
-        check()
+        check(_MADE_OF_OTHERS)
         _warn_untested()
         self.card = find_card(card) if isinstance(card, str) else card
         refuse_environment(os.environ)
@@ -230,11 +242,15 @@ class SimulatedCuda:
             result = self._shadows.run(func, args, kwargs)
         on_card = self.device.type == "cuda"
         made = list(tensors(allocated(func, result, args) if on_card else result))
+        on_card = on_card and any(tensor.device == self.device for tensor in (*given, *made))
+        called = Call(func, args, kwargs, result, self.card, _VERSION, self._shadows.of)
+        if on_card:
+            held = [self._run(*step) for step in preparation(called)]
+            del held
         for tensor in made:
             self._see(tensor, func)
-        if on_card and any(tensor.device == self.device for tensor in (*given, *made)):
+        if on_card:
             self._hold_parts(func, args, result)
-            called = Call(func, args, kwargs, result, self.card, self._shadows.of)
             held = [self._run(*step) for step in scratch(called)]
             if self._workspaces and is_product(func):
                 self.take_workspace(lt=takes_lt(func, args, kwargs))
@@ -252,7 +268,7 @@ class SimulatedCuda:
     def _by_index(self, func: Any, args: Any) -> tuple[Any, Any]:
         """Boolean indexing with masks that are known, as a card does it: by where they are true."""
         if func is _aten.masked_select.default:
-            shape = torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call]
+            shape = torch.broadcast_shapes(args[0].shape, args[1].shape) or (1,)  # type: ignore[no-untyped-call]
             mask = self._shadows.run(_aten.expand.default, (args[1], shape), {})
             args = self._shadows.run(_aten.expand.default, (args[0], shape), {}), [mask]
         indices: list[Tensor | None] = []
@@ -363,6 +379,9 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 in_place = _InPlace() if func is _LINEAR and on_card else nullcontext()  # type: ignore[no-untyped-call]
                 with self, in_place:
                     return in_parts(func, args, kwargs or {})
+            if func in _MADE_OF_OTHERS and on_card:
+                with self:
+                    return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
             return self._cuda.run(func, args, kwargs or {})
         except torch.OutOfMemoryError as error:
             del args, kwargs  # what was made until now ends here, as on a card: no frame of a traceback keeps it
@@ -423,6 +442,8 @@ class _Indexed(TorchFunctionMode):
             held = self._shadows.held(args[0], "Tensor.__dlpack__", copied=args[0].device.type != "cpu")
             with _disable_current_modes():
                 return held.__dlpack__(*args[1:], **kwargs)
+        if func is torch.nn.functional.one_hot and isinstance(args[0], FakeTensor) and args[0].device.type == "cuda":
+            return _one_hot(*args, **kwargs)
         if func in _BY_ELEMENT and isinstance(args[0], FakeTensor) and args[0].device.type == "cpu":
             values = [self._shadows.held(each, f"Tensor.{func.__name__}", copied=False) for each in tensors(args)]
             with _disable_current_modes():
@@ -450,8 +471,8 @@ class _Indexed(TorchFunctionMode):
         args, kwargs = tree_map_only(torch.device, _with_index, (args, kwargs))
         try:
             with self._turn() if any(map(_names_the_card, (*args[1:], kwargs.get("device")))) else nullcontext():
-                if func in _RMS_NORMS and not torch.is_grad_enabled():
-                    with torch._C._AutoDispatchBelowAutograd():  # where a torch without CUDA takes it apart
+                if func in _SEEN_WHOLE and not torch.is_grad_enabled():
+                    with torch._C._AutoDispatchBelowAutograd():  # where they would be taken apart unseen
                         return func(*args, **kwargs)
                 return func(*args, **kwargs)
         except torch.OutOfMemoryError as error:
@@ -557,6 +578,12 @@ def _cuda_device(asked: Any) -> torch.device:
     if asked is None:
         return DEVICE
     return torch.device("cuda", asked) if type(asked) is int else _with_index(torch.device(asked))
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """As C++ makes it for a card; with fake tensors it compares with each class."""
+    n_classes = int(tensor.max()) + 1 if num_classes == -1 else num_classes
+    return tensor.new_zeros((*tensor.shape, n_classes)).scatter_(-1, tensor.unsqueeze(-1), 1)
 
 
 def _with_index(device: torch.device) -> torch.device:

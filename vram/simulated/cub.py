@@ -38,15 +38,18 @@ def select_bytes(n: int, capability: tuple[int, int]) -> int:
     return _sum(8 * (-(-n // tile) + _PADDING), 1)
 
 
-def sort_bytes(n: int, key_bytes: int, capability: tuple[int, int], bits: int | None = None) -> int:
-    """Of `DeviceRadixSort` of `n` pairs with values of 8 bytes, of which `bits` of the keys count.
+def sort_bytes(
+    n: int, key_bytes: int, capability: tuple[int, int], bits: int | None = None, value_bytes: int = 8
+) -> int:
+    """Of `DeviceRadixSort` of `n` pairs, of which `bits` of the keys count.
 
     Not counted for keys of 2 bytes before compute capability 9.0: it depends on how many blocks fit a multiprocessor.
+    Tiles are those of values of 8 bytes.
     """
     if bits is not None and n <= _MOST_IN_ONE_TILE:
         return 1
     passes = -(-(bits or 8 * key_bytes) // _RADIX_BITS)
-    spare = [n * key_bytes, n * 8] if passes > 1 else [0, 0]
+    spare = [n * key_bytes, n * value_bytes] if passes > 1 else [0, 0]
     tile = _SORT_TILES[min(max(capability[0], 7), 9)].get(key_bytes)
     if tile is None:
         return _sum(*spare)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -41,8 +42,16 @@ def made_on_the_cpu() -> Iterator[None]:
         torch._C._set_only_lift_cpu_tensors(before)
 
 
-def check() -> None:
-    """Raises RuntimeError, with the name of what is missing, where this torch can't be simulated on."""
+def check(made_of_others: Iterable[Any]) -> None:
+    """Raises RuntimeError, with the name of what is missing, where this torch can't be simulated on.
+
+    `made_of_others`: operations that have to be composed in C++ alone. Asked for what is not there, torch crashes.
+    """
+    for operation in made_of_others:
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeExplicitAutograd"):
+            raise RuntimeError(
+                f"simulated CUDA takes {operation} apart, which torch {torch.__version__} does not compose"
+            )
     for name in ("_only_lift_cpu_tensors", "_set_only_lift_cpu_tensors", "_AutoDispatchBelowAutograd"):
         if not hasattr(torch._C, name):
             raise RuntimeError(f"simulated CUDA needs torch._C.{name}, which torch {torch.__version__} lacks")

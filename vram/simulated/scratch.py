@@ -29,13 +29,14 @@ _MASKS = (torch.bool, torch.uint8)
 
 
 class Call(NamedTuple):
-    """An operation that has run. `known` tells what a tensor holds."""
+    """An operation that has run. `version`: of torch; `known` tells what a tensor holds."""
 
     func: Any
     args: Any
     kwargs: Any
     result: Any
     card: Card
+    version: tuple[int, int]
     known: Callable[[Tensor], Tensor | None]
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
@@ -45,6 +46,12 @@ class Call(NamedTuple):
 
 Step = tuple[Any, tuple[Any, ...], dict[str, Any]]
 Steps = Iterator[Step]
+
+
+def preparation(call: Call) -> Steps:
+    """What a card runs, and drops, before it takes memory for the result."""
+    rule = _BEFORE.get(_name(call.func))
+    return iter(()) if rule is None else rule(call)
 
 
 def scratch(call: Call) -> Steps:
@@ -63,7 +70,10 @@ def scratch(call: Call) -> Steps:
 
 
 def allocated(func: Any, result: Any, args: Any) -> Any:
-    """Of what an operation returns to a fake tensor, what it allocates on a card."""
+    """Of what an operation returns to a fake tensor, what a card allocates: what keeps more than it shows grows."""
+    kept = _KEPT.get(_name(func))
+    if kept is not None and (n_bytes := kept(args, result)) > result.untyped_storage().nbytes():
+        result.untyped_storage().resize_(n_bytes)
     if func is _aten.native_batch_norm.default and _by_cudnn(args):
         return result[:1]  # no mean and deviation of this batch
     return attention.allocated(func, result, args)
@@ -88,6 +98,20 @@ def _by_cudnn(args: Any) -> bool:
 
 def _by_rows(call: Call) -> Steps:
     yield from _contiguous(call.args[0])
+
+
+def _by_groups(call: Call) -> Steps:
+    """group_norm_kernel.cu: one factor and one term a channel, of the statistics and the weights."""
+    x, weight, bias, samples, channels, pixels, groups = call.args[:7]
+    wide = torch.float32 if x.dtype in _HALF else x.dtype
+    yield from _contiguous(x)
+    for shape, needed in (
+        ((samples, groups), x.dtype != wide and call.version >= (2, 13)),
+        ((samples, channels), pixels > 1 and not (weight is None and bias is None)),
+    ):
+        if needed:
+            yield _empty(shape, wide)
+            yield _empty(shape, wide)
 
 
 # Reductions (ReduceOps.cpp, Reduce.cuh)
@@ -121,7 +145,8 @@ def _extreme(call: Call) -> Steps:
 
 
 def _true(call: Call) -> Steps:
-    yield from _shared(call, _dims(call), call.args[0].dtype.itemsize, call.args[0])
+    x = call.args[0]
+    yield from _shared(call, _dims(call), x.dtype.itemsize if call.version < (2, 12) else 1, x)
 
 
 def _counted(call: Call) -> Steps:
@@ -146,6 +171,37 @@ def _equal(call: Call) -> Steps:
     if first.shape == second.shape and first.numel():
         yield _empty(first.shape, torch.bool)
         yield _empty((), torch.bool)
+
+
+# Losses (Loss.cpp): those of all elements are there before their mean
+
+
+def _lost(call: Call) -> Steps:
+    if call.argument(2, "reduction", 1):
+        yield from _mean_of_losses(call)
+
+
+def _lost_in_place(call: Call) -> Steps:
+    """The mean is made apart, and copied to where the losses are."""
+    if call.argument(3, "reduction", 1):
+        yield _empty((), call.result.dtype)
+        yield from _mean_of_losses(call, 0)
+
+
+def _mean_of_losses(call: Call, times: int = 1) -> Steps:
+    losses = _meta(_loss_shape(call.args), call.result.dtype)
+    for _ in range(times):
+        yield _empty(losses.shape, losses.dtype)
+    yield from _shared(call, (), max(4, losses.dtype.itemsize), losses)
+
+
+def _loss_bytes(args: Any, result: Tensor) -> int:
+    """The mean is written where there was room for the loss of each element."""
+    return int(_loss_shape(args).numel()) * result.dtype.itemsize
+
+
+def _loss_shape(args: Any) -> torch.Size:
+    return torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _dims(call: Call, position: int = 1) -> tuple[int, ...]:
@@ -173,6 +229,17 @@ def _scanned(call: Call) -> Steps:
 
 def _scan_bytes(n: int, dtype: torch.dtype) -> int:
     return scan_bytes(n, dtype.itemsize, apart=dtype in _HALF or dtype.is_complex)
+
+
+def _repeated(call: Call) -> Steps:
+    repeats = call.args[0]
+    for _ in range(1 if repeats.dtype == torch.int64 else 2):  # a copy of other numbers, and where each one ends
+        yield _empty(repeats.shape, torch.int64)
+
+
+def _summed_to_repeat(call: Call) -> Steps:
+    yield from _repeated(call)
+    yield _bytes(scan_bytes(call.args[0].numel(), 8))
 
 
 # Masks and places (IndexKernel.cpp, TensorAdvancedIndexing.cpp, Nonzero.cu)
@@ -251,6 +318,19 @@ def _is_in(call: Call) -> Steps:
         yield _bytes(elements.numel())
 
 
+def _averaged(call: Call) -> Steps:
+    """How many values meet at each place: ones are added there as the values are."""
+    into, source, reduce = call.args[0], call.args[3], call.argument(4, "reduce")
+    if reduce == "mean":
+        yield _empty(into.shape, into.dtype)
+        ones_bytes, none_bytes = source.numel() * source.dtype.itemsize, into.numel()
+        if _name(call.func) == "index_reduce":  # there, one is gone before the other is asked for
+            yield _bytes(max(ones_bytes, none_bytes))
+        else:
+            yield _bytes(ones_bytes)
+            yield _bytes(none_bytes)
+
+
 def _trues(mask: Tensor, value: Tensor | None) -> int:
     with _disable_current_modes():
         return mask.numel() if value is None else int(value.count_nonzero())
@@ -271,7 +351,7 @@ def _sorted(call: Call) -> Steps:
 
 
 def _sorting(call: Call, x: Tensor, dim: int) -> Steps:
-    if not x.dim() or x.numel() < 2:
+    if not x.dim() or not x.numel():
         return
     n, length = x.numel(), x.shape[dim]
     if length <= _MOST_SORTED_WITHIN_BLOCKS:
@@ -289,6 +369,27 @@ def _sorting(call: Call, x: Tensor, dim: int) -> Steps:
         yield _empty(x.shape, torch.int64)
         yield _empty(x.shape, x.dtype)
     yield _bytes(sort_bytes(n, key_bytes, capability))
+
+
+def _middle(call: Call) -> Steps:
+    x = call.args[0]
+    if len(call.args) == 1 and not call.kwargs:  # of all: they are sorted as one row
+        yield from _contiguous(x)
+        flat = _meta((x.numel(),), x.dtype)
+        yield _empty(flat.shape, flat.dtype)
+        yield _empty(flat.shape, torch.int64)
+        yield from _sorting(call, flat, 0)
+
+
+def _shuffled(call: Call) -> Steps:
+    """By random keys, of as many bits as make it unlikely that two are alike (Randperm.cu)."""
+    n, dtype = call.result.numel(), call.result.dtype
+    if n:
+        bits = min(64, math.ceil(math.log2(n - (6 * n * n + 1) / (12 * math.log(0.9)))))
+        keys = torch.int64 if bits > 32 else torch.int32
+        for each in (dtype, keys, keys):
+            yield _empty((n,), each)
+        yield _bytes(sort_bytes(n, keys.itemsize, call.card.compute_capability, bits, dtype.itemsize))
 
 
 def _topmost(call: Call) -> Steps:
@@ -322,6 +423,8 @@ def _drawn(call: Call) -> Steps:
         return
     for _ in range(2):  # whether the probabilities are fine
         yield _empty((), torch.bool)
+        if call.version >= (2, 12):  # the least and the greatest
+            yield _empty((), x.dtype)
     yield _empty(x.shape, x.dtype)  # each by a number that is drawn for it
     if n > 1:
         yield _empty((*x.shape[:-1], n), x.dtype)
@@ -342,6 +445,40 @@ def _convolved(call: Call) -> Steps:
     for each in operands:
         if not each.is_contiguous(memory_format=lies):
             yield _clone(each, lies)
+
+
+def _dropped_out(call: Call) -> Steps:
+    if call.argument(3, "dropout_p", 0.0):
+        yield _empty((2,), torch.int64)  # where the kernel begins to draw
+
+
+def _of_windows(call: Call) -> Steps:
+    """The result begins as large as the input, and is made anew where it is larger (Im2Col.cu, Col2Im.cu)."""
+    x = call.args[0]
+    yield from _contiguous(x)
+    if call.result.numel() > x.numel():
+        yield _empty(x.shape, x.dtype)
+
+
+def _rolled(call: Call) -> Steps:
+    """Dimension by dimension; of none, as one row (TensorTransformations.cpp)."""
+    x, dims = call.args[0], call.argument(2, "dims", ())
+    if len(dims) < 2:
+        yield from _contiguous(x)
+    for _ in dims[1:]:
+        yield _empty(x.shape, x.dtype)
+
+
+def _normal(call: Call) -> Steps:
+    if call.func is _aten.normal.Tensor_float:
+        yield _empty(call.result.shape, call.result.dtype)
+
+
+def _drawn_by(call: Call) -> Steps:
+    """Half precision is widened to draw by it."""
+    position = {_aten.bernoulli.default: 0, _aten.bernoulli_.Tensor: 1}.get(call.func)
+    if position is not None and call.args[position].dtype in _HALF:
+        yield _empty(call.args[position].shape, torch.float32)
 
 
 def _distances(call: Call) -> Steps:
@@ -391,6 +528,12 @@ def _empty(shape: Any, dtype: torch.dtype) -> Step:
     return _aten.empty.memory_format, (list(shape),), {"dtype": dtype, "device": _DEVICE}
 
 
+def _meta(shape: Any, dtype: torch.dtype) -> Tensor:
+    """A shape alone, of what lies without gaps."""
+    with _disable_current_modes():
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+
 def _bytes(n: int) -> Step:
     return _empty((n,), torch.uint8)
 
@@ -412,13 +555,18 @@ def _name(func: Any) -> str:
 
 
 _RULES: dict[str, Callable[[Call], Steps]] = {
-    **dict.fromkeys(("_softmax", "_log_softmax", "_safe_softmax", "native_layer_norm", "_fused_rms_norm"), _by_rows),
+    "native_group_norm": _by_groups,
+    **dict.fromkeys(("_softmax", "_log_softmax", "native_layer_norm", "_fused_rms_norm"), _by_rows),
     **dict.fromkeys(("sum", "nansum", "mean", "prod"), _summed),
     **dict.fromkeys(("std", "var", "std_mean", "var_mean"), _deviating),
     **dict.fromkeys(("amax", "amin", "max", "min", "argmax", "argmin"), _extreme),
     **dict.fromkeys(("all", "any"), _true),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "_logcumsumexp"), _scanned),
     **dict.fromkeys(("index_put", "_index_put_impl"), _put),
+    **dict.fromkeys(("scatter_reduce", "index_reduce"), _averaged),
+    **dict.fromkeys(("mse_loss", "smooth_l1_loss", "huber_loss"), _lost),
+    "binary_cross_entropy": _lost_in_place,
+    **dict.fromkeys(("im2col", "col2im"), _of_windows),
     "linalg_vector_norm": _normed,
     "norm": _normed,
     "count_nonzero": _counted,
@@ -434,5 +582,21 @@ _RULES: dict[str, Callable[[Call], Steps]] = {
     "_to_copy": _moved,
     "copy": _copied,
     "convolution": _convolved,
+    "_scaled_dot_product_flash_attention": _dropped_out,
     "_euclidean_dist": _distances,
+    "repeat_interleave": _repeated,
+    "randperm": _shuffled,
+    "roll": _rolled,
+    "normal": _normal,
+    "bernoulli": _drawn_by,
+}
+
+_BEFORE: dict[str, Callable[[Call], Steps]] = {
+    **dict.fromkeys(("median", "nanmedian"), _middle),
+    "repeat_interleave": _summed_to_repeat,
+}
+
+_KEPT: dict[str, Callable[[Any, Any], int]] = {
+    **dict.fromkeys(("mse_loss", "smooth_l1_loss", "binary_cross_entropy"), _loss_bytes),
+    **dict.fromkeys(("im2col", "col2im"), lambda args, result: args[0].numel() * result.dtype.itemsize),
 }

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from benchmarks.cardless.operations import measured, operations
+from vram.simulated import context
 from vram.simulated.cards import find_card
 from vram.simulated.context import SimulatedCuda
 
@@ -32,8 +33,12 @@ def test_there_is_evidence_of_cards_of_several_kinds() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_operations_hold_what_torch_allocates_for_them(evidence: dict[str, Any]) -> None:
+def test_operations_hold_what_torch_allocates_for_them(
+    evidence: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Bytes at the most, bytes kept, blocks; but for the few of which the evidence says how they differ."""
+    major, minor = evidence["environment"]["torch"].split(".")[:2]
+    monkeypatch.setattr(context, "_VERSION", (int(major), int(minor)))
     recorded, different = evidence["operations"], evidence["different"]
     wrong = {}
     with SimulatedCuda(find_card(evidence["card"]["name"])):

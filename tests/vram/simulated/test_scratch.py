@@ -7,7 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (as everybody calls it)
 
+from vram.simulated import context
 from vram.simulated.cards import Card
 from vram.simulated.context import SimulatedCuda
 
@@ -83,19 +85,27 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "rows at indices of the CPU": (lambda x: x[torch.arange(256)], FLOATS // 2 + 256 * 8),
     "rows at indices": (lambda x: x[torch.arange(256).to("cuda")], FLOATS // 2 + 256 * 8),
     "rows where a mask of the CPU is true": (lambda x: x[torch.arange(N) < 256], FLOATS // 2 + 256 * 8),
-    # Five numbers; two truths of the probabilities, as many numbers as there are, five of them, and what topk holds.
-    "draw five of many": (lambda x: x.flatten()[:32064].multinomial(5), 512 + 2 * 512 + 128512 + 512 + 21504),
+    # Five numbers; two truths of the probabilities, the least and greatest, as many numbers, five, what topk holds.
+    "draw five of many": (lambda x: x.flatten()[:32064].multinomial(5), 512 + 4 * 512 + 128512 + 512 + 21504),
     "sum of numbers of a byte": (
         lambda x: x.new_zeros(N, dtype=torch.int8).cumsum(-1, dtype=torch.int8),
         2 * 512 + 1024,
     ),
+    "a bias is added in place": (lambda x: F.linear(x.view(2, N // 2, N).mT, x.view(-1, N // 2)[:N], x[0]), 2 * FLOATS),
+    "roll rows and columns": (lambda x: x.roll((1, 1), (0, 1)), 2 * FLOATS),
+    "roll all as one row": (lambda x: x.t().roll(1), 2 * FLOATS),
+    "normalise by groups": (lambda x: F.group_norm(x.view(1, 4, -1), 2, x[0, :4], x[1, :4]), FLOATS + 4 * 512),
+    "windows that overlap": (lambda x: F.unfold(x[None, None], (1, 2)), FLOATS + 2 * N * (N - 1) * 4),
+    "one hot": (lambda x: F.one_hot(x.new_zeros(256, dtype=torch.int64), 16), 256 * 8 + 256 * 16 * 8),
+    "the middle of a few": (lambda x: x[0, :64].median(), 512 + 2 * 512),
     "put a tensor at indices": (lambda x: x.index_put_((torch.tensor([1]).to("cuda"),), x[0]), 512),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_kernel_holds_what_its_source_says(case: str) -> None:
+def test_a_kernel_holds_what_its_source_says(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of what it reads by rows, where a masked scatter puts each element, the indices of a mask."""
+    monkeypatch.setattr(context, "_VERSION", (2, 13))
     run, n_bytes = CASES[case]
     with SimulatedCuda("24GiB", cublas_workspace=False), torch.no_grad():
         x = torch.randn(N, N, device="cuda")
@@ -104,6 +114,18 @@ def test_a_kernel_holds_what_its_source_says(case: str) -> None:
         assert torch.cuda.max_memory_allocated() - FLOATS == n_bytes
         del result
         assert torch.cuda.memory_allocated() == FLOATS
+
+
+@pytest.mark.parametrize("loss", [F.mse_loss, F.smooth_l1_loss, F.soft_margin_loss, F.binary_cross_entropy])
+def test_a_mean_of_losses_keeps_room_for_each(loss: Callable[..., Tensor]) -> None:
+    """As on a card: its storage was made for the loss of each element, and whoever keeps the mean keeps that."""
+    with SimulatedCuda("24GiB", cublas_workspace=False), torch.no_grad():
+        x = torch.randn(N, N, device="cuda")
+        kept = loss(x, x)
+        assert kept.shape == ()
+        assert torch.cuda.memory_allocated() == 2 * FLOATS
+        kept = F.l1_loss(x, x)
+        assert torch.cuda.memory_allocated() == FLOATS + 512
 
 
 TOO_MUCH: dict[str, Callable[[Tensor], object]] = {

@@ -1,0 +1,114 @@
+"""The samples by which PyTorch tests its own operations, on both sides:
+
+    python -m benchmarks.cardless -- -m benchmarks.cardless.samples [--output-folder ci/evidence] [OPERATION ...]
+
+Needs expecttest, as PyTorch's own tests do. Each operation is asked in a process of its own: where it calls a library
+that the runtime has not, only that one ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.cardless.operations import Figures, measured
+from benchmarks.cardless.values import Values
+from vram.simulated.cards import Card, find_card
+from vram.simulated.context import SimulatedCuda
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
+MOST = 14  # samples of an operation and dtype
+_SECONDS = 120  # for an operation
+
+
+def figures(operation: Any, within: Callable[[], AbstractContextManager[object]]) -> Iterator[Figures | str]:
+    """Of each sample; or the error."""
+    for dtype in DTYPES.values():
+        if dtype in operation.dtypesIfCUDA:
+            with within():
+                torch.manual_seed(0)
+                for sample, _ in zip(operation.sample_inputs("cuda", dtype), range(MOST), strict=False):
+                    yield measured(lambda s=sample: lambda: operation(s.input, *s.args, **s.kwargs))
+
+
+def both(operation: Any, card: Card) -> list[tuple[Figures | str, Figures | str]]:
+    gc.collect()
+    gc.disable()  # nothing that was before ends while a sample is measured
+    theirs = list(figures(operation, Values))
+    return list(zip(theirs, figures(operation, lambda: SimulatedCuda(card)), strict=True))
+
+
+def apart(operation: Any, card: Card) -> list[list[Figures | str]] | None:
+    """In a process of its own; None where it ended before it was through."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        signal.alarm(_SECONDS)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        torch.cuda._is_in_bad_fork = lambda: False  # type: ignore[assignment]  # there is no card to be used twice
+        with os.fdopen(writing, "w") as answer:
+            json.dump(both(operation, card), answer)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as answer:
+        text = answer.read()
+    os.waitpid(child, 0)
+    return json.loads(text) if text else None
+
+
+def compare(card: Card, folder: Path, names: list[str]) -> None:
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    warnings.simplefilter("ignore")
+    started = time.monotonic()
+    asked = equal = 0
+    different: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    without = []
+    for operation in op_db:
+        name = ", ".join(filter(None, (operation.name, operation.variant_test_name)))
+        if names and operation.name not in names:
+            continue
+        found = apart(operation, card)
+        if found is None:
+            without.append(name)
+            continue
+        found = [(theirs, ours) for theirs, ours in found if not isinstance(theirs, str)]
+        asked += len(found)
+        equal += sum(theirs == ours for theirs, ours in found)
+        refusals = [ours for _, ours in found if isinstance(ours, str)]
+        if refusals:
+            refused[name] = refusals[0]
+        unlike = [(theirs, ours) for theirs, ours in found if theirs != ours and not isinstance(ours, str)]
+        if unlike:
+            theirs, ours = max(unlike, key=lambda pair: abs(pair[0][0] - pair[1][0]))
+            different[name] = {"samples": len(unlike), "torch": theirs, "simulated": ours}
+            print(f"{name}: {len(unlike)} samples, as torch {theirs}, simulated {ours}", flush=True)
+    print(
+        f"samples: {equal} of {asked} equal; refused: {len(refused)} operations; not asked: {len(without)} operations"
+    )
+    path = folder / f"samples-{card.name}-torch{torch.__version__}.json".replace(" ", "-")
+    evidence = {"schema": 1, "card": card.name, "torch": str(torch.__version__), "samples": asked, "equal": equal}
+    evidence |= {"different": different, "refused": refused, "not asked": without}
+    path.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {path}, {time.monotonic() - started:.0f} s")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="benchmarks.cardless.samples")
+    parser.add_argument("--output-folder", type=Path, default=Path("ci/evidence"))
+    parser.add_argument("operations", nargs="*")
+    options = parser.parse_args()
+    compare(find_card(os.environ["CARDLESS"].rsplit(",", 1)[1]), options.output_folder, options.operations)
