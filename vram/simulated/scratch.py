@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format  # by strides, also where a size is 1, as torch's own
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vram.simulated import attention
@@ -88,6 +89,14 @@ def _by_cudnn(args: Any) -> bool:
 
 def _by_rows(call: Call) -> Steps:
     yield from _contiguous(call.args[0])
+
+
+def _by_groups(call: Call) -> Steps:
+    """A factor and a summand of each channel, where there are several elements to each (group_norm_kernel.cu)."""
+    x, weight, bias, n, channels, elements = call.args[:6]
+    if elements > 1 and n and not (weight is None and bias is None):
+        for _ in range(2):
+            yield _empty((n, channels), torch.float32 if x.dtype in _HALF else x.dtype)
 
 
 # Reductions (ReduceOps.cpp, Reduce.cuh)
@@ -335,10 +344,8 @@ def _convolved(call: Call) -> Steps:
     """cuDNN reads both as one of them lies: `cudnn_conv_suggest_memory_format` of native/ConvUtils.h."""
     operands = call.args[:2]
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(operands[0].dim())
-    asked = last is not None and any(
-        each.is_contiguous(memory_format=last) and not each.is_contiguous() for each in operands
-    )
-    lies = last if asked and last is not None else torch.contiguous_format
+    asked = {suggest_memory_format(each) for each in operands if each.dtype != torch.float64}
+    lies = last if last is not None and last in asked else torch.contiguous_format
     for each in operands:
         if not each.is_contiguous(memory_format=lies):
             yield _clone(each, lies)
@@ -419,6 +426,7 @@ _RULES: dict[str, Callable[[Call], Steps]] = {
     **dict.fromkeys(("all", "any"), _true),
     **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "_logcumsumexp"), _scanned),
     **dict.fromkeys(("index_put", "_index_put_impl"), _put),
+    "native_group_norm": _by_groups,
     "linalg_vector_norm": _normed,
     "norm": _normed,
     "count_nonzero": _counted,

@@ -50,6 +50,24 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "log_softmax by columns": (lambda x: x.t().log_softmax(-1), 2 * FLOATS),
     "layer_norm by rows": (lambda x: nn.functional.layer_norm(x, (N,)), FLOATS + 2 * N * 4),
     "layer_norm by columns": (lambda x: nn.functional.layer_norm(x.t(), (N,)), 2 * FLOATS + 2 * N * 4),
+    "group_norm": (
+        lambda x: nn.functional.group_norm(x.view(2, 4, -1), 2, one := x.new_ones(4), one),
+        FLOATS + 512 + 2 * 512 + 2 * 512,
+    ),
+    "group_norm of halves": (
+        lambda x: nn.functional.group_norm(x.view(2, 4, -1).half(), 2, one := x.new_ones(4).half(), one),
+        FLOATS // 2 + FLOATS // 2 + 512 + 2 * 512 + 2 * 512,
+    ),
+    "group_norm without factors": (lambda x: nn.functional.group_norm(x.view(2, 4, -1), 2), FLOATS + 2 * 512),
+    "group_norm of single elements": (
+        lambda x: nn.functional.group_norm(x, 2, one := x.new_ones(N), one),
+        FLOATS + 2048 + 2 * 4096,
+    ),
+    # By its strides the only picture is not one whose channels come last, and cuDNN reads a copy.
+    "a convolution of tokens": (
+        lambda x: nn.functional.conv2d(x[None].transpose(1, 2).view(1, N, 16, -1), x.new_ones(4, N, 1, 1)),
+        FLOATS + 2 * 4 * N * 4,
+    ),
     "rms_norm by rows": (lambda x: nn.functional.rms_norm(x, (N,)), FLOATS + N * 4),
     "rms_norm of halves": (lambda x: nn.functional.rms_norm(x.half(), (N,)), FLOATS // 2 + FLOATS // 2 + N * 4),
     "rms_norm by columns": (lambda x: nn.functional.rms_norm(x.t(), (N,)), 2 * FLOATS + N * 4),
