@@ -233,6 +233,7 @@ class SimulatedCuda:
         for tensor in made:
             self._see(tensor, func)
         if on_card and any(tensor.device == self.device for tensor in (*given, *made)):
+            _warn_of_others(func)
             self._hold_parts(func, args, result)
             called = Call(func, args, kwargs, result, self.card, self._shadows.of)
             held = [self._run(*step) for step in scratch(called)]
@@ -561,6 +562,23 @@ def _cuda_device(asked: Any) -> torch.device:
 
 def _with_index(device: torch.device) -> torch.device:
     return DEVICE if device.type == "cuda" and device.index is None else device
+
+
+@functools.cache
+def _is_others(func: Any) -> bool:
+    return func.namespace not in ("aten", "prims", "prim", "profiler")
+
+
+def _warn_of_others(func: Any) -> None:
+    """Of an operation that is not torch's: fake tensors run what says how its result looks, and not the kernel."""
+    if _is_others(func):
+        from vram.tracing import line_here
+
+        warnings.warn(
+            f"simulated CUDA counts what {func} at {line_here()} returns, not what its kernel takes meanwhile: call "
+            "the function that it is made of, or measure on a GPU",
+            stacklevel=5,
+        )
 
 
 @functools.cache
