@@ -35,6 +35,7 @@ _NO_SUMMARY = "simulated CUDA has no figures by pool: see torch.cuda.memory_stat
 _NO_RAW = "simulated CUDA has no addresses to hand out: allocate tensors"
 _NO_HISTORY = "simulated CUDA records no history of allocations: vram explains growth and peaks by line"
 _EAGER = "simulated CUDA runs what torch.compile was given eagerly, and compiled code allocates otherwise"
+_NO_EXPORT = "simulated CUDA would count what torch.export makes while it traces: run the module itself"
 _FAST_PATH = (
     "on a card nn.MultiheadAttention and nn.TransformerEncoder take a fused path, whose memory simulated CUDA does not "
     "model: figures are those after torch.backends.mha.set_fastpath_enabled(False)"
@@ -90,11 +91,13 @@ def _swapping(mode: FakeTensorMode, shadows: Shadows) -> Callable[..., None]:
         with shadows.swapping(first, second):
             try:
                 swap(first, second)  # type: ignore[no-untyped-call]
-                return
             except RuntimeError:  # views of it are alive, or somebody holds it weakly
-                pass
-        first.data = second
-        first.fake_device = second.fake_device  # type: ignore[attr-defined]
+                first.data = second
+                first.fake_device = second.fake_device  # type: ignore[attr-defined]
+                return
+        # `Module.to` holds the second until it has moved the next: not what the first was, of which the card is rid.
+        second.data = first.data
+        second.fake_device = first.fake_device  # type: ignore[attr-defined]
 
     return swapping
 
@@ -237,6 +240,7 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     places |= {(torch.autograd, "backward"): refuse(_NO_BACKWARD), (torch.autograd, "grad"): refuse(_NO_BACKWARD)}
     places |= {
         (torch, "compile"): _eagerly,
+        (torch.export, "export"): refuse(_NO_EXPORT),
         (torch.backends.cudnn, "is_acceptable"): always(False),  # of recurrent networks, which are refused
         (torch.overrides, "has_torch_function"): _telling_of_the_fast_path(torch.overrides.has_torch_function),
         (torch.nn.init, "_no_grad_trunc_normal_"): _drawn,

@@ -250,6 +250,7 @@ class SimulatedCuda:
         for tensor in made:
             self._see(tensor, func)
         if on_card:
+            _warn_of_others(func)
             self._hold_parts(func, args, result)
             held = [self._run(*step) for step in scratch(called)]
             if self._workspaces and is_product(func):
@@ -588,6 +589,23 @@ def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
 
 def _with_index(device: torch.device) -> torch.device:
     return DEVICE if device.type == "cuda" and device.index is None else device
+
+
+@functools.cache
+def _is_others(func: Any) -> bool:
+    return func.namespace not in ("aten", "prims", "prim", "profiler")
+
+
+def _warn_of_others(func: Any) -> None:
+    """Of an operation that is not torch's: fake tensors run what says how its result looks, and not the kernel."""
+    if _is_others(func):
+        from vram.tracing import line_here
+
+        warnings.warn(
+            f"simulated CUDA counts what {func} at {line_here()} returns, not what its kernel takes meanwhile: call "
+            "the function that it is made of, or measure on a GPU",
+            stacklevel=5,
+        )
 
 
 @functools.cache

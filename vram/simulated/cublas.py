@@ -19,7 +19,7 @@ _LT_WORKSPACE_BYTES = 1024 * _KIB
 # By operation: where its matrices are among the arguments.
 _MATRICES = {"mm": (0, 1), "bmm": (0, 1), "mv": (0,), "_int_mm": (0, 1)}
 _MATRICES |= dict.fromkeys(("addmm", "baddbmm", "addbmm", "_addmm_activation"), (1, 2)) | {"addmv": (1,)}
-_OTHERS = {"dot", "vdot", "_scaled_mm"}
+_OTHERS = {"dot", "vdot", "_scaled_mm", "_euclidean_dist"}
 _FUSED_KINDS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -60,7 +60,7 @@ def takes_lt(func: Any, args: Any, kwargs: Any) -> bool:
         and bias.is_contiguous()
         and bias.shape[0] == second.shape[1]
         and first.dtype in _FUSED_KINDS
-        and min(*first.shape, *second.shape) > 1
+        and min(second.shape) > 1
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format  # by strides, also where a size is 1, as torch's own
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vram.simulated import attention
@@ -438,10 +439,8 @@ def _convolved(call: Call) -> Steps:
     """cuDNN reads both as one of them lies: `cudnn_conv_suggest_memory_format` of native/ConvUtils.h."""
     operands = call.args[:2]
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(operands[0].dim())
-    asked = last is not None and any(
-        each.is_contiguous(memory_format=last) and not each.is_contiguous() for each in operands
-    )
-    lies = last if asked and last is not None else torch.contiguous_format
+    asked = {suggest_memory_format(each) for each in operands if each.dtype != torch.float64}
+    lies = last if last is not None and last in asked else torch.contiguous_format
     for each in operands:
         if not each.is_contiguous(memory_format=lies):
             yield _clone(each, lies)

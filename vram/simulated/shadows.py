@@ -35,6 +35,7 @@ _DRAWN = {f"aten::{name}" for name in ("randint", "randperm", "random_")}  # sma
 _BY_VALUE = {"aten::_coalesce", "aten::_to_sparse", "aten::_to_sparse_csr"}  # as many as are not zero
 _LAID = {f"aten::as_strided{variant}" for variant in ("", "_", "_copy", "_scatter")}  # by places in the storage
 _SET = {_aten.set_.source_Storage, _aten.set_.source_Storage_storage_offset}
+_VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten._reshape_alias.default}
 _CPU = torch.device("cpu")
 
 
@@ -90,6 +91,8 @@ class Shadows:
         except Exception:  # refused, and perhaps not so on the values
             self._spoil(func, args, kwargs)
             raise
+        if func in _VIEWS:
+            result = _laid_as_real_ones(args[0], result)
         if not at_once:
             if any(tensor.numel() <= _MOST_ELEMENTS for tensor in tensors(result)):
                 known = self._on_values(func, args, kwargs)
@@ -326,6 +329,23 @@ def unmodelled(func: Any, args: Any) -> NotImplementedError:
 
     kind = " of sparse tensors" if any(tensor.layout is not torch.strided for tensor in tensors(args)) else ""
     return NotImplementedError(f"simulated CUDA does not model {func}{kind}, at {line_here()}: measure on a GPU")
+
+
+def _laid_as_real_ones(base: Tensor, view: Tensor) -> Tensor:
+    """A fake view with the strides of a real one.
+
+    They differ where a size is 1, by which torch tells whether the channels come last: convolutions would copy, or not.
+    """
+    if 1 not in view.shape or not view.numel():
+        return view
+    strides = _strides_of_view(base.shape, base.stride(), view.shape)
+    return view if view.stride() == strides else view.as_strided(view.shape, strides)
+
+
+@functools.lru_cache(maxsize=4096)
+def _strides_of_view(shape: Any, strides: Any, of: Any) -> tuple[int, ...]:
+    with _disable_current_modes():
+        return torch.empty_strided(shape, strides, device="meta").view(of).stride()
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

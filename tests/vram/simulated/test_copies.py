@@ -113,3 +113,30 @@ def test_what_is_set_holds_what_the_storage_holds() -> None:
         odd.copy_(torch.randn(3, device="cuda"))
         with pytest.raises(UnknownValue):
             numbers[1].item()
+
+
+VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "flattened": lambda it: it.flatten(2),
+    "of tokens": lambda it: it.flatten(2).transpose(1, 2).transpose(1, 2).view(1, 6, 4, 4),
+    "split": lambda it: it.view(1, 2, 3, 4, 4),
+    "itself": lambda it: it.view(it.shape),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_view_lies_as_a_real_one_where_a_size_is_one(view: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """By these strides torch tells whether the channels come last, and so whether a convolution copies."""
+    laid = (1, 6, 4, 4), (5, 1, 24, 6)
+    real = view(torch.empty_strided(*laid))
+    with device():
+        simulated = view(torch.empty_strided(*laid, device="cuda"))
+    assert (simulated.shape, simulated.stride()) == (real.shape, real.stride())
+
+
+def test_a_module_that_is_cast_there_takes_no_more_than_its_parameters_one_after_the_other() -> None:
+    """What a parameter was is gone before the next is cast."""
+    with device():
+        module = nn.ParameterList(torch.zeros(64, 64) for _ in range(3)).to("cuda")
+        torch.cuda.reset_peak_memory_stats()
+        module.half()
+        assert torch.cuda.max_memory_allocated() == 3 * 16_384 + 8_192

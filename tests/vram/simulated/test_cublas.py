@@ -70,6 +70,7 @@ PRODUCTS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "addmv": lambda a, v: torch.addmv(v, a, v),
     "baddbmm_": lambda a, v: torch.empty_like(a)[None].baddbmm_(a[None], a[None]),
     "linear": lambda a, v: torch.nn.functional.linear(a, a, v),
+    "distances": lambda a, v: torch.cdist(a, a),
     "einsum": lambda a, v: torch.einsum("ij,jk->ik", a, a),
 }
 
@@ -109,7 +110,9 @@ def test_cublaslt_has_a_workspace_of_its_own_before_torch_2_12(monkeypatch: pyte
     assert left_by(PRODUCTS["linear"]) == SMALL + LT
     assert left_by(PRODUCTS["mm"]) == SMALL
     assert left_by(lambda a, v: torch.addmm(v, a, a, beta=2)) == SMALL
-    assert left_by(lambda a, v: torch.addmm(v, a[:1], a)) == SMALL
+    assert left_by(lambda a, v: torch.addmm(v, a[:1], a)) == SMALL + LT  # a single row, as a classifier's
+    assert left_by(lambda a, v: torch.addmm(v, a[:, :1], a[:1])) == SMALL
+    assert left_by(lambda a, v: torch.addmm(v[:1], a, a[:, :1])) == SMALL
     assert left_by(lambda a, v: torch.addmm(v[:1], a, a)) == SMALL
     assert left_by(lambda a, v: torch.addmm(v[:1].expand(64), a, a)) == SMALL
     assert left_by(lambda a, v: torch.addmm(v.cfloat(), a.cfloat(), a.cfloat())) == SMALL

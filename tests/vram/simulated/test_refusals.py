@@ -106,3 +106,21 @@ def test_a_number_on_the_card_is_the_same_text_as_in_main_memory() -> None:
         assert keys == {"layer 0", "layer 1", "layer 2"}
         with pytest.raises(UnknownValue, match="keep it on the device"):
             f"{on_card(1)[0]}"
+
+
+def test_what_an_operation_of_others_takes_meanwhile_is_told_not_to_be_counted() -> None:
+    """Fake tensors run what says how its result looks; a warning names the operation and the line."""
+
+    @torch.library.custom_op("vram_tests::doubled", mutates_args=())
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        return x.sin() * 2
+
+    doubled.register_fake(torch.empty_like)
+    with device(), pytest.warns(UserWarning, match=r"counts what vram_tests\.doubled\S* at .*test_refusals\.py:\d+ "):
+        doubled(on_card(8))
+
+
+def test_modules_are_not_exported_inside() -> None:
+    """Its tracing makes tensors that no card has, and they would be counted."""
+    with device(), pytest.raises(NotImplementedError, match="run the module itself"):
+        torch.export.export(nn.Linear(3, 3, device="cuda"), (on_card(1, 3),))
