@@ -216,6 +216,9 @@ class VramSession:
 
     def note(self, recording: Recording, **figures: int | float | str | None) -> None:
         """Add figures measured elsewhere to the recording's summary, as in `note(recording, softmax_peak_bytes=0)`."""
+        for name, value in figures.items():
+            if not isinstance(value, int | float | str | None):
+                raise TypeError(f"{name} must be a number or text of Python's own, for the report, got {value!r}")
         self._summary(recording).update(figures)
 
     def _summary(self, recording: Recording) -> dict[str, Any]:
