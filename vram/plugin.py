@@ -113,7 +113,7 @@ def _whole(config: pytest.Config, name: str) -> int | None:
     given = _option(config, name)
     if given in (None, ""):
         return None
-    if not str(given).isdigit() or int(given) < 1:
+    if not str(given).isdecimal() or int(given) < 1:
         raise pytest.UsageError(f"--vram-{name} must be a whole number of at least 1, got {given!r}")
     return int(given)
 

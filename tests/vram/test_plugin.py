@@ -134,6 +134,7 @@ def test_an_option_comes_before_its_ini_twin_and_an_argument_before_both(pyteste
     ("arguments", "message"),
     [
         (("--vram-laps", "two"), "--vram-laps must be a whole number of at least 1, got 'two'"),
+        (("--vram-samples", "\u00b2"), "--vram-samples must be a whole number of at least 1, got '\u00b2'"),
         (("--vram-samples", "0"), "--vram-samples must be a whole number of at least 1, got '0'"),
         (("--vram-undecided", "maybe"), "--vram-undecided must be fail or skip, got 'maybe'"),
         (
