@@ -86,9 +86,9 @@ Settings = HimapSettings | CustomSettings
 def active_settings(config: Any) -> Settings | None:
     """The settings of the mode that is on, checked; None when every mode is off.
 
-    Nothing is checked while a mode is off. Raises ValueError for both modes at once and for flags that break a rule.
+    While both are off nothing else is checked. Raises ValueError for both at once and for flags that break a rule.
     """
-    himap, custom = getattr(config, "use_hmap_v", False), getattr(config, "use_custom_selection", False)
+    himap, custom = _switch(config, "use_hmap_v"), _switch(config, "use_custom_selection")
     if not himap and not custom:
         return None
     if himap and custom:
@@ -135,7 +135,7 @@ def _custom_settings(config: Any) -> CustomSettings:
         method=_method(config),
         temperature=_temperature(config),
         first_index=_whole_or_none(config, "custom_first_index"),
-        drop=bool(getattr(config, "custom_drop", False)),
+        drop=_switch(config, "custom_drop"),
     )
 
 
@@ -156,6 +156,13 @@ def _temperature(config: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < float("inf"):
         raise ValueError(f"custom_temperature must be a finite number greater than 0, got {value!r}")
     return float(value)
+
+
+def _switch(config: Any, name: str) -> bool:
+    value = getattr(config, name, None)
+    if value in (None, False, True):  # 0, 1 and numpy's are equal to these; the text "false" would be true
+        return bool(value)
+    raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def _whole(config: Any, name: str, *, lowest: int = 0) -> int:
