@@ -86,11 +86,12 @@ Settings = HimapSettings | CustomSettings
 def active_settings(config: Any) -> Settings | None:
     """The settings of the mode that is on, checked; None when every mode is off.
 
-    While both are off nothing else is checked. Raises ValueError for both at once and for flags that break a rule.
+    Nothing is checked while a mode is off. Raises ValueError for both modes at once and for flags that break a rule.
     """
-    himap, custom = _switch(config, "use_hmap_v"), _switch(config, "use_custom_selection")
+    himap, custom = getattr(config, "use_hmap_v", False), getattr(config, "use_custom_selection", False)
     if not himap and not custom:
         return None
+    himap, custom = _switch(config, "use_hmap_v"), _switch(config, "use_custom_selection")
     if himap and custom:
         raise ValueError("use_hmap_v and use_custom_selection must not both be on")
     return _himap_settings(config) if himap else _custom_settings(config)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from llava.eval.common import build_parser, given, run_program, whole
+from llava.eval.common import build_parser, given, refuse, run_program, whole
 
 _FLAGS = {
     "hmap_v_sys_length": "sys_length",
@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _mode(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    return ("himap", given(options, _FLAGS)) if options.use_hmap_v else ("baseline", {})
+    if options.use_hmap_v:
+        return "himap", given(options, _FLAGS)
+    refuse(options, _FLAGS.values(), "needs --use-hmap-v, got it alone")
+    return "baseline", {}
 
 
 if __name__ == "__main__":
