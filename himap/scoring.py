@@ -67,7 +67,10 @@ def _tile_sums(query_HRD: Tensor, key_GND: Tensor, first_row: int, columns: rang
     key_index_N = torch.arange(length, device=logits.device)
     logits.masked_fill_(key_index_N > row_index_R[:, None], float("-inf"))
     attention = logits.softmax(dim=-1)
-    return attention[..., columns.start : columns.stop].sum(dim=(0, 1))
+    del logits  # makes room for the copy
+    # Each column in one piece: summed where they stand, columns past the last whole vector are added in another order,
+    # and equal attention gives them other last bits.
+    return attention[..., columns.start : columns.stop].movedim(-1, 0).flatten(1).contiguous().sum(dim=1)
 
 
 def _tiles(

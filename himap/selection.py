@@ -14,6 +14,7 @@ from himap.scoring import no_autocast
 
 def top_tokens(scores_I: Tensor, keep: int) -> Tensor:
     """Ascending int64 indices_K of the `keep` highest scores; all of them when `keep` >= I. Keep 0 gives none."""
+    _check_keep(keep)
     if keep >= scores_I.shape[0]:
         return torch.arange(scores_I.shape[0], device=scores_I.device)
     # A stable sort keeps equal scores in index order; topk makes no such promise.
@@ -25,6 +26,7 @@ def farthest_points(tokens_IE: Tensor, keep: int, first: int) -> Tensor:
 
     `keep` >= I gives arange(I).
     """
+    _check_keep(keep)
     count = tokens_IE.shape[0]
     if keep >= count:
         return torch.arange(count, device=tokens_IE.device)
@@ -49,6 +51,7 @@ def most_similar(tokens_IE: Tensor, keep: int) -> Tensor:
     The fixed point of the original's ToMe-like k-means rounds (exact without duplicate tokens). `keep` >= I gives
     arange(I).
     """
+    _check_keep(keep)
     count = tokens_IE.shape[0]
     if keep >= count:
         return torch.arange(count, device=tokens_IE.device)
@@ -69,6 +72,11 @@ def cosines(queries_QE: Tensor, tokens_IE: Tensor) -> Tensor:
     """Float32 similarity_QI: cosine of each query and each token; 0 for a zero vector."""
     with no_autocast(tokens_IE.device):
         return normalize(queries_QE.float(), dim=-1) @ normalize(tokens_IE.float(), dim=-1).T
+
+
+def _check_keep(keep: int) -> None:
+    if keep < 0:  # a slice would take it for "all but so many"
+        raise ValueError(f"keep must be at least 0, got {keep}")
 
 
 def _row_cosines(unit_IE: Tensor, direction_E: Tensor) -> Tensor:

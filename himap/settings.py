@@ -91,6 +91,7 @@ def active_settings(config: Any) -> Settings | None:
     himap, custom = getattr(config, "use_hmap_v", False), getattr(config, "use_custom_selection", False)
     if not himap and not custom:
         return None
+    himap, custom = _switch(config, "use_hmap_v"), _switch(config, "use_custom_selection")
     if himap and custom:
         raise ValueError("use_hmap_v and use_custom_selection must not both be on")
     return _himap_settings(config) if himap else _custom_settings(config)
@@ -135,7 +136,7 @@ def _custom_settings(config: Any) -> CustomSettings:
         method=_method(config),
         temperature=_temperature(config),
         first_index=_whole_or_none(config, "custom_first_index"),
-        drop=bool(getattr(config, "custom_drop", False)),
+        drop=_switch(config, "custom_drop"),
     )
 
 
@@ -156,6 +157,13 @@ def _temperature(config: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 < float(value) < float("inf"):
         raise ValueError(f"custom_temperature must be a finite number greater than 0, got {value!r}")
     return float(value)
+
+
+def _switch(config: Any, name: str) -> bool:
+    value = getattr(config, name, None)
+    if value in (None, False, True):  # 0, 1 and numpy's are equal to these; the text "false" would be true
+        return bool(value)
+    raise ValueError(f"{name} must be True or False, got {value!r}")
 
 
 def _whole(config: Any, name: str, *, lowest: int = 0) -> int:

@@ -6,6 +6,7 @@ import random
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -68,8 +69,10 @@ def resolve_image(folder: Path, name: str) -> Path:
 def open_rgb(source: ImageSource) -> Image.Image:
     """The image (of several frames the first), fully decoded, as RGB. EXIF orientation is left alone.
 
-    Raises BadInput for what Pillow can't read, what is over its pixel limit (`PIL.Image.MAX_IMAGE_PIXELS`), and what
-    is more than `MAX_ASPECT_RATIO` times as long as wide.
+    Of 16 bits a value's upper eight are taken.
+
+    Raises BadInput for what Pillow can't read, what is over its pixel limit (`PIL.Image.MAX_IMAGE_PIXELS`), what is
+    more than `MAX_ASPECT_RATIO` times as long as wide, and 32-bit numbers of another range than 0 to 255.
     """
     if isinstance(source, Drawing):
         return source.draw().convert("RGB")
@@ -79,7 +82,7 @@ def open_rgb(source: ImageSource) -> Image.Image:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(source) as image:
                 _check_shape(image)
-                return image.convert("RGB")  # decodes it to the end
+                return _rgb(image)  # decodes it to the end
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise BadInput(
             f"an image must have at most {Image.MAX_IMAGE_PIXELS} pixels, got {shown(source.name)}: {error}"
@@ -88,6 +91,18 @@ def open_rgb(source: ImageSource) -> Image.Image:
         raise BadInput(f"{error} in {shown(source.name)}") from error
     except Exception as error:  # a broken file can raise almost anything in Pillow's decoders
         raise BadInput(f"an image must be readable to its end, got {shown(source.name)}: {error}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """As RGB, where Pillow alone would cut values of more than 8 bits off at 255."""
+    if image.mode.startswith("I;16"):
+        image = image.convert("I").point(lambda value: value / 256)
+    elif image.mode in ("I", "F"):
+        extrema: Any = image.getextrema()  # of one band
+        lowest, highest = extrema
+        if not (lowest >= 0 and (highest == 0 or 1 < highest <= 255)):  # of 0 to 1, all would be black
+            raise BadInput(f"an image of 32-bit numbers must use the range 0 to 255, got {lowest} to {highest}")
+    return image.convert("RGB")
 
 
 def _check_shape(image: Image.Image) -> None:

@@ -10,7 +10,7 @@ from vram.budgets import Budget
 from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, PeakExceeded, Undecided
 from vram.level import compare
 from vram.peak import judge_peak
-from vram.recording import Recording, judged_figures
+from vram.recording import CHANNELS, Recording, check_recording, judged_figures
 from vram.replaying import forget
 from vram.simulated.cards import Card
 from vram.units import format_bytes, parse_bytes
@@ -18,13 +18,11 @@ from vram.verdict import Forecast, Status, Verdict, judge_growth
 
 _MOST_LINES = 25  # of a failure, on a terminal
 _WORST_FIRST: tuple[Status, ...] = ("grows", "undecided", "plateau", "stable")
-# Live before peak, as peaks follow what is alive; requested before allocated, as blocks follow requests.
 _SPOKEN = {
     "requested": "live memory",
     "requested_peak": "peak memory",
     "driver": "memory that is not PyTorch's",
 }
-_TELLING = ("requested", "requested_peak", "allocated", "allocated_peak", "reserved", "driver", "host")
 
 
 def verdicts(recording: Recording) -> dict[str, Verdict]:
@@ -32,9 +30,10 @@ def verdicts(recording: Recording) -> dict[str, Verdict]:
 
     Empty for a recording of one lap, which is of peaks alone.
     """
+    check_recording(recording)
     if recording.laps == 1:
         return {}
-    order = {channel: rank for rank, channel in enumerate(_TELLING)}
+    order = {channel: rank for rank, channel in enumerate(CHANNELS)}
     return {
         channel: judge_growth(
             judged_figures(recording.channels, channel),
@@ -101,6 +100,7 @@ def assert_peak(
     measured or the budget is new; ValueError for a size that cannot be read.
     """
     __tracebackhide__ = True
+    check_recording(recording, channel)
     if isinstance(limit, Budget):
         if limit.limit_bytes is None:
             raise Inconclusive(f"new: no {limit}; record it with --vram-accept")

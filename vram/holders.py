@@ -6,6 +6,7 @@ objects it looks at.
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import gc
 import inspect
@@ -21,19 +22,21 @@ from typing import Any
 
 import torch
 
+from vram.meters.tensor import storages_of
 from vram.tracing import short_name
 
-_DEEPEST = 30
+_DEEPEST = 100  # links of a list of one's own; dead ends end by themselves
 _WIDEST = 20_000  # objects in one level: past this a chain says nothing any more
 _LONGEST_WORDS = 300
 _MOST_CANDIDATES = 50  # that a search begins with: each object of the process is compared with all of them
 _NOT_USERS = ("vram", "_pytest", "pluggy", "pytest")  # modules whose running frames name nothing to a user
 _LRU = type(functools.lru_cache(lambda: None))
 # Attributes that native objects keep outside any namespace.
-_NATIVE = ("grad_fn", "_result", "_exception", "__cause__", "__context__", "__traceback__")
+_NATIVE = ("grad_fn", "_result", "_exception", "__cause__", "__context__", "__traceback__", "old_value")
 _SUSPENDED = (types.GeneratorType, types.CoroutineType, types.AsyncGeneratorType)
 _CODE_OF = {types.GeneratorType: "gi", types.CoroutineType: "cr", types.AsyncGeneratorType: "ag"}
 _SEQUENCES = (list, tuple, set, frozenset, deque)
+_BOUND = (types.MethodType, types.BuiltinMethodType)
 _FRAMES = (types.FrameType, types.TracebackType)
 # torch.nn.Module's own dictionaries, by what they hold.
 _IN_MODULE = {
@@ -53,7 +56,12 @@ def holder(storage: Any, *, named: Mapping[int, str] | None = None) -> str:
     `named` gives ids of objects that are a name by themselves, with what to call them. The collector must not be
     frozen: see `vram.collector.unfrozen`.
     """
-    named = named or {}
+    # What a tensor's subclass answers is code of its own, and may be an error.
+    with torch._C.DisableTorchFunctionSubclass():
+        return _holder(storage, named or {})
+
+
+def _holder(storage: Any, named: Mapping[int, str]) -> str:
     # One search at a time, and its list of tensors let go of before the next: ours would be found as a holder.
     path = _path_to_tensor(storage, named)
     if len(path) == 1 and id(path[0]) in named:
@@ -72,7 +80,8 @@ def holder(storage: Any, *, named: Mapping[int, str] | None = None) -> str:
 
 
 def _view(found: Any, storage: Any) -> str:
-    own_bytes = found.numel() * found.element_size() if issubclass(type(found), torch.Tensor) else 0
+    dense = issubclass(type(found), torch.Tensor) and found.layout is torch.strided
+    own_bytes = found.numel() * found.element_size() if dense else 0
     return f" (a view of {own_bytes:,} B keeps the whole storage)" if 0 < own_bytes < storage.nbytes() else ""
 
 
@@ -83,20 +92,20 @@ def path_to_name(targets: Sequence[object], named: Mapping[int, str]) -> list[An
     """
     locals_ = _running_locals()
     path = _search(targets, named, locals_, ())
-    if not _is_name(path[-1], named, locals_) and (tasks := _tasks()):
+    if not _is_name(path[-1], named, locals_) and (unasked := [*_tasks(), *_unseen(targets)]):
         del path  # ours would be found as a holder
-        path = _search(targets, named, locals_, tasks)
+        path = _search(targets, named, locals_, unasked)
     return path
 
 
 def _search(
-    targets: Sequence[object], named: Mapping[int, str], locals_: Mapping[int, Any], tasks: Sequence[Any]
+    targets: Sequence[object], named: Mapping[int, str], locals_: Mapping[int, Any], unasked: Sequence[Any]
 ) -> list[Any]:
-    """See `path_to_name`. `tasks` are asked too whether they refer to something."""
+    """See `path_to_name`. Those `unasked` by the collector are asked too whether they refer to something."""
     child_of: dict[int, Any] = {}
     level: list[Any] = list(targets)
     seen = {id(target) for target in targets}
-    own = {id(targets), id(child_of), id(seen), id(named), id(tasks)}
+    own = {id(targets), id(child_of), id(seen), id(named), id(unasked)}
     mark = object()  # the last argument below: in Python 3.13 the tuple of arguments is among its own answers
     last = level[0]
     for _ in range(_DEEPEST):
@@ -108,7 +117,7 @@ def _search(
         ids = {id(found) for found in level}
         following: list[Any] = []
         own.add(id(following))
-        for referrer in (*gc.get_referrers(*level, mark), *tasks):
+        for referrer in (*gc.get_referrers(*level, mark), *unasked):
             # By type: isinstance would run the __class__ property of a lazy proxy.
             if id(referrer) in seen or id(referrer) in own or id(referrer) in running:
                 continue
@@ -132,6 +141,39 @@ def _tasks() -> list[Any]:
     asyncio = sys.modules.get("asyncio")
     task = None if asyncio is None else asyncio.Task
     return [found for found in gc.get_objects() if type(found) is task]
+
+
+def _unseen(targets: Sequence[object]) -> list[Any]:
+    """What the collector does not know: NumPy arrays, and the dictionaries and tuples that hold them and plain values.
+
+    Empty where none can hold `targets`: all arrays are of numbers, and so is no target.
+    """
+    loose = _loose()
+    arrays = {id(found): found for found in loose if _is_array(found)}
+    if not any(array.dtype == object for array in arrays.values()) and not any(map(_is_array, targets)):
+        return []
+    keeping: dict[int, Any] = {}
+    while arrays:
+        keeping |= arrays
+        holding = ((found, _referents([found])) for found in loose if id(found) not in keeping)
+        arrays = {id(found): found for found, held in holding if any(id(each) in keeping for each in held)}
+    return list(keeping.values())
+
+
+def _loose() -> list[Any]:
+    """NumPy arrays, dictionaries and tuples that the collector does not know."""
+    if "numpy" not in sys.modules:
+        return []
+    kinds = {dict, tuple, sys.modules["numpy"].ndarray}
+    loose: dict[int, Any] = {}
+    following = _referents(gc.get_objects())
+    while following:
+        # By whole lists: a process refers to millions of objects, and nearly all are of other kinds.
+        alike = compress(following, map(kinds.__contains__, map(type, following)))
+        more = {id(found): found for found in alike if not gc.is_tracked(found) and id(found) not in loose}
+        loose |= more
+        following = _referents(list(more.values()))
+    return list(loose.values())
 
 
 def in_words(path: Sequence[Any], named: Mapping[int, str]) -> str:
@@ -239,7 +281,7 @@ def _tensors_among(objects: Sequence[Any]) -> list[torch.Tensor]:
 
 def _path_to_tensor(storage: Any, named: Mapping[int, str]) -> list[Any]:
     """The path of `path_to_name` from a tensor on `storage`, or from the storage itself where no tensor is left."""
-    return path_to_name([found for found in _tensors() if _address(found) == storage._cdata] or [storage], named)
+    return path_to_name([found for found in _tensors() if _keeps(found, storage._cdata)] or [storage], named)
 
 
 def _held_tensors() -> list[torch.Tensor]:
@@ -253,7 +295,7 @@ def _held_tensors() -> list[torch.Tensor]:
 
 
 def _referents(objects: Sequence[Any]) -> list[Any]:
-    """What `objects` refer to; modules only to their namespaces.
+    """What `objects` refer to, arrays of objects too; modules only to their namespaces.
 
     Native modules have more, and in Python 3.12 `_asyncio` names what is dead: whoever touches that breaks its list of
     free objects, and the next look at it never ends.
@@ -262,14 +304,17 @@ def _referents(objects: Sequence[Any]) -> list[Any]:
     modules = {kind for kind in kinds if issubclass(kind, types.ModuleType)}
     others = compress(objects, map(kinds.difference(modules).__contains__, map(type, objects)))
     namespaces = [object.__getattribute__(found, "__dict__") for found in objects if type(found) in modules]
-    return gc.get_referents(*others) + namespaces
+    numpy = sys.modules.get("numpy")
+    if numpy is None or numpy.ndarray not in kinds:
+        return gc.get_referents(*others) + namespaces
+    arrays = [found for found in objects if type(found) is numpy.ndarray and found.dtype == object]
+    held = [item for array in arrays for item in (array.base, *array.flat) if item is not None]
+    return gc.get_referents(*others) + namespaces + held
 
 
-def _address(tensor: torch.Tensor) -> int | None:
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
-        return None
+def _keeps(tensor: torch.Tensor, address: int) -> bool:
+    """Whether the storage at `address` is the tensor's, or one of its parts'."""
+    return any(storage._cdata == address for storage in storages_of(tensor))
 
 
 def _path_to_array(address: int, named: Mapping[int, str]) -> list[Any]:
@@ -277,13 +322,9 @@ def _path_to_array(address: int, named: Mapping[int, str]) -> list[Any]:
 
     Arrays are none of the collector's objects: their holders are asked.
     """
-    ids = {id(tensor) for tensor in _tensors() if _address(tensor) == address}
-    numpy = sys.modules.get("numpy")
-    if numpy is None or not ids:
-        return []
-    arrays = {id(held): held for held in _referents(gc.get_objects()) if type(held) is numpy.ndarray}
-    sharing = [array for array in arrays.values() if id(_root_of(array)) in ids]
-    del arrays, sharing[_MOST_CANDIDATES:]
+    ids = {id(tensor) for tensor in _tensors() if _keeps(tensor, address)}
+    sharing = [found for found in _loose() if _is_array(found) and id(_root_of(found)) in ids] if ids else []
+    del sharing[_MOST_CANDIDATES:]
     return path_to_name(sharing, named) if sharing else []
 
 
@@ -301,7 +342,7 @@ def _path_to_graph(address: int, named: Mapping[int, str]) -> tuple[str, list[An
     Of several the one that is nearest to a name. The path is empty where there is none.
     """
     tensors = _held_tensors()
-    owners = [tensor for tensor in tensors if tensor.is_leaf and _address_of_gradient(tensor) == address]
+    owners = [tensor for tensor in tensors if tensor.is_leaf and _gradient_keeps(tensor, address)]
     how = "gradient of a tensor"
     if not owners:
         guilty = _nodes_keeping(address, [tensor.grad_fn for tensor in tensors])
@@ -314,8 +355,8 @@ def _path_to_graph(address: int, named: Mapping[int, str]) -> tuple[str, list[An
     return how, path
 
 
-def _address_of_gradient(tensor: torch.Tensor) -> int | None:
-    return None if tensor.grad is None else _address(tensor.grad)
+def _gradient_keeps(tensor: torch.Tensor, address: int) -> bool:
+    return tensor.grad is not None and _keeps(tensor.grad, address)
 
 
 def _nodes_keeping(address: int, nodes: Sequence[Any]) -> dict[Any, str]:
@@ -331,7 +372,7 @@ def _nodes_keeping(address: int, nodes: Sequence[Any]) -> dict[Any, str]:
         node = waiting.pop()
         if type(node) not in names:
             names[type(node)] = _saved_names(type(node))
-        if any(_address(saved) == address for saved in _saved_by(node, names[type(node)])):
+        if any(_keeps(saved, address) for saved in _saved_by(node, names[type(node)])):
             found[node] = node.name()
         for following, _ in node.next_functions:
             if following is None:
@@ -386,9 +427,9 @@ class _Words:
             if id(found) in self.locals:
                 name, where = self.locals[id(found)]
                 return _called(noun, f"`{name}`", f"local of {where}")
-            return noun
+            return noun if _is_name(found, self.named, self.locals) else self._loose(noun)
         links, last = self._links(i)
-        noun = f"{noun} ({links} links on)" if links else noun
+        noun = f"{noun} ({links} link{'s' * (links != 1)} on)" if links else noun
         kind, name, j = self._slot(last)
         rest = self._phrase(j)
         if kind == "item":
@@ -398,6 +439,12 @@ class _Words:
         if kind == "key":
             return f"{noun} at key {name} of {rest}"
         return _called(noun, name, f"{kind} of {rest}")
+
+    def _loose(self, noun: str) -> str:
+        """The end of a path that comes to no name."""
+        if type(self.path[-1]) is contextvars.Context:
+            return "a thread's context"
+        return f"{noun} and so on" if len(self.path) > _DEEPEST else f"{noun} that native code keeps"
 
     def _links(self, i: int) -> tuple[int, int]:
         """How many steps on from path[i] each is like the one before it, and where that ends.
@@ -436,7 +483,7 @@ class _Words:
             code = after.__code__
             names = code.co_varnames[code.co_argcount - len(parent) : code.co_argcount]
             return "default argument", _quoted(names, [value is child for value in parent]), i + 2
-        if issubclass(type(parent), _SEQUENCES):
+        if issubclass(type(parent), _SEQUENCES) or _is_array(parent):
             return "item", "", i + 1
         if type(child) in _FRAMES and (type(parent) in _FRAMES or issubclass(type(parent), BaseException)):
             return self._slot_of_frame(i)
@@ -451,8 +498,8 @@ class _Words:
             j = i + 1
             while j + 1 < len(self.path) and type(self.path[j]).__name__.startswith("hamt"):
                 j += 1
-            return "context variable", "", j
-        if type(parent) is types.MethodType:
+            return "context variable", _variable_name(self.path[j], child), j
+        if type(parent) in _BOUND:
             return "self", "", i + 1
         return "attribute", _attribute_name(parent, child), i + 1
 
@@ -506,6 +553,17 @@ def _place_in_cache(cache: Any, child: Any) -> str:
     return "argument" if any(key is child for found in entries for key in found) else "result"
 
 
+def _variable_name(context: Any, child: Any) -> str:
+    """The context variable that has `child` for its value."""
+    variables = list(contextvars.Context.items(context)) if type(context) is contextvars.Context else []
+    return next((f"`{variable.name}`" for variable, value in variables if value is child), "")
+
+
+def _is_array(found: Any) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(found) is numpy.ndarray
+
+
 def _gradient_hooks(found: Any) -> tuple[Any, ...]:
     """The dictionaries of a tensor's hooks."""
     if not issubclass(type(found), torch.Tensor):
@@ -530,8 +588,9 @@ def _noun(found: Any) -> str:
         return f"{kind.__name__} ({length:,} item{'s' * (length != 1)})"
     if kind is types.FunctionType:
         return f"function {short_name(found.__qualname__)}"
-    if kind is types.MethodType:
-        return f"bound method {short_name(getattr(found.__func__, '__qualname__', '?'))}"
+    if kind in _BOUND:
+        function = found.__func__ if kind is types.MethodType else found
+        return f"bound method {short_name(getattr(function, '__qualname__', '?'))}"
     if kind is _LRU:
         return f"lru_cache of {short_name(found.__wrapped__.__qualname__)}"
     if kind in _SUSPENDED:
@@ -541,6 +600,8 @@ def _noun(found: Any) -> str:
         return _place(found)
     if issubclass(kind, local):
         return "thread-local"
+    if _is_array(found):
+        return f"NumPy array ({found.size:,} item{'s' * (found.size != 1)})"
     if issubclass(kind, BaseException):
         return f"exception {short_name(kind.__qualname__)}"
     return short_name(kind.__qualname__)

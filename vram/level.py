@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vram.errors import Inconclusive
-from vram.recording import Recording
+from vram.recording import Recording, check_recording
 from vram.units import format_bytes
 
 _SHOWN = 8  # samples told on the terminal
@@ -150,6 +150,7 @@ def compare(
     channel was not measured in both or they were not measured alike, ValueError as `judge_level` does.
     """
     for side in (recording, reference):
+        check_recording(side, channel)
         if channel not in side.channels:
             reason = side.absent.get(channel, "no meter reads it")
             raise Inconclusive(f"{side.name}: {channel} was not measured: {reason}")

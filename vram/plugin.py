@@ -113,7 +113,7 @@ def _whole(config: pytest.Config, name: str) -> int | None:
     given = _option(config, name)
     if given in (None, ""):
         return None
-    if not str(given).isdigit() or int(given) < 1:
+    if not str(given).isdecimal() or int(given) < 1:
         raise pytest.UsageError(f"--vram-{name} must be a whole number of at least 1, got {given!r}")
     return int(given)
 
@@ -143,7 +143,8 @@ class _Session:
         self._vram: VramSession | None = None
         self._chosen: str | None = None  # the device, once it is known to be there
         self._uses = False  # whether some test measures
-        self._not_written = ""
+        self._written = ""  # where the report is
+        self._not_written: list[str] = []
         self._environments: list[dict[str, object]] = []
         self._found: dict[bool, dict[str, object]] = {}
         self._modes: list[dict[str, Any]] = []
@@ -420,7 +421,11 @@ class _Session:
             from vram.report import write_report
 
             tests = list(self._tests.values())
-            write_report(self._config.invocation_params.dir / path, self._environment(), self._modes, tests)
+            try:
+                write_report(self._config.invocation_params.dir / path, self._environment(), self._modes, tests)
+                self._written = path
+            except OSError as error:
+                self._not_written.append(f"report not written: {error}")
         summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if summary and (self._modes or self._tests):
             from vram.surfaces import job_summary
@@ -430,7 +435,7 @@ class _Session:
                 with Path(summary).open("a", encoding="utf-8") as file:
                     file.write(job_summary(*told, measured=self._measured_with()))
             except OSError as error:
-                self._not_written = f"job summary not written: {error}"
+                self._not_written.append(f"job summary not written: {error}")
 
     def _environment(self) -> dict[str, object]:
         from vram.surfaces import merged
@@ -478,11 +483,10 @@ class _Session:
                 terminalreporter.write_line(line)
             for line in problems(self._accepted, self._config.rootpath):
                 terminalreporter.write_line(line, red=True)
-        if self._not_written:
-            terminalreporter.write_line(self._not_written)
-        report = _option(self._config, "report")
-        if report:
-            terminalreporter.write_line(f"report: {Path(report)}")
+        for line in self._not_written:
+            terminalreporter.write_line(line, red=True)
+        if self._written:
+            terminalreporter.write_line(f"report: {Path(self._written)}")
 
     def _tables(self) -> list[str]:
         from vram.report import absences, ratios, table, table_of_tests, told

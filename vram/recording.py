@@ -15,6 +15,11 @@ Int64: TypeAlias = npt.NDArray[np.int64]
 MarkReadings: TypeAlias = tuple[tuple[Int64, ...], ...]
 
 
+# Most telling first. Live before peak, as peaks follow what is alive; requested before allocated, as blocks follow
+# requests.
+CHANNELS = ("requested", "requested_peak", "allocated", "allocated_peak", "reserved", "driver", "host")
+
+
 def judged_figures(channels: Mapping[str, Int64], channel: str) -> Int64:
     """What growth of `channel` is judged by: its readings; of the driver's, what PyTorch's allocator did not reserve.
 
@@ -82,3 +87,12 @@ class Recording:
         if channel not in self.channels:
             raise KeyError(f"{channel} was not measured: {self.absent.get(channel, 'no meter reads it')}")
         return int(self.channels[channel].max())
+
+
+def check_recording(recording: object, channel: str | None = None) -> None:
+    """Raise TypeError for what is no recording, ValueError for a channel that neither it nor any meter knows."""
+    if not isinstance(recording, Recording):
+        raise TypeError(f"a recording must be what `vram.replay` returned, got {recording!r}")
+    known = dict.fromkeys((*CHANNELS, *recording.channels, *recording.absent))
+    if channel is not None and channel not in known:
+        raise ValueError(f"channel must be one of {', '.join(known)}, got {channel!r}")

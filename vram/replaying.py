@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from numbers import Integral
 from operator import methodcaller
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any, TypeVar
@@ -25,7 +27,7 @@ Sample = TypeVar("Sample")
 DEFAULT_LAPS = 5
 
 # What a call returns at once, before it has done any of its work: what it is, and how a step gets that work done. Other
-# iterators may well be results, a model's output among them.
+# iterators may well be results, a model's output among them; they, and containers, are looked into.
 _PENDING: dict[type, tuple[str, str]] = {
     GeneratorType: ("a generator", "list({step}(sample))"),
     CoroutineType: ("a coroutine", "asyncio.run({step}(sample))"),
@@ -33,6 +35,16 @@ _PENDING: dict[type, tuple[str, str]] = {
     map: ("a map object", "list({step}(sample))"),
     filter: ("a filter object", "list({step}(sample))"),
 }
+_LOOKED_INTO = (
+    zip,
+    enumerate,
+    *map(type, (iter(()), iter([]), iter({}.values()))),
+    *(kind for kind in vars(itertools).values() if isinstance(kind, type)),
+)
+_CONTAINERS = (tuple, list, dict, set, frozenset)
+_MOST_LOOKED_AT = (
+    1000  # objects of one result: a batch of generators is found, a list of a million tokens costs no time
+)
 # name -> channel -> lap -> sample -> readings
 _Marks = dict[str, dict[str, list[list[list[int]]]]]
 
@@ -81,12 +93,13 @@ def replay(
     for peaks alone, with no verdict on growth. After each step the result is dropped, garbage collected, the device
     waited for and every meter read. Nothing that `step` made is kept.
 
-    Raises ValueError for no samples or too few laps; TypeError where `step` returns work that is yet to be done (a
-    generator, a coroutine, an async generator, a map or a filter); OutOfMemory (with sample, line and bytes) where a
-    step runs out of memory; any other exception of `step` comes through unchanged.
+    Raises ValueError for no samples or too few laps; TypeError for arguments of a wrong type, and where `step` returns
+    work that is yet to be done (a generator, a coroutine, an async generator, a map or a filter, or a container or an
+    iterator of such); OutOfMemory (with sample, line and bytes) where a step runs out of memory; any other exception of
+    `step` comes through unchanged.
     """
     __tracebackhide__ = hidden_on_oom
-    lap_samples = list(samples)
+    lap_samples = _checked(step, samples, laps, warmup_laps)
     base_laps = DEFAULT_LAPS if laps is None else laps
     if not lap_samples:
         raise ValueError("samples must hold at least one sample, got none")
@@ -108,6 +121,23 @@ def replay(
         raise with_what_was_alive(failure, made_of)
     _remember(recording, made_of)
     return recording
+
+
+def _checked(
+    step: Callable[[Sample], object], samples: Iterable[Sample], laps: object, warmup_laps: object
+) -> list[Sample]:
+    """The samples. Raises TypeError for what is none of what `replay` takes."""
+    if not callable(step):
+        raise TypeError(f"step must be a function that takes a sample, got {step!r}")
+    for name, value in (("laps", laps), ("warmup_laps", warmup_laps)):
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not whole and not (value is None and name == "laps"):
+            raise TypeError(f"{name} must be a whole number, got {value!r}")
+    try:
+        each = iter(samples)
+    except TypeError:
+        raise TypeError(f"samples must be a list, or something else to go through, got {samples!r}") from None
+    return list(each)
 
 
 def _replay(made_of: Replayed, meters: list[Meter], base_laps: int, warmup_laps: int, name: str) -> Recording:
@@ -272,17 +302,48 @@ def _out_of_memory(
 
 def _refuse_pending(step: Callable[..., object], result: object) -> None:
     """Raise TypeError where `result` stands for work that nobody has done: what was measured is nothing."""
-    if type(result) not in _PENDING:
+    pending = _pending(result)
+    if pending is None:
         return
-    if isinstance(result, CoroutineType):
-        result.close()  # else Python warns that it was never awaited
-    what, how = _PENDING[type(result)]
+    if isinstance(pending, CoroutineType):
+        pending.close()  # else Python warns that it was never awaited
+    what, how = _PENDING[type(pending)]
     name = step_name(step).rpartition(".")[2]
     consumed = how.format(step=name if name.isidentifier() else "work")
+    advice = f"Have a step that does it, as in `lambda sample: {consumed}`"
+    if pending is not result:
+        what, advice = f"{what} within a result of type {type(result).__name__}", "Have a step that uses it up"
     raise TypeError(
         f"step must do its work before it returns, got {what} from {name_of(step)}: its work is yet to be done, and "
-        f"would not be measured. Have a step that does it, as in `lambda sample: {consumed}`"
+        f"would not be measured. {advice}"
     )
+
+
+def _pending(result: object) -> Any:
+    """What of `result` is work that nobody has begun, or that would be its caller's; None where nothing is."""
+    if type(result) in _PENDING:
+        return result
+    looked_at: list[Any] = [result]
+    for found in looked_at:
+        kind = type(found)
+        if kind in _PENDING and not _begun(found):
+            return found
+        held: Iterable[object] = ()
+        if kind in _CONTAINERS:
+            held = found.values() if kind is dict else found
+        elif kind in _LOOKED_INTO:
+            held = gc.get_referents(found)
+        looked_at += itertools.islice(held, max(0, _MOST_LOOKED_AT - len(looked_at)))
+    return None
+
+
+def _begun(found: Any) -> bool:
+    """Whether a generator or a coroutine is under way, or over."""
+    prefix = {GeneratorType: "gi", CoroutineType: "cr", AsyncGeneratorType: "ag"}.get(type(found))
+    if prefix is None:
+        return False
+    over = getattr(found, f"{prefix}_frame") is None
+    return over or any(getattr(found, f"{prefix}_{state}", False) for state in ("running", "suspended"))
 
 
 def step_name(step: Callable[..., Any]) -> str:

@@ -30,11 +30,15 @@ def write_report(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        report = {"schema": SCHEMA, "environment": dict(environment), "modes": list(modes), "tests": list(tests)}
-        json.dump(report, file, indent=1)
-        file.write("\n")
-    Path(temporary).replace(path)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            report = {"schema": SCHEMA, "environment": dict(environment), "modes": list(modes), "tests": list(tests)}
+            json.dump(report, file, indent=1)
+            file.write("\n")
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def table(modes: Sequence[Mapping[str, Any]]) -> list[str]:

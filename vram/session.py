@@ -18,7 +18,7 @@ from vram.level import compare
 from vram.marks import mark
 from vram.measuring import Measurement, measure
 from vram.meters import Meter, default_meter, default_meters, resolve_device, torch_device
-from vram.recording import Recording
+from vram.recording import Recording, check_recording
 from vram.replaying import forget, hidden_on_oom, name_of, replay
 from vram.simulated.cards import find_card
 from vram.surfaces import merged
@@ -95,6 +95,8 @@ class VramSession:
         somebody else keeps the recording.
         """
         __tracebackhide__ = hidden_on_oom
+        if not isinstance(facts, Mapping | None):
+            raise TypeError(f'facts must be a dictionary of text, as in {{"model": "llava-7b"}}, got {facts!r}')
         known = {"named": name is not None, "facts": dict(facts or {})}
         try:
             recording = replay(
@@ -169,6 +171,7 @@ class VramSession:
     ) -> None:
         """See `vram.assert_peak`. Under `--vram-accept` a `Budget` is rewritten to what was measured, and passes."""
         __tracebackhide__ = True
+        check_recording(recording, channel)
         self._touch(recording)
         if isinstance(limit, Budget) and channel in recording.channels:
             limit = self.accept(limit, recording.peak_bytes(channel) - besides_bytes)
@@ -213,6 +216,9 @@ class VramSession:
 
     def note(self, recording: Recording, **figures: int | float | str | None) -> None:
         """Add figures measured elsewhere to the recording's summary, as in `note(recording, softmax_peak_bytes=0)`."""
+        for name, value in figures.items():
+            if not isinstance(value, int | float | str | None):
+                raise TypeError(f"{name} must be a number or text of Python's own, for the report, got {value!r}")
         self._summary(recording).update(figures)
 
     def _summary(self, recording: Recording) -> dict[str, Any]:

@@ -15,10 +15,9 @@ from typing import Any, Literal, Self
 
 import torch
 import typing_extensions
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from vram.meters.hooks import hides_parts, hooked, in_parts
-from vram.meters.tensor import has_bytes
+from vram.meters.hooks import hooked
+from vram.meters.tensor import Following, has_bytes, storages_of
 
 BEFORE = -1  # the run of what was alive before the trace began
 _MOST_EVENTS = 100_000  # of the snapshot's timeline; the oldest are dropped, as PyTorch's own ring buffer does
@@ -161,9 +160,10 @@ class Stacks:
         return self._known[places]
 
 
-def described(op: str, tensor: torch.Tensor, frames: tuple[Frame, ...], run: int, mark: str = "") -> Allocation:
-    """The allocation of the tensor's storage, as an operation made it. A nested tensor is told by its elements."""
-    n_bytes = tensor.untyped_storage().nbytes()
+def described(
+    op: str, tensor: torch.Tensor, n_bytes: int, frames: tuple[Frame, ...], run: int, mark: str = ""
+) -> Allocation:
+    """The allocation of a storage of the tensor, as an operation made it. A nested tensor is told by its elements."""
     try:
         shape = tuple(int(size) for size in tensor.shape)
     except (AttributeError, RuntimeError):  # of several shapes: in either of PyTorch's layouts
@@ -187,7 +187,7 @@ class Describing:
 
     def __call__(self, op: str, tensor: torch.Tensor) -> Allocation:
         """Of the storage that the operation took for its result."""
-        return described(op, tensor, self._stacks.here(), 0)
+        return described(op, tensor, tensor.untyped_storage().nbytes(), self._stacks.here(), 0)
 
 
 class TensorTracer:
@@ -289,12 +289,15 @@ class TensorTracer:
         return has_bytes(storage)
 
     def _see(self, tensor: torch.Tensor, op: str, *, frames: tuple[Frame, ...] | None = None) -> None:
-        if not self._wanted(tensor):
-            return
-        try:
-            storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):
-            return  # sparse, or a wrapper: its parts are seen by themselves
+        # What a subclass answers is code of its own, and may be an error: a lazy module's parameter has no storage yet.
+        with torch._C.DisableTorchFunctionSubclass():
+            if self._wanted(tensor):
+                for storage in storages_of(tensor):
+                    self._see_storage(storage, tensor, op, frames)
+
+    def _see_storage(
+        self, storage: torch.UntypedStorage, tensor: torch.Tensor, op: str, frames: tuple[Frame, ...] | None
+    ) -> None:
         address, n_bytes = storage._cdata, storage.nbytes()
         known = self._known.get(address)
         if known is not None:
@@ -306,7 +309,7 @@ class TensorTracer:
         else:
             self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
         stack = self._stacks.here() if frames is None else frames
-        self._begin(address, described(op, tensor, stack, self._run, self._mark()))
+        self._begin(address, described(op, tensor, n_bytes, stack, self._run, self._mark()))
 
     def _begin(self, address: int, allocation: Allocation) -> None:
         self._next_key += 1
@@ -416,29 +419,33 @@ def _below(frame: Frame) -> bool:
     return frame.filename.startswith(_BELOW) or frame.filename.startswith("<")
 
 
-class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Follow(Following):  # type: ignore[no-untyped-call]
     def __init__(self, tracer: TensorTracer) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._tracer = tracer
+        self._op = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if hides_parts(func, args):
-            with self:
-                return in_parts(func, args, kwargs or {})
-        op = func._schema.name.replace("::", ".")
-        # torch.tensor and its kin make a tensor where no mode sees it, then lift it.
-        met = "tensor from data" if op == "aten.lift_fresh" else f"first used by {op}"
-        self._see_all((args, kwargs or {}), met)
-        result = func(*args, **(kwargs or {}))
-        self._see_all(result, op)
-        return result
+        outer = self._op
+        name = func._schema.name if hasattr(func, "_schema") else func.name()  # one of higher order has no schema
+        self._op = name.replace("::", ".")
+        try:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self._op = outer
 
-    def _see_all(self, value: Any, op: str) -> None:
-        if isinstance(value, torch.Tensor):
-            self._tracer._see(value, op)
-        elif isinstance(value, list | tuple):
-            for part in value:
-                self._see_all(part, op)
-        elif isinstance(value, dict):
-            for part in value.values():
-                self._see_all(part, op)
+    def _see_all(self, values: Iterable[Any]) -> None:
+        # torch.tensor and its kin make a tensor where no mode sees it, then lift it.
+        self._see_as("tensor from data" if self._op == "aten.lift_fresh" else f"first used by {self._op}", values)
+
+    def _see_made(self, values: Iterable[Any]) -> None:
+        self._see_as(self._op, values)
+
+    def _see_as(self, op: str, values: Iterable[Any]) -> None:
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                self._tracer._see(value, op)
+            elif isinstance(value, list | tuple):
+                self._see_as(op, value)
+            elif isinstance(value, dict):
+                self._see_as(op, value.values())

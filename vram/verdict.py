@@ -146,6 +146,7 @@ class _Ratchet:
     def __init__(self, rows: Int64, tolerance_bytes: int, cache_budget_bytes: int) -> None:
         self.rows, self.tolerance_bytes = rows, tolerance_bytes
         kept = np.minimum.accumulate(rows[::-1], axis=0)[::-1]
+        self.given_back = (rows - kept).max(axis=1)  # the most that any position of a row comes down later
         self.common = (kept - kept[0]).min(axis=1)
         self.suspicious = bool((rows[-1] - kept[0] > tolerance_bytes + cache_budget_bytes).any())
         self.rises: list[int] = []
@@ -171,6 +172,20 @@ class _Ratchet:
         early = self.common[middle] - self.common[since]
         late = self.common[-1] - self.common[-1 - (middle - since)]
         return bool(2 * late < early)
+
+    def wanders(self, since: int) -> bool:
+        """Whether what was gained from row `since` on is no more than the channel's own ups and downs may come to.
+
+        The minima of the last rows rest on few, so they rise towards the end of any fluctuation longer than a row, as
+        of a cache with entries of many sizes. What rows typically give back again tells of one; what is let go of once
+        does not. Where rows often lie below the row before, it takes more.
+        """
+        gained = self.common[-1] - self.common[since]
+        given_back = np.sort(self.given_back[since:])
+        typical = given_back[len(given_back) // 2]
+        steps = np.diff(self.rows[since:].sum(axis=1))
+        often_down = 4 * (steps < 0).sum() > len(steps)
+        return bool(gained <= 2 * typical or (typical and often_down and gained <= 3 * given_back[-1]))
 
     @property
     def largest_fall(self) -> int:
@@ -227,9 +242,13 @@ def _decide(ratchet: _Ratchet, look: int, base: int, readings: Int64, warmup_lap
     if rises[-1] - rises[0] + 1 < base:
         missing.append(f"the rises span fewer than {base} laps")
     # A second look judges all of it; a third, twice as long, leaves the early laps and their late warm-up out.
-    if ratchet.slows_down(since=0 if look == 2 else base - 1):
+    since = 0 if look == 2 else base - 1
+    if ratchet.slows_down(since):
         missing.append("it slows down")
-    if missing and look == 3 and ratchet.common[-1] <= ratchet.largest_fall:
+    wanders = not missing and ratchet.wanders(since)
+    if wanders and look == 2:
+        missing.append("it moves up and down by more than what is common to all samples")
+    if look == 3 and (wanders or (missing and ratchet.common[-1] <= ratchet.largest_fall)):
         # The last rows' minima rest on few laps: what is below the channel's own ups and downs proves nothing.
         return "stable", "it moves up and down by more than what is common to all samples"
     if missing:

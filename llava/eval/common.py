@@ -46,14 +46,18 @@ def build_parser(prog: str, description: str) -> argparse.ArgumentParser:
     add("--max-new-tokens", type=whole(1), help="longest answer (default: 1024; 8 on a model under 16 layers)")
     add("--output-file", type=Path, help=f"results as JSON (default: {prog}-MODE.json in the current folder)")
     add("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:NUMBER")
-    add("--device-map", help="spread the model by accelerate, in the place of --device: auto, balanced or sequential")
+    add("--device-map", help="spread by accelerate, not with --device: auto, balanced, balanced_low_0 or sequential")
     add("--offload-folder", type=Path, help="for what a device map puts on the disk")
     add("--dtype", choices=DTYPES, help="default: float16 on CUDA, float32 on the CPU")
     add("--load-8bit", action="store_true", help="the decoder in 8 bit, by bitsandbytes on CUDA")
     add("--load-4bit", action="store_true", help="the decoder in 4 bit, by bitsandbytes on CUDA")
     add("--attn", choices=ATTENTIONS, default="sdpa", help="attention implementation")
     add("--no-cache", action="store_true", help="compute the whole prompt anew at every token, as the original does")
-    add("--keep-attentions", action="store_true", help="keep all attention maps and logits, as the first version did")
+    add(
+        "--keep-attentions",
+        action="store_true",
+        help="keep attentions and logits, as the first version did: eager, no cache",
+    )
     add(
         "--rank-timeout",
         type=positive,
@@ -128,7 +132,7 @@ def whole(lowest: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         try:
-            number = lowest - 1 if "_" in text else int(text)  # Python would read 1_0 as 10
+            number = int(text) if _plain(text) else lowest - 1
         except ValueError:
             number = lowest - 1
         if number < lowest:
@@ -138,10 +142,14 @@ def whole(lowest: int) -> Callable[[str], int]:
     return parse
 
 
+def _plain(text: str) -> bool:
+    return text.isascii() and "_" not in text  # Python would read 1_0 as 10, and digits of other scripts
+
+
 def positive(text: str) -> float:
     """An argparse type: a finite number greater than 0."""
     try:
-        number = float(text)
+        number = float(text) if _plain(text) else math.nan
     except ValueError:
         number = math.nan
     if not 0 < number < math.inf:

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--custom-image-token-length", type=whole(1), help="tokens of the image (default: found in the prompt)")
     add("--custom-kept-tokens", type=whole(1), help="image tokens kept (default: by the model)")
     add("--custom-agg-layer", type=whole(0), help="select at the input of this layer (default: by the model)")
-    add("--custom-selection-method", choices=("fps", "tome"), default="fps")
+    add("--custom-selection-method", choices=("fps", "tome"), help="farthest points (default) or ToMe")
     add("--custom-temperature", type=positive, help="of the aggregation's softmax (default: 0.1)")
     return run_program(parser, argv, _mode)
 
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _mode(options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     if options.baseline:
         return "baseline", {}
-    return f"custom-{options.custom_selection_method}", given(options, _FLAGS)
+    return f"custom-{options.custom_selection_method or 'fps'}", given(options, _FLAGS)
 
 
 if __name__ == "__main__":

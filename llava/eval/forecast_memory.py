@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llava.errors import BadInput, shown
 from llava.eval.common import BAD_INPUT, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY, Parser, whole
+from llava.eval.terminal import say
 
 if TYPE_CHECKING:
     from llava.forecast import Forecast, SampleForecast
@@ -64,17 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         traceback.print_exc()
         return OUR_FAULT
-
-
-def _print(text: str) -> None:
-    """At once, and whatever the terminal's characters are: names of files may have others."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would complain again while it exits
-        if not isinstance(error, BrokenPipeError):  # `| head` has read enough; files and exit code are still wanted
-            raise BadInput(f"the standard output must be writable, got {error}") from None
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -143,7 +133,7 @@ def _run(options: argparse.Namespace) -> int:
             f"a batch must have at most {MOST_TOKENS:,} tokens with its answers, got "
             f"{shown(options.batch)} x {longest:,}"
         )
-    _print(_assumptions(asked, prompts))
+    say(_assumptions(asked, prompts))
     answers = Answers(asked, config)
     try:
         forecast = Forecast(answers)
@@ -187,21 +177,21 @@ _ROW = "{:<8}{:<8}{:<8}{:<13}{:<13}{}"
 
 
 def _answer(forecast: Forecast, wanted: Iterator[tuple[Prompt, int]]) -> list[SampleForecast]:
-    _print(_ROW.format("sample", "prompt", "tokens", "peak", "alive after", "reserved"))
+    say(_ROW.format("sample", "prompt", "tokens", "peak", "alive after", "reserved"))
     samples: list[SampleForecast] = []
     highest, silent = 0, 0
     for prompt, tokens in wanted:
         one = forecast.answer(prompt, tokens)
         samples.append(one)
         if len(samples) <= _ROWS or one.peak_bytes > highest or one.out_of_memory:
-            _print(_row(one))
+            say(_row(one))
         else:
             silent += 1
         highest = max(highest, one.peak_bytes)
         if one.out_of_memory:
             break
     if silent:
-        _print(f"and {silent} more, none with a higher peak")
+        say(f"and {silent} more, none with a higher peak")
     return samples
 
 
@@ -232,7 +222,7 @@ def _save(path: Path, forecast: Forecast) -> None:
         dump_snapshot(path, forecast.snapshot())
     except OSError as error:
         raise BadInput(f"the snapshot must be writable, got {shown(str(path))}: {error}") from error
-    _print(f"snapshot for pytorch.org/memory_viz: {path}")
+    say(f"snapshot for pytorch.org/memory_viz: {path}")
 
 
 @dataclass(frozen=True)
@@ -280,28 +270,28 @@ def _tell(
     from vram.units import format_bytes
 
     largest = max(samples, key=lambda one: one.peak_bytes)
-    _print(f"at the peak, in sample {largest.sample}:")
+    say(f"at the peak, in sample {largest.sample}:")
     for holder in largest.holders[:_TOLD]:
-        _print(f"  {format_bytes(holder.n_bytes)} in {holder.count:,}: {holder.line}")
+        say(f"  {format_bytes(holder.n_bytes)} in {holder.count:,}: {holder.line}")
     if largest.tokens:
-        _print("alive at each of its tokens, and the most until then:")
+        say("alive at each of its tokens, and the most until then:")
     for token in _spread(len(largest.tokens)):
         sizes = [format_bytes(bytes_of[token]) for bytes_of in (largest.tokens, largest.token_peaks)]
-        _print(f"  token {token + 1:<6}{sizes[0]:<13}{sizes[1]}")
+        say(f"  token {token + 1:<6}{sizes[0]:<13}{sizes[1]}")
     if found.interpolated:
-        _print(f"long answers put together from their first and last steps, as sizes are linear: {found.interpolated}")
+        say(f"long answers put together from their first and last steps, as sizes are linear: {found.interpolated}")
     if found.stepwise:
-        _print(f"long answers simulated at every step, as sizes are not linear: {found.stepwise}")
+        say(f"long answers simulated at every step, as sizes are not linear: {found.stepwise}")
     if found.token_bytes is not None:
-        _print(f"a token adds {format_bytes(found.token_bytes)} of keys and values")
+        say(f"a token adds {format_bytes(found.token_bytes)} of keys and values")
     if found.most_tokens is not None:
-        _print(_longest(forecast.answers, found.most_tokens, wanted))
+        say(_longest(forecast.answers, found.most_tokens, wanted))
     if found.out_of_memory:
-        _print(f"sample {samples[-1].sample}: {_short(samples[-1].out_of_memory)}")
+        say(f"sample {samples[-1].sample}: {_short(samples[-1].out_of_memory)}")
     else:
-        _print(_to_come(forecast, samples, wanted))
+        say(_to_come(forecast, samples, wanted))
     if found.card_known:
-        _print(f"the smallest listed card that fits: {found.smallest_card or 'none'}")
+        say(f"the smallest listed card that fits: {found.smallest_card or 'none'}")
 
 
 def _longest(answers: Answers, most: int, wanted: Sequence[tuple[Prompt, int]]) -> str:

@@ -18,9 +18,10 @@ import vram
 from himap import HimapLlavaConfig
 from llava.answering import Answerer
 from llava.builder import image_token_count, open_checkpoint
-from llava.errors import BadInput
+from llava.errors import BadInput, shown
 from llava.eval.ranks import Rank, Report
 from llava.eval.results import Answered, as_json, check_output, print_figures, write_json
+from llava.eval.terminal import say
 from llava.modes import default_new_tokens, mode_flags, set_mode
 from llava.placement import placed, resolve_device
 from llava.prompting import Prompts
@@ -60,6 +61,10 @@ def evaluate(
     for question in questions:
         prompts.check(question, system_length)
     new_tokens = options.max_new_tokens or default_new_tokens(checkpoint.config)
+    if options.max_new_tokens is not None and new_tokens > checkpoint.context_len:
+        raise BadInput(
+            f"--max-new-tokens must be at most the model's context of {checkpoint.context_len} tokens, got {new_tokens}"
+        )
     model_config = {
         "model_path": options.model_path,
         "model_base": options.model_base,
@@ -78,7 +83,7 @@ def evaluate(
     if options.device_map is not None:
         model_config["device_map"] = options.device_map
     if rank is None or rank.index == 0:
-        print(f"{_technique(mode)} WILL BE USED ------", flush=True)
+        say(f"{_technique(mode)} WILL BE USED ------")
 
     so_far = _Progress()
 
@@ -141,6 +146,9 @@ def _how(options: argparse.Namespace, rank: Rank | None) -> dict[str, Any]:
     if options.offload_folder is not None and options.device_map is None:
         raise BadInput("--offload-folder needs --device-map, got none")
     if options.device_map is not None:
+        if options.device != "auto":
+            both = f"{shown(options.device)} and {shown(options.device_map)}"
+            raise BadInput(f"--device must not come with --device-map, got {both}")
         if rank is not None and rank.on_node > 1:
             raise BadInput(f"with --device-map a node has one rank, which takes all its cards, got {rank.on_node}")
         how |= {"device_map": options.device_map, "offload_folder": options.offload_folder}

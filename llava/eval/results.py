@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from llava.errors import BadInput, shown
+from llava.eval.terminal import say
 
 SCHEMA = 1
 
@@ -76,11 +77,11 @@ def print_figures(answers: Sequence[Answered], memory: Mapping[str, Any], output
         accuracy = f"{summary.accuracy:.2%} ({summary.correct_samples} correct)"
     if summary.avg_latency is not None:
         latency = f"{summary.avg_latency:.3f} s"
-    print(f"Questions answered: {summary.total_samples}")
-    print(f"Accuracy: {accuracy}")
-    print(f"Average latency: {latency}")
-    print(f"Peak memory: {_peak(memory)}")
-    print(f"Results: {output}", flush=True)
+    say(f"Questions answered: {summary.total_samples}")
+    say(f"Accuracy: {accuracy}")
+    say(f"Average latency: {latency}")
+    say(f"Peak memory: {_peak(memory)}")
+    say(f"Results: {output}")
 
 
 def _peak(memory: Mapping[str, Any]) -> str:

@@ -11,7 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from himap import HimapLlavaForConditionalGeneration
-from tests.himap.models import custom_on, himap_on, llava_inputs, plain_llava
+from himap.scoring import TILE_BYTES, column_scores
+from tests.himap.models import TEXT, custom_on, himap_on, llava_inputs, plain_llava
 
 Event = tuple[str, str, int]  # "new" or "free", the operation that made the storage, its bytes
 
@@ -93,6 +94,26 @@ def test_another_mode_is_seen(llava: HimapLlavaForConditionalGeneration, switch_
     switch_on(llava.config, **({"attn_img_layer": 3} if switch_on is himap_on else {}))
 
     assert allocations(lambda: answer(llava, True)) != off
+
+
+@pytest.mark.parametrize("largest", [TILE_BYTES, 1000])
+def test_scoring_takes_no_more_than_the_mlp(
+    llava: HimapLlavaForConditionalGeneration, monkeypatch: pytest.MonkeyPatch, largest: int
+) -> None:
+    """Of both stages the tile is what the layer's MLP makes of its tokens, or 32 MiB: scoring sets no peak."""
+    tiles: list[int] = []
+
+    def spied(*args: Any, tile_bytes: int, **options: Any) -> torch.Tensor:
+        tiles.append(tile_bytes)
+        return column_scores(*args, tile_bytes=tile_bytes, **options)
+
+    monkeypatch.setattr("himap.decoder.column_scores", spied)
+    monkeypatch.setattr("himap.decoder.TILE_BYTES", largest)
+    himap_on(llava.config, attn_img_layer=3)
+    llava(**llava_inputs())
+
+    mlp_bytes = [tokens * TEXT["intermediate_size"] * 4 for tokens in (25, 25 - 16 + 12)]
+    assert tiles == [min(largest, size) for size in mlp_bytes]
 
 
 def test_one_more_byte_is_seen(llava: HimapLlavaForConditionalGeneration) -> None:

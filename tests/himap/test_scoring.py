@@ -126,6 +126,18 @@ def test_positions_are_given_within_the_tile(
     torch.testing.assert_close(scores, expected)
 
 
+@pytest.mark.parametrize("count", [5, 7, 33, 100])
+@pytest.mark.parametrize("by", [1, 8, 17])
+def test_equal_attention_scores_equally_to_the_last_bit(count: int, by: int) -> None:
+    """Where every key is looked at alike no column is ahead, wherever it stands: ties are ties, and go by index."""
+    columns, rows = range(1, 1 + count), range(1 + count, 1 + count + by)
+    query, key = random_case(2, 2, rows.stop, rows, 8)
+
+    scores = column_scores(query, torch.zeros_like(key), rows, columns, 0.3)
+
+    assert scores.unique().numel() == 1
+
+
 def test_autocast_changes_nothing() -> None:
     """Scores are float32 where autocast would make every product half precision."""
     query, key = random_case(2, 2, 40, range(30, 40), 8)

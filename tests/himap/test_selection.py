@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -55,6 +57,14 @@ def test_golden_selections(case: str) -> None:
 
 def choose(method: str, tokens: Tensor, keep: int) -> Tensor:
     return farthest_points(tokens, keep, first=0) if method == "fps" else most_similar(tokens, keep)
+
+
+def test_fewer_than_none_can_not_be_kept() -> None:
+    """A negative count is refused by each choice: a slice would have kept all but so many."""
+    tokens = torch.ones(4, 2)
+    for choice in (partial(top_tokens, tokens[:, 0]), partial(choose, "fps", tokens), partial(choose, "tome", tokens)):
+        with pytest.raises(ValueError, match="keep must be at least 0, got -1"):
+            choice(-1)
 
 
 both_methods = pytest.mark.parametrize("method", ["fps", "tome"])

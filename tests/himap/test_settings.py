@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,6 +69,21 @@ def test_the_edges_are_allowed() -> None:
     assert active_settings(himap_flags(attn_txt_rank=3, attn_img_rank=3)) is not None
     assert active_settings(himap_flags(attn_txt_layer=1, attn_img_layer=2, sys_length=0)) is not None
     assert active_settings(custom_flags(kept_tokens=1, agg_layer=0)) is not None
+
+
+@pytest.mark.parametrize("flag", ["use_hmap_v", "use_custom_selection", "custom_drop"])
+def test_a_switch_is_on_or_off(flag: str) -> None:
+    """True, False, None, their numbers and numpy's; text is refused, or "false" would switch on."""
+    config = custom_flags()
+    for value in (True, False, None, 0, 1, np.bool_(True), np.bool_(False)):
+        config.custom_drop = value
+        settings = active_settings(config)
+        assert isinstance(settings, CustomSettings)
+        assert settings.drop is bool(value)
+    for value in ("false", 2, [True]):
+        setattr(config, flag, value)
+        with pytest.raises(ValueError, match=f"^{flag} must be True or False, got {re.escape(repr(value))}$"):
+            active_settings(config)
 
 
 def test_one_mode_at_a_time() -> None:

@@ -59,6 +59,23 @@ def _greedy(model: HimapLlavaForConditionalGeneration, inputs: dict[str, Any], s
     return inputs["input_ids"][0, -steps:].tolist()
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_logits_are_of_the_last_token_alone(
+    make: MakeAnswerer, model: HimapLlavaForConditionalGeneration, mode: str, use_cache: bool
+) -> None:
+    """No step makes the prompt's logits, 80 MB of 7B's in float32 that a higher peak elsewhere would hide."""
+    set_mode(model, mode)
+    made: list[int] = []
+    hook = model.lm_head.register_forward_hook(lambda _module, _inputs, logits: made.append(logits.shape[1]))
+    try:
+        answer = make(min_new_tokens=4, use_cache=use_cache).answer(WITH_IMAGE)
+    finally:
+        hook.remove()
+
+    assert made == [1] * answer.tokens
+
+
 @pytest.mark.parametrize("mode", ["baseline", "himap", "custom-tome"])
 @pytest.mark.parametrize("question", [WITH_IMAGE, TEXT_ONLY], ids=["image", "text"])
 def test_answers_are_greedy(

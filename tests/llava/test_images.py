@@ -43,6 +43,33 @@ def test_of_several_frames_the_first_is_taken(tmp_path: Path) -> None:
     assert open_rgb(tmp_path / "a.gif").getpixel((0, 0)) == (255, 0, 0)
 
 
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("I;16", "tiff"), ("I;16B", "tiff")])
+def test_16_bits_become_their_upper_eight(tmp_path: Path, mode: str, suffix: str) -> None:
+    """As in a PNG of 16-bit colours; Pillow's own way would make all but the darkest white."""
+    image = Image.new(mode, (6, 1))
+    for x, value in enumerate([0, 255, 256, 0x4321, 0x8000, 0xFFFF]):
+        image.putpixel((x, 0), value)
+    image.save(tmp_path / f"a.{suffix}")
+
+    opened = open_rgb(tmp_path / f"a.{suffix}")
+
+    assert [opened.getpixel((x, 0)) for x in range(6)] == [(value,) * 3 for value in (0, 0, 1, 0x43, 0x80, 0xFF)]
+
+
+@pytest.mark.parametrize(
+    ("mode", "values"), [("I", (0, 256)), ("I", (-1, 9)), ("F", (0.0, 1.0)), ("F", (0.0, 1e9)), ("F", (-0.5, 200.0))]
+)
+def test_numbers_of_another_range_are_refused(tmp_path: Path, mode: str, values: tuple[float, float]) -> None:
+    """32 bits say nothing of what is white: what is no 0 to 255 would be cut off there, or all black."""
+    image = Image.new(mode, (2, 1))
+    for x, value in enumerate(values):
+        image.putpixel((x, 0), value)
+    image.save(tmp_path / "a.tiff")
+
+    with pytest.raises(BadInput, match=rf"range 0 to 255, got {values[0]} to .* in 'a\.tiff'"):
+        open_rgb(tmp_path / "a.tiff")
+
+
 def test_orientation_is_left_alone(tmp_path: Path) -> None:
     """EXIF's "turn me" is not followed, as in the original."""
     exif = Image.Exif()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 import vram
 from vram.budgets import accept, read_budget
+from vram.level import compare
 from vram.recording import Recording
 from vram.report import absences, table, write_report
 from vram.session import summarize
@@ -45,6 +47,28 @@ def flat(runs: Any) -> Any:
 
 def leak(runs: Any) -> Any:
     return runs * 4096 + 10 * MiB
+
+
+@pytest.mark.parametrize(
+    "ask", [vram.assert_stable, lambda it: vram.assert_peak(it, 1), lambda it: compare(it, it, at_most=1)]
+)
+def test_what_is_no_recording_is_refused(ask: Callable[[Any], object]) -> None:
+    """The step in its place, mostly."""
+    with pytest.raises(TypeError, match=r"a recording must be what `vram.replay` returned, got 'answer'"):
+        ask("answer")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [lambda it, channel: vram.assert_peak(it, 1, channel), lambda it, channel: compare(it, it, channel, at_most=1)],
+)
+def test_a_channel_that_nobody_knows_is_refused(ask: Callable[[Any, str], object]) -> None:
+    """Misspelled, it would be a skip for ever; one that was not measured here is one."""
+    recording = vram.replay(lambda _: None, [0])
+    with pytest.raises(ValueError, match=r"channel must be one of requested, requested_peak, .*, got 'reqested_peak'"):
+        ask(recording, "reqested_peak")
+    with pytest.raises(vram.Inconclusive, match="a CPU has no caching allocator"):
+        ask(recording, "reserved")
 
 
 def test_stable_and_plateau_pass() -> None:

@@ -160,8 +160,8 @@ def test_a_peak_is_held_to_a_budget(tmp_path: Path) -> None:
         vram.assert_peak(recording, Budget(tmp_path / "b.toml", {"mode": "a"}, 10 * MiB - 1))
     with pytest.raises(vram.Inconclusive, match=r"new: no budget a, b in b\.toml; record it with --vram-accept"):
         vram.assert_peak(recording, Budget(tmp_path / "b.toml", {"mode": "a", "card": "b"}, None))
-    with pytest.raises(vram.Inconclusive, match="other was not measured: no meter reads it"):
-        vram.assert_peak(recording, 1, "other")
+    with pytest.raises(vram.Inconclusive, match="host was not measured: no meter reads it"):
+        vram.assert_peak(recording, 1, "host")
 
 
 def test_accepting_returns_the_budget_that_is_now_recorded(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextlib
+import contextvars
+import ctypes
 import functools
 import gc
 import itertools
@@ -15,6 +17,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +25,7 @@ from vram.collector import frozen, unfrozen
 from vram.holders import holder
 
 GLOBAL: list[Any] = []
+CURRENT: contextvars.ContextVar[object] = contextvars.ContextVar("current", default=None)
 HERE = re.escape(__name__)
 
 
@@ -29,6 +33,7 @@ HERE = re.escape(__name__)
 def _empty() -> Iterator[None]:
     yield
     GLOBAL.clear()
+    CURRENT.set(None)
 
 
 def put(value: object) -> None:
@@ -143,6 +148,13 @@ def task(tensor: torch.Tensor) -> object:
     return asyncio.run(serve())
 
 
+def objects(*held: object) -> Any:
+    """An array of objects: the collector knows nothing of it."""
+    array = np.empty(3, dtype=object)
+    array[: len(held)] = held
+    return array
+
+
 @functools.cache
 def doubled(tensor: torch.Tensor) -> object:
     return None
@@ -190,6 +202,16 @@ def hooked(tensor: torch.Tensor) -> object:
             r"^(key `tensor` of dict|local `.*, attribute of FrameLocalsProxy in list)",
         ),
         (lambda t: put(future(t)), r"attribute `_result` of Future"),
+        (lambda t: put(t.numel), r"^self of bound method Tensor.numel in list `GLOBAL`"),
+        (lambda t: put(objects(t)), r"^NumPy array \(3 items\) in list `GLOBAL`"),
+        (
+            lambda t: put(({"rows": objects({"loss": t})[1:]},)),
+            r"^key `loss` of dict .* in NumPy array \(3 items\) in NumPy array \(2 items\) at key `rows` of dict",
+        ),
+        (lambda t: put({"ids": t.numpy()}), r"^NumPy array held by key `ids` of dict \(1 item\) in list `GLOBAL`"),
+        (lambda t: put(objects(t.numpy())), r"^NumPy array held by NumPy array \(3 items\) in list `GLOBAL`"),
+        (lambda t: put([CURRENT.set(t), CURRENT.set(None)][1]), r"^attribute `old_value` of Token in list `GLOBAL`"),
+        (lambda t: CURRENT.set([t]), r"^list `current` \(1 item\), context variable of a thread's context$"),
         (lambda t: put(task(t)), r"^attribute `_result` of Task in list `GLOBAL`"),
         (lambda t: put(hooked(t)), r"^closure variable `tensor` of function <lambda>, gradient hook of Tensor in list"),
         (lambda t: doubled(t), r"^tuple \(1 item\), argument of lru_cache of doubled, global"),
@@ -392,6 +414,55 @@ def test_code_of_the_objects_is_not_run() -> None:
     put(touchy)
     del touchy
     assert holder(storage).startswith("Touchy (1 item) in list `GLOBAL`")
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("part", [torch.Tensor.indices, torch.Tensor.values, torch.Tensor.col_indices])
+def test_a_sparse_tensor_holds_its_parts_and_is_no_view(part: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Full of elements, its indices are larger than it would be were it dense."""
+    full = torch.ones(16, 16)
+    sparse = full.to_sparse_csr() if part is torch.Tensor.col_indices else full.to_sparse().coalesce()
+    put(sparse)
+    storage = part(sparse).untyped_storage()
+    del sparse
+    assert re.match(f"list `GLOBAL` \\(1 item\\), global of module {HERE}$", holder(storage)), holder(storage)
+
+
+class Refusing(torch.Tensor):
+    """Answers nothing, as the parameters of a lazy module do before their first batch."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise ValueError(f"asked for {func}")
+
+
+@pytest.mark.parametrize(
+    "kept", [lambda t: t, lambda t: (t * torch.ones(4, requires_grad=True)).sum(), torch.Tensor.numpy]
+)
+def test_a_tensor_that_answers_nothing_hides_no_other(kept: Callable[[torch.Tensor], object]) -> None:
+    """Each search looks at every tensor of the process."""
+    refusing = torch.zeros(4).as_subclass(Refusing)
+    lazy = torch.nn.LazyLinear(3)
+    assert "list `GLOBAL`" in of(lambda t: put(kept(t)))
+    del refusing, lazy
+
+
+def test_where_no_name_is_found_the_end_says_so() -> None:
+    """What native code keeps, no object refers to."""
+    made = torch.zeros(4)
+    keeper = iter(functools.partial(print, [made]), None)
+    storage = made.untyped_storage()
+    address = id(keeper)
+    del made
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(keeper))
+    del keeper
+    try:
+        words = holder(storage)
+    finally:
+        kept = ctypes.cast(address, ctypes.py_object).value
+        ctypes.pythonapi.Py_DecRef(ctypes.py_object(kept))
+    assert words.startswith("list (1 item) in tuple `args` (1 item), attribute of partial, attribute of callable_it")
+    assert words.endswith(" that native code keeps")
 
 
 def test_native_modules_are_not_asked_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,8 +207,8 @@ def test_a_fact_that_only_one_side_knows_is_a_difference() -> None:
 
 def test_a_channel_that_nobody_reads_is_inconclusive() -> None:
     """With that as the reason."""
-    with pytest.raises(vram.Inconclusive, match="a: other was not measured: no meter reads it"):
-        compare(recorded("a", [1]), recorded("b", [1]), "other", at_most=1)
+    with pytest.raises(vram.Inconclusive, match="a: host was not measured: no meter reads it"):
+        compare(recorded("a", [1]), recorded("b", [1]), "host", at_most=1)
 
 
 def test_what_was_not_measured_alike_is_inconclusive() -> None:

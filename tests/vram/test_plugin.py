@@ -134,6 +134,7 @@ def test_an_option_comes_before_its_ini_twin_and_an_argument_before_both(pyteste
     ("arguments", "message"),
     [
         (("--vram-laps", "two"), "--vram-laps must be a whole number of at least 1, got 'two'"),
+        (("--vram-samples", "\u00b2"), "--vram-samples must be a whole number of at least 1, got '\u00b2'"),
         (("--vram-samples", "0"), "--vram-samples must be a whole number of at least 1, got '0'"),
         (("--vram-undecided", "maybe"), "--vram-undecided must be fail or skip, got 'maybe'"),
         (
@@ -162,6 +163,35 @@ def test_the_report_holds_every_recording(pytester: pytest.Pytester) -> None:
         ("clean", "stable"),
         ("leaky", "grows"),
     ]
+
+
+@pytest.mark.parametrize("path", ["taken", "test_clean.py/memory.json"])
+def test_a_report_that_cannot_be_written_is_a_line(pytester: pytest.Pytester, path: str) -> None:
+    """A folder, or a file in its way: the tests are judged and told all the same, and nothing is left behind."""
+    pytester.makepyfile(test_leak=LEAK, test_clean=CLEAN)
+    pytester.mkdir("taken")
+    result = pytester.runpytest("--vram-device", "cpu", "--vram-report", path, "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["*MemoryGrowth*", f"report not written: *{path.partition('/')[0]}*"])
+    result.stdout.no_fnmatch_line("report: *")
+    assert "Traceback" not in result.stdout.str() + result.stderr.str()
+    assert [found.name for found in pytester.path.iterdir() if found.name.startswith(("taken", "memory"))] == ["taken"]
+
+
+def test_figures_of_others_that_are_no_numbers_are_refused(pytester: pytest.Pytester) -> None:
+    """Where they are noted, and not when the report is written."""
+    pytester.makepyfile(
+        """
+        import numpy
+        def test_note(vram):
+            recording = vram.replay(lambda n: None, [1])
+            vram.note(recording, softmax_peak_bytes=numpy.int64(3))
+        """
+    )
+    result = pytester.runpytest("--vram-device", "cpu", "--vram-report", "memory.json")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*TypeError: softmax_peak_bytes must be a number or text of Python's own*int64(3)*"])
+    assert (pytester.path / "memory.json").exists()
 
 
 def test_session_fixtures_can_make_recordings(pytester: pytest.Pytester) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import re
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -233,6 +234,25 @@ def test_a_replay_that_cannot_be_judged_is_refused(arguments: dict[str, object],
     assert ran == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"step": None}, "step must be a function that takes a sample, got None"),
+        ({"samples": 5}, "samples must be a list, or something else to go through, got 5"),
+        ({"laps": "5"}, "laps must be a whole number, got '5'"),
+        ({"laps": True}, "laps must be a whole number, got True"),
+        ({"warmup_laps": 1.5}, "warmup_laps must be a whole number, got 1.5"),
+        ({"warmup_laps": None}, "warmup_laps must be a whole number, got None"),
+    ],
+)
+def test_arguments_of_another_type_are_refused_before_anything_runs(arguments: dict[str, object], message: str) -> None:
+    """By what they must be, and what came."""
+    ran: list[int] = []
+    with pytest.raises(TypeError, match=re.escape(message)):
+        vram.replay(**{"step": ran.append, "samples": [0], **arguments})  # type: ignore[arg-type]
+    assert ran == []
+
+
 def streamed(n: int) -> Iterator[torch.Tensor]:
     yield torch.zeros(n)
 
@@ -263,6 +283,33 @@ def test_work_that_is_yet_to_be_done_is_refused(step: Callable[[int], object], w
     assert instead in str(failure.value)
 
 
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        (lambda n: zip(streamed(n), [1], strict=True), "a generator within a result of type zip"),
+        (lambda n: enumerate(streamed(n)), "a generator within a result of type enumerate"),
+        (lambda n: itertools.chain([n], streamed(n)), "a generator within a result of type chain"),
+        (lambda n: itertools.islice(itertools.chain(streamed(n)), 3), "a generator within"),
+        (lambda n: {"ids": torch.zeros(n), "stream": streamed(n)}, "a generator within a result of type dict"),
+        (lambda n: ([n, map(torch.zeros, [n])], 1), "a map object within a result of type tuple"),
+        (lambda n: [awaited(n), awaited(n)], "a coroutine within a result of type list"),
+        (lambda n: [streamed_by_a_loop(n)], "an async generator within a result of type list"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:coroutine 'awaited' was never awaited")
+def test_work_that_is_yet_to_be_done_is_found_in_what_holds_it(step: Callable[[int], object], words: str) -> None:
+    """A batch of streams, a stream beside its prompt, an iterator over a stream: nothing has run."""
+    with pytest.raises(TypeError, match=re.escape(words)):
+        vram.replay(step, [10])
+
+
+def under_way(n: int) -> Iterator[torch.Tensor]:
+    """A stream of which the first part is there, and whose maker goes on when it is asked."""
+    stream = streamed(n)
+    next(stream)
+    return stream
+
+
 class Output:
     """As a model's: an iterator over its parts, all of them there."""
 
@@ -284,6 +331,9 @@ class Output:
         lambda n: zip(["logits"], [torch.zeros(n)], strict=True),
         lambda n: {"logits": torch.zeros(n)}.items(),
         lambda n: list(streamed(n)),
+        lambda n: (torch.zeros(n), under_way(n)),
+        lambda n: [list(stream := streamed(n)), stream],
+        lambda n: [n] * 100_000 + [torch.zeros(n)],
         lambda n: asyncio.run(awaited(n)),
     ],
 )

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from vram.meters.tensor import storages_of
 from vram.tracing import (
     Allocation,
     CudaTracer,
@@ -110,6 +111,55 @@ def test_nested_tensors_are_followed_by_their_elements(layout: torch.layout) -> 
         assert [one.n_bytes for one in tracer.alive() if one.shape == (8,)] == [32]
     assert before.is_nested
     assert made.is_nested
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize(("make", "parts"), [(torch.Tensor.to_sparse, 2), (torch.Tensor.to_sparse_csr, 3)])
+def test_sparse_tensors_are_followed_by_their_parts(make: Any, parts: int) -> None:
+    """Made within one operation, which returns none of them by itself."""
+    dense = torch.ones(3, 3)
+    with TensorTracer() as tracer, tracer.watching(0):
+        kept = make(dense)
+        made = tracer.alive()
+    assert [one.shape for one in made] == [(3, 3)] * parts
+    assert sum(one.n_bytes for one in made) == sum(storage.nbytes() for storage in storages_of(kept))
+
+
+class Wrapper(torch.Tensor):
+    """Has its bytes in a tensor of its own, which its operations work on."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> Wrapper:
+        made: Wrapper = torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)  # type: ignore[attr-defined]
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return cls(func(*(arg.inner if isinstance(arg, cls) else arg for arg in args), **(kwargs or {})))
+
+
+def test_what_a_subclass_or_a_higher_order_operator_makes_is_seen() -> None:
+    """The meter counts it, so its line must be told too."""
+    wrapped = Wrapper(torch.ones(7))
+    with TensorTracer() as tracer, tracer.watching(0):
+        twice = wrapped * 2
+        chosen = torch.cond(torch.tensor(True), lambda x: x + 1, lambda x: x - 1, (torch.ones(5),))
+        made = {one.shape: one.op for one in tracer.alive()}
+    assert made[7,] == "aten.mul"
+    assert made[5,] == "cond"
+    del twice, chosen
+
+
+def test_a_tensor_that_answers_nothing_is_passed_over() -> None:
+    """The parameters of a lazy module have no storage before their first batch."""
+    lazy = torch.nn.LazyLinear(3)
+    with TensorTracer() as tracer, tracer.watching(0):
+        kept = torch.zeros(4)
+        assert [one.n_bytes for one in tracer.alive()] == [kept.nbytes]
+    del lazy
 
 
 def test_threads_started_meanwhile_are_followed() -> None:

@@ -164,12 +164,13 @@ def has_bytes(storage: torch.UntypedStorage) -> bool:
         return False
 
 
-class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Shows the inputs of every operation, and of those it is made of, to `_see_all`, the result to `_see_made`."""
+
     supports_higher_order_operators = True
 
-    def __init__(self, meter: TensorMeter) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._meter = meter
         self._left: Any = None  # the operation that is left to a subclass
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -184,7 +185,7 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if kwargs:
             self._see_all(kwargs.values())
         result = func(*args, **(kwargs or {})) if not left else self._by_subclass(func, args, kwargs or {})
-        self._see_all((result,))
+        self._see_made((result,))
         return result
 
     def _by_subclass(self, func: Any, args: Any, kwargs: Any) -> Any:
@@ -197,11 +198,24 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._left = None
 
     def _see_all(self, values: Iterable[Any]) -> None:
+        raise NotImplementedError
+
+    _see_made = _see_all
+
+
+class _Follow(Following):  # type: ignore[no-untyped-call]
+    def __init__(self, meter: TensorMeter) -> None:
+        super().__init__()
+        self._meter = meter
+
+    def _see_all(self, values: Iterable[Any]) -> None:
         for value in values:
             if isinstance(value, torch.Tensor):
                 self._meter._see(value)
             elif isinstance(value, list | tuple):
                 self._see_all(value)
+
+    _see_made = _see_all
 
 
 def _dispatches(kind: type[torch.Tensor]) -> bool:

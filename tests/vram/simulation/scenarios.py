@@ -101,6 +101,20 @@ def ring_buffer(rng: np.random.Generator) -> Int64:
     return _laps(np.convolve(held, np.ones(kept, dtype=np.int64))[:RUNS])
 
 
+def bounded_in_bytes(rng: np.random.Generator) -> Int64:
+    """A cache of prompts that is allowed so many bytes: entries of any size come, the oldest go to make room."""
+    sizes = rng.integers(100, 3000, RUNS) * 4
+    allowed = int(rng.integers(20, 61)) * 6000
+    held: list[int] = []
+    readings = []
+    for size in sizes.tolist():
+        held.append(size)
+        while sum(held) > allowed:
+            held.pop(0)
+        readings.append(sum(held))
+    return _laps(np.array(readings))
+
+
 def noise(rng: np.random.Generator) -> Int64:
     """Fluctuation without memory."""
     return _laps(rng.integers(0, 200, RUNS) * 512)
@@ -188,6 +202,7 @@ BENIGN: dict[str, Scenario] = {
     "gc sawtooth": gc_sawtooth,
     "ping-pong buffers": ping_pong,
     "ring buffer": ring_buffer,
+    "cache bounded in bytes": bounded_in_bytes,
     "noise": noise,
     "handled exceptions": handled_exception,
     "reserved, warm-up decay": reserved_decay,

@@ -1,6 +1,6 @@
 """The context of every request is kept for its callbacks, with the tensor that a context variable holds in it."""
 # expect: grows
-# holder: context variable of Context in list `CONTEXTS` (* items), global of module test_context_copies
+# holder: context variable `CURRENT` of Context in list `CONTEXTS` (* items), global of module test_context_copies
 
 import contextvars
 
