@@ -255,6 +255,9 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     places[torch.storage, "_load_from_bytes"] = _for_real(torch.storage._load_from_bytes)
     places[torch, "Generator"] = _generator(torch.Generator)
     places[fake_tensor, "init_gpu_context"] = always(None)  # there is no GPU to wake, or it is none of ours
+    compiled = sys.modules.get("torch._dynamo.eval_frame")
+    if compiled is not None:
+        places[compiled, "_callback_from_stance"] = _eagerly_now
     # transformers builds masks for fake tensors that no real run has: it must take these for real.
     their_checks = sys.modules.get("transformers.utils.import_utils")
     if their_checks is not None:
@@ -345,6 +348,14 @@ def _eagerly(model: Any = None, **_: Any) -> Any:
     """`torch.compile`, also as a decorator."""
     warnings.warn(_EAGER, stacklevel=2)
     return model if model is not None else lambda function: function
+
+
+def _eagerly_now(compiling: Any) -> Any:
+    """What runs when a function is called that was compiled outside, as decorated ones are, or is never compiled."""
+    if not callable(compiling):
+        return compiling
+    warnings.warn(_EAGER, stacklevel=3)
+    return None
 
 
 def _telling_of_the_fast_path(asked: Callable[..., bool]) -> Callable[..., bool]:

@@ -124,3 +124,15 @@ def test_modules_are_not_exported_inside() -> None:
     """Its tracing makes tensors that no card has, and they would be counted."""
     with device(), pytest.raises(NotImplementedError, match="run the module itself"):
         torch.export.export(nn.Linear(3, 3, device="cuda"), (on_card(1, 3),))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")  # by what torch.compile imports
+def test_what_was_compiled_outside_runs_eagerly_with_a_warning() -> None:
+    """As what is compiled inside; a function that is never compiled warns of nothing."""
+    compiled = torch.compile(lambda x: x.sin() * 2, backend="eager")
+    with device():
+        x = on_card(8)
+        with pytest.warns(UserWarning, match="compiled code allocates otherwise") as warned:
+            compiled(x)
+        assert len(warned) == 1
+        torch.compiler.disable(lambda x: x * 2)(x)
