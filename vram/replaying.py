@@ -42,9 +42,8 @@ _LOOKED_INTO = (
     *(kind for kind in vars(itertools).values() if isinstance(kind, type)),
 )
 _CONTAINERS = (tuple, list, dict, set, frozenset)
-_MOST_LOOKED_AT = (
-    1000  # objects of one result: a batch of generators is found, a list of a million tokens costs no time
-)
+# Objects of one result: a batch of generators is found, and a list of a million tokens costs no time.
+_MOST_LOOKED_AT = 1000
 # name -> channel -> lap -> sample -> readings
 _Marks = dict[str, dict[str, list[list[list[int]]]]]
 
