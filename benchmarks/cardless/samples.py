@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,15 @@ def compare(card: Card, folder: Path, names: list[str]) -> None:
         if found is None:
             without.append(name)
             continue
-        found = [(theirs, ours) for theirs, ours in found if not isinstance(theirs, str)]
-        asked += len(found)
-        equal += sum(theirs == ours for theirs, ours in found)
-        refusals = [ours for _, ours in found if isinstance(ours, str)]
+        refusals = [ours for theirs, ours in found if isinstance(ours, str) and not isinstance(theirs, str)]
         if refusals:
             refused[name] = refusals[0]
-        unlike = [(theirs, ours) for theirs, ours in found if theirs != ours and not isinstance(ours, str)]
+        answered = [
+            (theirs, ours) for theirs, ours in found if not isinstance(theirs, str) and not isinstance(ours, str)
+        ]
+        asked += len(answered)
+        unlike = [(theirs, ours) for theirs, ours in answered if theirs != ours]
+        equal += len(answered) - len(unlike)
         if unlike:
             theirs, ours = max(unlike, key=lambda pair: abs(pair[0][0] - pair[1][0]))
             different[name] = {"samples": len(unlike), "torch": theirs, "simulated": ours}
@@ -111,4 +114,10 @@ if __name__ == "__main__":
     parser.add_argument("--output-folder", type=Path, default=Path("ci/evidence"))
     parser.add_argument("operations", nargs="*")
     options = parser.parse_args()
+    if "CARDLESS" not in os.environ:
+        parser.error(
+            "is for the runtime without a card: python -m benchmarks.cardless -- -m benchmarks.cardless.samples"
+        )
+    if find_spec("expecttest") is None:
+        parser.error("needs expecttest, as PyTorch's own tests do")
     compare(find_card(os.environ["CARDLESS"].rsplit(",", 1)[1]), options.output_folder, options.operations)

@@ -36,6 +36,7 @@ _NO_RAW = "simulated CUDA has no addresses to hand out: allocate tensors"
 _NO_HISTORY = "simulated CUDA records no history of allocations: vram explains growth and peaks by line"
 _EAGER = "simulated CUDA runs what torch.compile was given eagerly, and compiled code allocates otherwise"
 _NO_EXPORT = "simulated CUDA would count what torch.export makes while it traces: run the module itself"
+_NO_TRACE = "simulated CUDA has no values for what torch.jit.trace checks: trace outside, or run the module itself"
 _FAST_PATH = (
     "on a card nn.MultiheadAttention and nn.TransformerEncoder take a fused path, whose memory simulated CUDA does not "
     "model: figures are those after torch.backends.mha.set_fastpath_enabled(False)"
@@ -241,6 +242,8 @@ def _answers(card: Card, allocator: CachingAllocator) -> dict[tuple[Any, str], C
     places |= {
         (torch, "compile"): _eagerly,
         (torch.export, "export"): refuse(_NO_EXPORT),
+        (torch.jit, "trace"): refuse(_NO_TRACE),
+        (torch.jit, "trace_module"): refuse(_NO_TRACE),
         (torch.backends.cudnn, "is_acceptable"): always(False),  # of recurrent networks, which are refused
         (torch.overrides, "has_torch_function"): _telling_of_the_fast_path(torch.overrides.has_torch_function),
         (torch.nn.init, "_no_grad_trunc_normal_"): _drawn,

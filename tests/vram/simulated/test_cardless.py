@@ -82,6 +82,15 @@ def test_without_a_torch_for_cuda_it_says_so() -> None:
     assert ended.stderr == "cardless: needs a torch that was built with CUDA\n"
 
 
+def test_samples_are_asked_on_the_runtime_alone() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "benchmarks.cardless.samples"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.endswith("python -m benchmarks.cardless -- -m benchmarks.cardless.samples\n")
+
+
 OUT_OF_MEMORY = """
 import torch
 kept = torch.zeros(3 << 20, device="cuda")

@@ -126,6 +126,17 @@ def test_modules_are_not_exported_inside() -> None:
         torch.export.export(nn.Linear(3, 3, device="cuda"), (on_card(1, 3),))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_modules_are_not_traced_inside() -> None:
+    """What was traced outside runs."""
+    layer = nn.Linear(3, 3).eval()
+    traced = torch.jit.trace(layer, torch.zeros(1, 3))  # type: ignore[no-untyped-call]
+    with device(), torch.no_grad():
+        assert traced.to("cuda")(on_card(1, 3)).shape == (1, 3)
+        with pytest.raises(NotImplementedError, match=r"torch\.jit\.trace checks: trace outside, or run the module"):
+            torch.jit.trace(layer.to("cuda"), on_card(1, 3))  # type: ignore[no-untyped-call]
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit")  # by what torch.compile imports
 def test_what_was_compiled_outside_runs_eagerly_with_a_warning() -> None:
     """As what is compiled inside; a function that is never compiled warns of nothing."""
