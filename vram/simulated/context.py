@@ -30,6 +30,7 @@ from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, work
 from vram.simulated.files import NO_BYTES, Storages
 from vram.simulated.guard import check, fill_cuda_guard, made_on_the_cpu
 from vram.simulated.scratch import Call, allocated, preparation, scratch
+from vram.simulated.scratch.call import Steps
 from vram.simulated.shadows import Shadows, aliases, is_real, tensors, unmodelled
 from vram.simulated.trace import Held
 
@@ -245,18 +246,26 @@ class SimulatedCuda:
         on_card = on_card and any(tensor.device == self.device for tensor in (*given, *made))
         called = Call(func, args, kwargs, result, self.card, _VERSION, self._shadows.of)
         if on_card:
-            held = [self._run(*step) for step in preparation(called)]
-            del held
+            self._run_meanwhile(preparation(called))
         for tensor in made:
             self._see(tensor, func)
         if on_card:
             _warn_of_others(func)
             self._hold_parts(func, args, result)
-            held = [self._run(*step) for step in scratch(called)]
+            held = self._run_meanwhile(scratch(called))
             if self._workspaces and is_product(func):
                 self.take_workspace(lt=takes_lt(func, args, kwargs))
             del held
         return result
+
+    def _run_meanwhile(self, steps: Steps) -> list[Any]:
+        held: list[Any] = []
+        for step in steps:
+            if step is None:
+                held.clear()
+            else:
+                held.append(self._run(*step))
+        return held
 
     def _hold_parts(self, func: Any, args: Any, result: Any) -> None:
         found = parts(func, args, self.card.multiprocessors)

@@ -110,6 +110,9 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
         2 * 512 + 1024,
     ),
     "a bias is added in place": (lambda x: F.linear(x.view(2, N // 2, N).mT, x.view(-1, N // 2)[:N], x[0]), 2 * FLOATS),
+    # Values and places; sorted apart, by places of their own and what the sort takes. The search is over by then.
+    "the greatest thousands in order": (lambda x: x.flatten().topk(8192), 2 * (32768 + 65536) + 65536 + 110080),
+    "the most frequent of columns": (lambda x: x.mode(0), FLOATS + 2048 + 4096),
     "roll rows and columns": (lambda x: x.roll((1, 1), (0, 1)), 2 * FLOATS),
     "roll all as one row": (lambda x: x.t().roll(1), 2 * FLOATS),
     "windows that overlap": (lambda x: F.unfold(x[None, None], (1, 2)), FLOATS + 2 * N * (N - 1) * 4),

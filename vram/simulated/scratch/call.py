@@ -34,7 +34,7 @@ class Call(NamedTuple):
 
 
 Step = tuple[Any, tuple[Any, ...], dict[str, Any]]
-Steps = Iterator[Step]
+Steps = Iterator[Step | None]  # None: what was made until then is dropped
 Rules = dict[str, Callable[[Call], Steps]]  # by the name of an operation, without its variant
 
 

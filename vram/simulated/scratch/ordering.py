@@ -57,7 +57,14 @@ def _middle(call: Call) -> Steps:
 
 
 def _topmost(call: Call) -> Steps:
-    yield from _choosing(call, call.args[0], call.argument(2, "dim", -1))
+    dim = call.argument(2, "dim", -1)
+    yield from _choosing(call, call.args[0], dim)
+    values, places = call.result
+    if call.argument(4, "sorted", True) and values.dim() and values.shape[dim] > _MOST_SORTED_WITHIN_BLOCKS:
+        yield None
+        yield empty(values.shape, values.dtype)
+        yield empty(places.shape, places.dtype)
+        yield from _sorting(call, values, dim)
 
 
 def _choosing(call: Call, x: Tensor, dim: int) -> Steps:
@@ -75,6 +82,12 @@ def _choosing(call: Call, x: Tensor, dim: int) -> Steps:
         n_bytes = (rows * x.dtype.itemsize, rows * 8, rows * 2 * max(4, x.dtype.itemsize))
         for each in (*n_bytes, blocks * 512, rows * 1024, blocks * 4, blocks * 4, scan_by_key_bytes(blocks)):
             yield of_bytes(each)
+
+
+def _most_frequent(call: Call) -> Steps:
+    x = call.args[0]
+    if x.dim():
+        yield from contiguous(x.transpose(call.argument(1, "dim", -1), -1))
 
 
 def _shuffled(call: Call) -> Steps:
@@ -121,6 +134,7 @@ def _drawn_by(call: Call) -> Steps:
 RULES: Rules = {
     "sort": _sorted,
     "topk": _topmost,
+    "mode": _most_frequent,
     "multinomial": _drawn,
     "randperm": _shuffled,
     "normal": _normal,
