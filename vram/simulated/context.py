@@ -59,7 +59,7 @@ _VERSION = int(_MAJOR), int(_MINOR)
 _GROUPED = _aten._grouped_mm.default
 _GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _LINEAR = _aten.linear.default
-# On a card too they are, of operations that allocate; each other such one is a single operation here.
+# Composed in C++ of operations that allocate, which are to be counted.
 _MADE_OF_OTHERS = {
     _aten._safe_softmax.default,
     _aten.affine_grid_generator.default,
@@ -452,7 +452,7 @@ class _Indexed(TorchFunctionMode):
             held = self._shadows.held(args[0], "Tensor.__dlpack__", copied=args[0].device.type != "cpu")
             with _disable_current_modes():
                 return held.__dlpack__(*args[1:], **kwargs)
-        if func is torch.nn.functional.one_hot and isinstance(args[0], FakeTensor) and args[0].device.type == "cuda":
+        if func is torch.nn.functional.one_hot and args and _whole_on_card(args[0]):
             return _one_hot(*args, **kwargs)
         if func in _BY_ELEMENT and isinstance(args[0], FakeTensor) and args[0].device.type == "cpu":
             values = [self._shadows.held(each, f"Tensor.{func.__name__}", copied=False) for each in tensors(args)]
@@ -482,7 +482,7 @@ class _Indexed(TorchFunctionMode):
         try:
             with self._turn() if any(map(_names_the_card, (*args[1:], kwargs.get("device")))) else nullcontext():
                 if func in _SEEN_WHOLE and not torch.is_grad_enabled():
-                    with torch._C._AutoDispatchBelowAutograd():  # where they would be taken apart unseen
+                    with torch._C._AutoDispatchBelowAutograd():  # which would take them apart unseen
                         return func(*args, **kwargs)
                 return func(*args, **kwargs)
         except torch.OutOfMemoryError as error:
@@ -588,6 +588,11 @@ def _cuda_device(asked: Any) -> torch.device:
     if asked is None:
         return DEVICE
     return torch.device("cuda", asked) if type(asked) is int else _with_index(torch.device(asked))
+
+
+def _whole_on_card(tensor: Any) -> bool:
+    """Whether these are numbers that `one_hot` takes; of others, torch says what is wrong."""
+    return isinstance(tensor, FakeTensor) and tensor.device.type == "cuda" and tensor.dtype == torch.int64
 
 
 def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:

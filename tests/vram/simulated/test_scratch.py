@@ -148,6 +148,11 @@ def test_a_mean_of_losses_keeps_room_for_each(loss: Callable[..., Tensor]) -> No
         assert torch.cuda.memory_allocated() == FLOATS + 512
 
 
+def test_one_hot_is_as_wrong_as_on_a_card() -> None:
+    with SimulatedCuda("24GiB"), pytest.raises(RuntimeError, match="index tensor"):
+        F.one_hot(torch.zeros(3, dtype=torch.int32, device="cuda"), 4)
+
+
 TOO_MUCH: dict[str, Callable[[Tensor], object]] = {
     "a copy for softmax": lambda x: x.t().softmax(-1),
     "the second result of a sort": lambda x: x.sort(),
