@@ -72,6 +72,8 @@ _MADE_OF_OTHERS = {
     _aten.soft_margin_loss.out,
 }
 _RMS_NORM = _aten._fused_rms_norm.default
+# What C++ says that reads a tensor's memory past every mode.
+_WITHOUT_BYTES = ("its data is not allocated yet", "Cannot access data pointer of", "Cannot access storage of")
 _SEEN_WHOLE: set[Any] = {torch.rms_norm, torch.nn.functional.rms_norm, torch.nn.functional.linear}
 
 
@@ -488,6 +490,10 @@ class _Indexed(TorchFunctionMode):
         except torch.OutOfMemoryError as error:
             del args, kwargs
             raise error.with_traceback(None)  # noqa: B904 (it is the same)
+        except RuntimeError as error:
+            if any(words in str(error) for words in _WITHOUT_BYTES):
+                raise unmodelled(torch.overrides.resolve_name(func), args) from error
+            raise
 
     def _deepcopied(self, tensor: Tensor, memo: dict[int, Any]) -> Tensor:
         """As torch's own of what has an address: all of the storage, once in a memo; of a parameter what it shows."""
