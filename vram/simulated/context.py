@@ -73,7 +73,7 @@ _MADE_OF_OTHERS = {
 }
 _RMS_NORM = _aten._fused_rms_norm.default
 # What C++ says that reads a tensor's memory past every mode.
-_WITHOUT_BYTES = ("its data is not allocated yet", "Cannot access data pointer of", "Cannot access storage of")
+_WITHOUT_BYTES = ("its data is not allocated yet", "Cannot access data pointer of")
 _SEEN_WHOLE: set[Any] = {torch.rms_norm, torch.nn.functional.rms_norm, torch.nn.functional.linear}
 
 

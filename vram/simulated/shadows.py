@@ -152,12 +152,12 @@ class Shadows:
         return None if value is None or self._is_lost(value) else value
 
     def _is_lost(self, value: Tensor) -> bool:
-        return value.untyped_storage()._cdata in self._spoiled
+        return value.layout is torch.strided and value.untyped_storage()._cdata in self._spoiled
 
     def refuse_lost(self, asked: Any, asking: str) -> None:
         """Raises UnknownValue where something unknown was written into a real tensor, whose memory has not got it."""
         for tensor in tensors(asked):
-            if tensor.layout is torch.strided and self._is_lost(tensor):
+            if self._is_lost(tensor):
                 self._or_unknown(asking, None)
 
     def held(self, tensor: Tensor, asking: str, *, copied: bool) -> Tensor:

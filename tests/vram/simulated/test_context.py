@@ -589,6 +589,11 @@ def sparse_on_the_card() -> torch.Tensor:
     return torch.sparse_coo_tensor(places, torch.ones(3, device="cuda"), (9, 9), check_invariants=False)
 
 
+def test_sparse_tensors_of_known_values_are_summed() -> None:
+    with device(), torch.inference_mode():
+        assert sparse_on_the_card().sum().item() == 3
+
+
 UNMODELLED: dict[str, Callable[[], Any]] = {
     "_thnn_fused_gru_cell": lambda: nn.GRUCell(4, 4).cuda()(torch.zeros(2, 4, device="cuda")),
     "_to_sparse": lambda: torch.zeros(5, 5, device="cuda").to_sparse(),

@@ -29,10 +29,6 @@ def forward_mode() -> None:
         forward.make_dual(on_card(3), on_card(3))
 
 
-def sparse() -> torch.Tensor:
-    return torch.sparse_coo_tensor(torch.tensor([[0, 1]], device="cuda"), on_card(2), (2,), check_invariants=False)
-
-
 UNMODELLED: dict[str, Callable[[], Any]] = {
     "quantised by tensor": lambda: torch.quantize_per_tensor(on_card(8), 0.1, 0, torch.qint8),
     "quantised by tensor, in main memory": lambda: torch.quantize_per_tensor(torch.randn(8), 0.1, 0, torch.qint8),
@@ -50,7 +46,6 @@ UNMODELLED: dict[str, Callable[[], Any]] = {
     "a graph": lambda: torch.cuda.CUDAGraph(),
     "the current stream": lambda: torch.cuda.current_stream().synchronize(),
     "a split where a tensor says": lambda: on_card(8).tensor_split(torch.tensor([2, 5])),
-    "the sum of a sparse tensor": lambda: sparse().sum(),
 }
 
 
