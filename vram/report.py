@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vram.units import format_bytes
+from vram.whole import written_whole
 
 SCHEMA = 1
 _MOST_TESTS = 20
@@ -29,16 +28,9 @@ def write_report(
     `tests` are those with markers: whole ids, and bytes above what was alive when the body began.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            report = {"schema": SCHEMA, "environment": dict(environment), "modes": list(modes), "tests": list(tests)}
-            json.dump(report, file, indent=1)
-            file.write("\n")
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    report = {"schema": SCHEMA, "environment": dict(environment), "modes": list(modes), "tests": list(tests)}
+    with written_whole(path) as file:
+        file.write((json.dumps(report, indent=1) + "\n").encode())
 
 
 def table(modes: Sequence[Mapping[str, Any]]) -> list[str]:

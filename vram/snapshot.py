@@ -10,11 +10,12 @@ import hashlib
 import os
 import pickle  # the viewer's format; only ever written
 import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vram.whole import written_whole
 
 if TYPE_CHECKING:
     from vram.tracing import Allocation, Event, Frame
@@ -91,10 +92,8 @@ def write_snapshot(folder: Path, name: str, snapshot: dict[str, Any], taken: set
 
 def dump_snapshot(path: Path, snapshot: dict[str, Any]) -> None:
     """Write `snapshot` to `path`, whole or not at all. Raises OSError where it can't be written."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem[:20])
-    with os.fdopen(descriptor, "wb") as file:
+    with written_whole(path) as file:
         pickle.dump(snapshot, file, protocol=_PROTOCOL)
-    Path(temporary).replace(path)
 
 
 class _Places:

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vram.meters.hooks import composite, in_parts
+from vram.simulated.guard import release
 
 _aten = torch.ops.aten
 _attention = torch.nn.functional.scaled_dot_product_attention
@@ -136,7 +137,7 @@ def kernel(
         if not half and (q.dtype != torch.float32 or (size == 1 and q.stride(-1) != 1)):
             return False
         alignment = 8 if half and capability >= (7, 0) else 4 if capability >= (8, 0) else 1
-        return size % alignment == value_size % alignment == 0 and heads(_torch() >= _GROUPED_EFFICIENT)
+        return size % alignment == value_size % alignment == 0 and heads(release() >= _GROUPED_EFFICIENT)
 
     def cudnn() -> bool:
         most = 256 if capability == (9, 0) else 128
@@ -292,8 +293,3 @@ def _safe_softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) ->
 def _first(results: Any) -> Tensor:
     first: Tensor = results[0]
     return first
-
-
-def _torch() -> tuple[int, int]:
-    major, minor = torch.__version__.split(".")[:2]
-    return int(major), int(minor)

@@ -25,10 +25,11 @@ from vram.meters.hooks import composite, hooked, in_parts
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory, refuse_environment
 from vram.simulated.answers import answering
 from vram.simulated.attention import FusedAttention, parts
+from vram.simulated.by_card import MADE_OF_OTHERS, grouped_product, one_hot, rms_norm, whole_on_card
 from vram.simulated.cards import Card, find_card
 from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.files import NO_BYTES, Storages
-from vram.simulated.guard import check, fill_cuda_guard, made_on_the_cpu
+from vram.simulated.guard import check, fill_cuda_guard, made_on_the_cpu, release
 from vram.simulated.scratch import Call, allocated, preparation, scratch
 from vram.simulated.scratch.call import Steps
 from vram.simulated.shadows import Shadows, aliases, is_real, tensors, unmodelled
@@ -37,7 +38,7 @@ from vram.simulated.trace import Held
 _T = TypeVar("_T")
 DEVICE = torch.device("cuda", 0)
 TOKEN = 7  # what argmax and multinomial choose: no end of a sentence, in any tokenizer we know of
-_TESTED = ("2.11", "2.13", "2.14")
+_TESTED = ((2, 11), (2, 13), (2, 14))
 _aten = torch.ops.aten
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _RECURRENT = {_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu}
@@ -54,23 +55,10 @@ _PACKED = _aten._pack_padded_sequence.default  # of recurrent networks, which ar
 _QUANTISED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
 _LIFTED = _aten.lift_fresh.default  # what `torch.tensor` has made: from here on it has no bytes
 _ALIGNED = _aten._nested_tensor_from_mask_left_aligned.default
-_MAJOR, _MINOR = str(torch.__version__).split(".")[:2]
-_VERSION = int(_MAJOR), int(_MINOR)
+_VERSION = release()
 _GROUPED = _aten._grouped_mm.default
 _GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _LINEAR = _aten.linear.default
-# Composed in C++ of operations that allocate, which are to be counted.
-_MADE_OF_OTHERS = {
-    _aten._safe_softmax.default,
-    _aten.affine_grid_generator.default,
-    _aten.binary_cross_entropy_with_logits.default,
-    _aten.dist.default,
-    _aten.isinf.default,
-    _aten.ldexp.Tensor,
-    _aten.mvlgamma.default,
-    _aten.soft_margin_loss.default,
-    _aten.soft_margin_loss.out,
-}
 _RMS_NORM = _aten._fused_rms_norm.default
 # What C++ says that reads a tensor's memory past every mode.
 _WITHOUT_BYTES = ("its data is not allocated yet", "Cannot access data pointer of")
@@ -100,7 +88,7 @@ class SimulatedCuda:
 
         `device`: whose tensors are followed; the CPU's, to compare with what a real run on it allocates.
         """
-        check(_MADE_OF_OTHERS)
+        check(MADE_OF_OTHERS)
         _warn_untested()
         self.card = find_card(card) if isinstance(card, str) else card
         refuse_environment(os.environ)
@@ -238,9 +226,9 @@ class SimulatedCuda:
         if func in _MASKED:
             func, args = self._by_index(func, args)
         if func is _GROUPED and args[0].dtype == args[1].dtype in _GROUPED_DTYPES:
-            result: Any = _grouped_product(*args, **kwargs)
+            result: Any = grouped_product(*args, **kwargs)
         elif func is _RMS_NORM:
-            result = _rms_norm(args[0], args[1])
+            result = rms_norm(args[0], args[1])
         else:
             result = self._shadows.run(func, args, kwargs)
         on_card = self.device.type == "cuda"
@@ -391,7 +379,7 @@ class _Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 in_place = _InPlace() if func is _LINEAR and on_card else nullcontext()  # type: ignore[no-untyped-call]
                 with self, in_place:
                     return in_parts(func, args, kwargs or {})
-            if func in _MADE_OF_OTHERS and on_card:
+            if func in MADE_OF_OTHERS and on_card:
                 with self:
                     return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
             return self._cuda.run(func, args, kwargs or {})
@@ -454,8 +442,8 @@ class _Indexed(TorchFunctionMode):
             held = self._shadows.held(args[0], "Tensor.__dlpack__", copied=args[0].device.type != "cpu")
             with _disable_current_modes():
                 return held.__dlpack__(*args[1:], **kwargs)
-        if func is torch.nn.functional.one_hot and args and _whole_on_card(args[0]):
-            return _one_hot(*args, **kwargs)
+        if func is torch.nn.functional.one_hot and args and whole_on_card(args[0]):
+            return one_hot(*args, **kwargs)
         if func in _BY_ELEMENT and isinstance(args[0], FakeTensor) and args[0].device.type == "cpu":
             values = [self._shadows.held(each, f"Tensor.{func.__name__}", copied=False) for each in tensors(args)]
             with _disable_current_modes():
@@ -551,33 +539,6 @@ def _quantises(func: Any) -> bool:
     return name.startswith(("quantize_per_", "_make_per_")) or "_affine_quantized" in name
 
 
-def _grouped_product(
-    first: Tensor, second: Tensor, offsets: Tensor | None = None, bias: Any = None, out_dtype: torch.dtype | None = None
-) -> Tensor:
-    """What `grouped_mm` returns: rows of whole 16 bytes; of two matrices a product for each group.
-
-    As `create_grouped_gemm_output_tensor` in aten/src/ATen/native/GroupedMMUtils.h. Fake tensors take bfloat16 alone,
-    and fill rows up only in a torch that was built with CUDA.
-    """
-    groups = [offsets.shape[0]] if offsets is not None and first.dim() == second.dim() == 2 else []
-    groups += [first.shape[0]] if first.dim() == second.dim() == 3 else []
-    shape = [*groups, first.shape[-2], second.shape[-1]]
-    dtype = out_dtype or first.dtype
-    aligned = 16 // dtype.itemsize
-    row = -(-shape[-1] // aligned) * aligned
-    return torch.empty_strided(shape, [shape[-2] * row, row, 1][-len(shape) :], dtype=dtype, device=first.device)
-
-
-def _rms_norm(x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """What the kernel returns: the result, and a number of each row, which half precision has in float32.
-
-    As `_fused_rms_norm_cuda` in aten/src/ATen/native/cuda/layer_norm_kernel.cu; elsewhere it is composed of others.
-    """
-    rows = [*x.shape[: x.dim() - len(shape)], *[1] * len(shape)]
-    precise = torch.float64 if x.dtype is torch.float64 else torch.float32
-    return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(rows, dtype=precise)
-
-
 def _is_tensor(value: Any) -> bool:
     return isinstance(value, Tensor)
 
@@ -594,17 +555,6 @@ def _cuda_device(asked: Any) -> torch.device:
     if asked is None:
         return DEVICE
     return torch.device("cuda", asked) if type(asked) is int else _with_index(torch.device(asked))
-
-
-def _whole_on_card(tensor: Any) -> bool:
-    """Whether these are numbers that `one_hot` takes; of others, torch says what is wrong."""
-    return isinstance(tensor, FakeTensor) and tensor.device.type == "cuda" and tensor.dtype == torch.int64
-
-
-def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """As C++ makes it for a card; with fake tensors it compares with each class."""
-    n_classes = int(tensor.max()) + 1 if num_classes == -1 else num_classes
-    return tensor.new_zeros((*tensor.shape, n_classes)).scatter_(-1, tensor.unsqueeze(-1), 1)
 
 
 def _with_index(device: torch.device) -> torch.device:
@@ -630,10 +580,10 @@ def _warn_of_others(func: Any) -> None:
 
 @functools.cache
 def _warn_untested() -> None:
-    version = ".".join(str(torch.__version__).split(".")[:2])
-    if version not in _TESTED:
+    if release() not in _TESTED:
+        tested = ", ".join(f"{major}.{minor}" for major, minor in _TESTED)
         warnings.warn(
-            f"simulated CUDA is tested with torch {', '.join(_TESTED)}, not {torch.__version__}: unchecked are fake "
+            f"simulated CUDA is tested with torch {tested}, not {torch.__version__}: unchecked are fake "
             "tensors, the dispatch of composite operations and the allocator's rules",
             stacklevel=4,
         )

@@ -42,6 +42,12 @@ def made_on_the_cpu() -> Iterator[None]:
         torch._C._set_only_lift_cpu_tensors(before)
 
 
+def release() -> tuple[int, int]:
+    """Of torch."""
+    major, minor = str(torch.__version__).split(".")[:2]
+    return int(major), int(minor)
+
+
 def check(made_of_others: Iterable[Any]) -> None:
     """Raises RuntimeError, with the name of what is missing, where this torch can't be simulated on.
 

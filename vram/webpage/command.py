@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
 
 from vram.history import store
 from vram.webpage.gathered import gathered, read_report
 from vram.webpage.markdown import markdown
+from vram.whole import written_whole
 
 FINE, NOTHING = 0, 3
 _REPORT, _OUTPUT = Path("reports/memory.json"), Path("reports/memory.html")
@@ -71,15 +70,9 @@ def _plotly_js() -> str:
 
 def _write(path: Path, text: str) -> None:
     """All of it or nothing."""
-    temporary = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        with written_whole(path) as file:
+            file.write(text.encode(errors="backslashreplace"))
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise ValueError(f"{path} can't be written: {error.strerror or error}") from None

@@ -13,6 +13,7 @@ from torch.func import jacfwd, jvp
 
 from vram.simulated.cards import Card
 from vram.simulated.context import SimulatedCuda
+from vram.simulated.guard import check
 from vram.simulated.shadows import UnknownValue
 
 
@@ -148,3 +149,9 @@ def test_what_was_compiled_outside_runs_eagerly_with_a_warning() -> None:
             compiled(x)
         assert len(warned) == 1
         torch.compiler.disable(lambda x: x * 2)(x)
+
+
+def test_what_torch_does_not_compose_is_said_at_the_start() -> None:
+    """Taken apart, it would end the process."""
+    with pytest.raises(RuntimeError, match=r"takes aten\._trilinear\.default apart, which torch \S+ does not compose"):
+        check([torch.ops.aten._trilinear.default])
