@@ -113,6 +113,17 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     # Values and places; sorted apart, by places of their own and what the sort takes. The search is over by then.
     "the greatest thousands in order": (lambda x: x.flatten().topk(8192), 2 * (32768 + 65536) + 65536 + 110080),
     "the most frequent of columns": (lambda x: x.mode(0), FLOATS + 2048 + 4096),
+    # What is repeated how often, where each one ends, and the result.
+    "repeat each": (lambda x: torch.repeat_interleave(x.new_ones(4096, dtype=torch.int64)), 3 * 4096 * 8),
+    "draw by halves": (lambda x: x.half().bernoulli(), FLOATS // 2 + FLOATS // 2 + FLOATS),
+    "windows apart": (lambda x: F.unfold(x[None, None], 1, stride=2), FLOATS),
+    "windows of columns put together": (lambda x: F.fold(x.t()[None], (16, 527), 16), 2 * FLOATS),
+    "attention with dropout": (
+        lambda x: F.scaled_dot_product_attention(*[x.view(1, 8, N, 64).half()] * 3, dropout_p=0.5),
+        FLOATS // 2 + FLOATS // 2 + 8 * N * 4 + 3 * 512,
+    ),
+    "softmax of masked rows": (lambda x: torch.ops.aten._safe_softmax(x, -1), FLOATS + BITS + 2 * 512),
+    "the logarithm of a gamma function of two": (lambda x: x.mvlgamma(2), 3 * FLOATS),
     "roll rows and columns": (lambda x: x.roll((1, 1), (0, 1)), 2 * FLOATS),
     "roll all as one row": (lambda x: x.t().roll(1), 2 * FLOATS),
     "windows that overlap": (lambda x: F.unfold(x[None, None], (1, 2)), FLOATS + 2 * N * (N - 1) * 4),
@@ -134,6 +145,35 @@ def test_a_kernel_holds_what_its_source_says(case: str, monkeypatch: pytest.Monk
         assert torch.cuda.max_memory_allocated() - FLOATS == n_bytes
         del result
         assert torch.cuda.memory_allocated() == FLOATS
+
+
+ALIKE: dict[str, tuple[Callable[[Tensor], object], Callable[[Tensor], object]]] = {
+    "nansum": (torch.nansum, torch.sum),
+    "amin": (torch.amin, torch.amax),
+    "argmin": (torch.argmin, torch.argmax),
+    "std_mean": (torch.std_mean, torch.std),
+    "norm": (lambda x: torch.ops.aten.norm.Scalar(x, 2), torch.linalg.vector_norm),
+    "_index_put_impl": (
+        lambda x: torch.ops.aten._index_put_impl_(x, [x.new_ones(4, dtype=torch.int32)], x[:4], True),
+        lambda x: x.index_put_((x.new_ones(4, dtype=torch.int32),), x[:4], accumulate=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_one_kernel_holds_as_much_by_each_of_its_names(name: str) -> None:
+    """Beside its result."""
+
+    def held(run: Callable[[Tensor], object]) -> int:
+        with SimulatedCuda("24GiB", cublas_workspace=False), torch.no_grad():
+            x = torch.randn(2 * N, 2 * N, device="cuda")
+            torch.cuda.reset_peak_memory_stats()
+            result = run(x)
+            beside_result_bytes = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
+            del result
+        return beside_result_bytes
+
+    assert held(ALIKE[name][0]) == held(ALIKE[name][1]) > 0
 
 
 @pytest.mark.parametrize("loss", [F.mse_loss, F.smooth_l1_loss, F.soft_margin_loss, F.binary_cross_entropy])

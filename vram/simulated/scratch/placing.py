@@ -138,7 +138,7 @@ def _trues(mask: Tensor, value: Tensor | None) -> int:
 
 
 RULES: Rules = {
-    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp", "_logcumsumexp"), _scanned),
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), _scanned),
     **dict.fromkeys(("index_put", "_index_put_impl"), _put),
     **dict.fromkeys(("scatter_reduce", "index_reduce"), _averaged),
     "repeat_interleave": _repeated,
