@@ -29,11 +29,11 @@ from llava.answering import Answerer
 from llava.builder import load_pretrained_model
 from llava.modes import MODES, set_mode
 from llava.questions import embedded_questions
+from vram.cards import Card, find_card
+from vram.explanation.tracer import Describing, Frame, telling_frame
 from vram.simulated.allocator import Block
-from vram.simulated.attention import kernel
-from vram.simulated.cards import Card, find_card
 from vram.simulated.context import SimulatedCuda
-from vram.tracing import Describing, Frame, telling_frame
+from vram.simulated.kernels.attention import kernel
 from vram.units import format_bytes
 
 ATTENTIONS = ("sdpa", "eager")

@@ -20,7 +20,7 @@ from typing import Any
 
 from pytest_benchmark.plugin import pytest_benchmark_generate_machine_info
 
-from vram.history import plugin_part
+from vram.history import gate as plugin_part
 from vram.history.entries import Entry, of_marked, of_summary
 
 ENVIRONMENT = {

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vram.collector import cheap_collections
+from vram.explanation.tracer import TensorTracer
 from vram.meters import Meter
 from vram.meters.cuda import CudaMeter
 from vram.meters.host import HostMeter
 from vram.meters.nvml import Identity, NvmlMeter
 from vram.meters.tensor import TensorMeter
-from vram.tracing import TensorTracer
+from vram.replaying.collector import cheap_collections
 
 LAYERS, HIDDEN, PROMPT = 8, 512, 671
 WEIGHTS = 6.7e9  # of LLaVA-1.5-7B's language model, 2 bytes each

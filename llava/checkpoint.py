@@ -17,7 +17,7 @@ from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration
 from llava.errors import BadInput, shown
 from llava.placement import DeviceMap, Placement, check_device_map, placed
 from llava.quiet import quiet
-from vram.oom import is_out_of_memory
+from vram.replaying.out_of_memory import is_out_of_memory
 
 T = TypeVar("T")
 

@@ -14,17 +14,17 @@ from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from himap import HimapLlavaConfig
+from llava.answer_traces import ENDLESS_BYTES, SYSTEM_TOKENS, Answers, Prompt
 from llava.checkpoint import empty_model, image_token_count, read_config, reading
 from llava.errors import BadInput, shown
 from llava.hf_layout import check_tokenizer_files, hf_config, hf_tokenizer
 from llava.original import is_original, original_config, original_tokenizer
 from llava.presets import PRESETS
 from llava.shapes import SHAPES, llava_config, our_tokenizer
-from llava.simulated import ENDLESS_BYTES, SYSTEM_TOKENS, Answers, Prompt
+from vram.cards import Card
+from vram.explanation.tracer import BEFORE, Allocation, Event
 from vram.simulated.allocator import Block, CachingAllocator
-from vram.simulated.cards import Card
 from vram.simulated.trace import Played, Replay
-from vram.tracing import BEFORE, Allocation, Event
 
 _ROPES = {"default", *ROPE_INIT_FUNCTIONS} - {"longrope"}
 _MOST_PARAMETERS = 2**40
@@ -122,7 +122,7 @@ class Forecast:
 
     def snapshot(self) -> dict[str, Any]:
         """The last 100,000 events and what is alive now, for PyTorch's memory viewer."""
-        from vram.snapshot import viewer_snapshot
+        from vram.explanation.snapshot import viewer_snapshot
 
         def told(size: int, tag: Any) -> Allocation:
             return Allocation(size, "", (), "", (), BEFORE) if tag is None else replace(tag, n_bytes=size)

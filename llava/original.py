@@ -26,10 +26,10 @@ from llava.checkpoint import (
     read_config,
     reading,
 )
-from llava.choices import DTYPES
 from llava.conversation import IMAGE_TOKEN
 from llava.errors import BadInput, shown
 from llava.hf_layout import check_token_count, check_tokenizer_files, has_tokenizer
+from llava.load_options import DTYPES
 from llava.placement import Placement
 from llava.vision_tower import find_vision_tower
 from llava.weight_files import has_weights, open_tensors, shape_of, weight_files

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available, is_flash_attn_2_available
 
-from llava.choices import ATTENTIONS, DTYPES
 from llava.errors import BadInput, shown
+from llava.load_options import ATTENTIONS, DTYPES
 
 DeviceMap = str | Mapping[str, int | str | torch.device]
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")

@@ -20,7 +20,7 @@ import transformers
 from torch._subclasses.fake_tensor import FakeTensor
 
 from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration, multimodal
-from llava import conversation, embedded, shapes
+from llava import conversation, sample_questions, shapes
 from llava.checkpoint import Checkpoint, empty_model
 from llava.errors import BadInput, shown
 from llava.hf_layout import open_hf
@@ -101,7 +101,7 @@ def _cache_home() -> Path:
 
 def _digest() -> str:
     """What defines the checkpoint: the code and the texts it is made from, and the libraries that write it."""
-    modules = (shapes, embedded, conversation, multimodal)
+    modules = (shapes, sample_questions, conversation, multimodal)
     parts = [Path(file).read_bytes() for file in (__file__, *(str(module.__file__) for module in modules))]
     parts += [module.__version__.encode() for module in (tokenizers, torch, transformers)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

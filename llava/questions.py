@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llava import embedded
+from llava import sample_questions
 from llava.errors import BadInput, shown
 from llava.images import ImageSource, open_rgb, resolve_image
 
@@ -67,12 +67,12 @@ def embedded_questions(count: int) -> list[Question]:
         raise BadInput(f"the number of questions must be at least 1, got {count}")
     questions = []
     for index in range(count):
-        position = index % len(embedded.TEXTS)
-        text, label = embedded.TEXTS[position]
-        if position in embedded.TEXT_ONLY:
+        position = index % len(sample_questions.TEXTS)
+        text, label = sample_questions.TEXTS[position]
+        if position in sample_questions.TEXT_ONLY:
             questions.append(Question(f"embedded-{index}", text, label))
         else:
-            questions.append(Question(f"embedded-{index}", f"<image>\n{text}", label, embedded.picture(index)))
+            questions.append(Question(f"embedded-{index}", f"<image>\n{text}", label, sample_questions.picture(index)))
     return questions
 
 

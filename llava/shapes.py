@@ -9,7 +9,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from himap import HimapLlavaConfig
-from llava import embedded
+from llava import sample_questions
 from llava.conversation import CONVERSATIONS, IMAGE_TOKEN
 
 CONTEXT = 4096  # tokens, as LLaVA-1.5
@@ -108,7 +108,7 @@ def our_tokenizer() -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    texts = [CONVERSATIONS["vicuna_v1"].system] + [text for text, _ in embedded.TEXTS]
+    texts = [CONVERSATIONS["vicuna_v1"].system] + [text for text, _ in sample_questions.TEXTS]
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos} $A", pair=f"{bos} $A $B", special_tokens=[(bos, _SPECIAL.index(bos))]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llava.checkpoint import first_line, reading
 from llava.errors import BadInput, shown
-from vram.oom import is_out_of_memory
+from vram.replaying.out_of_memory import is_out_of_memory
 
 _NAMES = ("model.safetensors", "pytorch_model.bin")
 

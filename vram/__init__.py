@@ -4,17 +4,17 @@ Inside pytest use the fixture `vram`; outside, the same as plain functions: `vra
 `with vram.measure() as m:`. Importing this imports no torch: pytest loads it in every run.
 """
 
-from vram.budgets import Budget, read_budget
-from vram.checks import assert_peak, assert_ratio, assert_stable, verdicts
+from vram.api import assert_peak, assert_ratio, assert_stable, verdicts
+from vram.budgets.file import Budget, read_budget
 from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, MemoryLeak, OutOfMemory, PeakExceeded, Undecided
-from vram.level import Level, judge_level
-from vram.marks import mark
-from vram.measuring import Measurement, measure
-from vram.peak import Overrun, judge_peak
 from vram.recording import Recording
-from vram.replaying import replay
+from vram.replaying.loop import replay
+from vram.replaying.marks import mark
+from vram.replaying.measurement import Measurement, measure
 from vram.units import format_bytes, parse_bytes
-from vram.verdict import Forecast, Verdict, judge_growth
+from vram.verdict.growth import Forecast, Verdict, judge_growth
+from vram.verdict.peak import Overrun, judge_peak
+from vram.verdict.ratio import Level, judge_level
 
 __all__ = [
     "Budget",

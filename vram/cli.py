@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from vram.history import commands
-from vram.webpage import command
+from vram.history import command as commands
+from vram.report import command
 
 _BAD_USAGE, _INTERRUPTED, _OWN_FAULT = 2, 130, 70
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class _Explained(AssertionError):
-    """Attribute: `explanation`, what a traced rerun found, ready for JSON (see `vram.explaining`); None without one."""
+    """Attribute: `explanation`, ready for JSON (see `vram.explanation.growth`); None without a traced rerun."""
 
     def __init__(self, message: str, *, explanation: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -15,7 +15,7 @@ class _Explained(AssertionError):
 
 
 class MemoryGrowth(_Explained):
-    """Memory grows from sample to sample, proven by the rule of `vram.verdict`."""
+    """Memory grows from sample to sample, proven by the rule of `vram.verdict.growth`."""
 
 
 class Undecided(_Explained):

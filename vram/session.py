@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vram import checks
-from vram.accepting import Accepted, record
-from vram.budgets import Budget, read_budget
-from vram.environment import environment
+from vram import api as checks
+from vram.budgets.accepted import Accepted, record
+from vram.budgets.file import Budget, read_budget
+from vram.cards import find_card
 from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, OutOfMemory, Undecided
-from vram.level import compare
-from vram.marks import mark
-from vram.measuring import Measurement, measure
 from vram.meters import Meter, default_meter, default_meters, resolve_device, torch_device
+from vram.meters.environment import environment
 from vram.recording import Recording, check_recording
-from vram.replaying import forget, hidden_on_oom, name_of, replay
-from vram.simulated.cards import find_card
-from vram.surfaces import merged
-from vram.verdict import Verdict
+from vram.replaying.loop import forget, hidden_on_oom, name_of, replay
+from vram.replaying.marks import mark
+from vram.replaying.measurement import Measurement, measure
+from vram.report.github import merged
+from vram.verdict.growth import Verdict
+from vram.verdict.ratio import compare
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ class VramSession:
         self._remember(recording)
         self._by_recording[id(recording)].update(known)
         if self.options.breakdown:
-            from vram.breakdown import breakdown
+            from vram.explanation.peak import breakdown
 
             self._by_recording[id(recording)]["at_peak"] = breakdown(recording)
         if self._by_recording[id(recording)]["verdict"] not in ("grows", "undecided"):
@@ -142,7 +142,7 @@ class VramSession:
             raise
 
     def _save(self, name: str, snapshot: dict[str, Any]) -> Path:
-        from vram.snapshot import write_snapshot
+        from vram.explanation.snapshot import write_snapshot
 
         return write_snapshot(self.options.snapshots, name, snapshot, self._snapshots)
 

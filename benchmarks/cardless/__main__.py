@@ -27,7 +27,7 @@ from benchmarks.cardless import models
 from benchmarks.cardless.building import build
 from benchmarks.cardless.operations import Figures, measured, operations
 from benchmarks.cardless.values import Values
-from vram.simulated.cards import Card, find_card
+from vram.cards import Card, find_card
 from vram.simulated.context import SimulatedCuda
 
 _RUNTIME, _CARD = "LD_PRELOAD", "CARDLESS"

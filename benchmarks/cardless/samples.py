@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.cardless.operations import Figures, measured
 from benchmarks.cardless.values import Values
-from vram.simulated.cards import Card, find_card
+from vram.cards import Card, find_card
 from vram.simulated.context import SimulatedCuda
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}

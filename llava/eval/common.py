@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llava.choices import ATTENTIONS, DTYPES
 from llava.conversation import CONVERSATIONS
 from llava.errors import BadInput, shown
-from llava.eval.codes import BAD_INPUT as BAD_INPUT
-from llava.eval.codes import FINE
-from llava.eval.codes import INTERRUPTED as INTERRUPTED
-from llava.eval.codes import OUR_FAULT as OUR_FAULT
-from llava.eval.codes import OUT_OF_MEMORY as OUT_OF_MEMORY
 from llava.eval.ranks import Rank, Report
+from llava.load_options import ATTENTIONS, DTYPES
+from vram.exit_codes import BAD_INPUT as BAD_INPUT
+from vram.exit_codes import FINE
+from vram.exit_codes import INTERRUPTED as INTERRUPTED
+from vram.exit_codes import OUR_FAULT as OUR_FAULT
+from vram.exit_codes import OUT_OF_MEMORY as OUT_OF_MEMORY
 
 
 class Parser(argparse.ArgumentParser):
@@ -112,7 +112,7 @@ def _run(
     except KeyboardInterrupt:
         return INTERRUPTED, "interrupted"
     except Exception as error:
-        from vram.oom import is_out_of_memory
+        from vram.replaying.out_of_memory import is_out_of_memory
 
         if isinstance(error, MemoryError) or is_out_of_memory(error):
             return OUT_OF_MEMORY, _one_line(f"out of memory: {error}")

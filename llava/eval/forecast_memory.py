@@ -17,9 +17,9 @@ from llava.eval.common import BAD_INPUT, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY, 
 from llava.eval.terminal import say
 
 if TYPE_CHECKING:
+    from llava.answer_traces import Answers, Asked, Prompt
     from llava.forecast import Forecast, SampleForecast
-    from llava.simulated import Answers, Asked, Prompt
-    from vram.simulated.cards import Card
+    from vram.cards import Card
 
 _MODES = ("baseline", "himap", "custom-fps", "custom-tome")
 _TOLD = 5  # holders on the terminal; the file has ten
@@ -69,8 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from llava.eval.results import check_output, write_json
+    from vram.cards import find_card, smallest_that_fits
     from vram.simulated.allocator import refuse_environment
-    from vram.simulated.cards import find_card, smallest_that_fits
     from vram.units import format_bytes
 
     try:
@@ -97,6 +97,7 @@ def _run(options: argparse.Namespace) -> int:
         raise BadInput(f"the snapshot must be called *.pickle, for the viewer, got {shown(snapshot.name)}")
     import torch
 
+    from llava.answer_traces import MOST_TOKENS, Answers, Asked, Prompt
     from llava.forecast import (
         Forecast,
         NoRoom,
@@ -106,7 +107,6 @@ def _run(options: argparse.Namespace) -> int:
         token_bytes,
         weights_bytes,
     )
-    from llava.simulated import MOST_TOKENS, Answers, Asked, Prompt
 
     asked = Asked(
         model=options.model,
@@ -158,10 +158,10 @@ def _run(options: argparse.Namespace) -> int:
 
 def _prompts(options: argparse.Namespace) -> list[Prompt]:
     """Of every question: its tokens, by the model's own tokenizer."""
+    from llava.answer_traces import Prompt
     from llava.forecast import config_of, tokenizer_of
     from llava.prompting import Prompts
     from llava.questions import load_questions
-    from llava.simulated import Prompt
 
     prompts = Prompts(tokenizer_of(options.model), config_of(options.model))
     questions = load_questions(options.question_file, options.image_folder)
@@ -216,7 +216,7 @@ def _assumptions(asked: Asked, prompts: Sequence[Prompt]) -> str:
 
 
 def _save(path: Path, forecast: Forecast) -> None:
-    from vram.snapshot import dump_snapshot
+    from vram.explanation.snapshot import dump_snapshot
 
     try:
         dump_snapshot(path, forecast.snapshot())
@@ -243,7 +243,7 @@ def _find(
     answers: Answers, samples: Sequence[SampleForecast], wanted: Sequence[tuple[Prompt, int]], count: int
 ) -> _Found:
     from llava.forecast import most_tokens, smallest_card, token_bytes
-    from vram.simulated.cards import CARDS, smallest_that_fits
+    from vram.cards import CARDS, smallest_that_fits
 
     counts = answers.linear, answers.stepwise  # before more answers are played
     most, fitting, known = None, None, True

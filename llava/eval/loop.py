@@ -26,7 +26,7 @@ from llava.modes import default_new_tokens, mode_flags, set_mode
 from llava.placement import placed, resolve_device
 from llava.prompting import Prompts
 from llava.questions import Question, chunk, embedded_questions, load_questions
-from vram.oom import is_out_of_memory
+from vram.replaying.out_of_memory import is_out_of_memory
 
 EMBEDDED_COUNT = 20
 

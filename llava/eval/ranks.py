@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from llava.eval.codes import BAD_INPUT, FINE, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
 from llava.eval.results import Answered, as_json
+from vram.exit_codes import BAD_INPUT, FINE, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
 
 _SAME = ("mode", "model_config", "questions", "digest")  # of a header: what ranks must agree on
 

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 from llava.errors import BadInput
-from llava.eval.codes import BAD_INPUT, FINE, INTERRUPTED, OUT_OF_MEMORY
 from llava.eval.ranks import Rank, Report, Told, gather, line, rank_file, read_report
 from llava.eval.results import print_figures, write_json
+from vram.exit_codes import BAD_INPUT, FINE, INTERRUPTED, OUT_OF_MEMORY
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava.checkpoint import empty_model
 from llava.forecast import config_of
-from vram.simulated.cards import find_card
+from vram.cards import find_card
 from vram.simulated.context import DEVICE, SimulatedCuda
 
 MIB = 2**20

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
+from llava.answer_traces import Answers, Asked, Prompt
 from llava.eval.forecast_memory import main
 from llava.forecast import Forecast, config_of
-from llava.simulated import Answers, Asked, Prompt
 from tests.llava.conftest import a_record
-from vram.simulated.cards import find_card
+from vram.cards import find_card
 
 TINY = ("--model", "tiny", "--answers", "2,3", "--card", "8GiB")
 pytestmark = pytest.mark.filterwarnings("ignore:simulated CUDA is tested with torch")

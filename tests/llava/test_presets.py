@@ -46,7 +46,7 @@ def test_tiny_is_written_once(cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert presets.tiny_folder() == folder
 
 
-@pytest.mark.parametrize("module", [presets.shapes, presets.embedded, presets.conversation, presets.multimodal])
+@pytest.mark.parametrize("module", [presets.shapes, presets.sample_questions, presets.conversation, presets.multimodal])
 def test_tiny_is_written_anew_when_it_would_differ(
     cache: Path, module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

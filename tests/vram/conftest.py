@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import vram
-import vram.bodies
-import vram.explaining
+import vram.explanation.growth
+import vram.plugin.body
 import vram.session
 
 # An in-process inner pytest unloads what it imported: what each of them would import anew, for seconds, stands above.

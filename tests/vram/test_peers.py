@@ -1,6 +1,6 @@
 """The scenarios of projects that do part of the job, and odd uses of our own. Where each scenario is tested:
 
- 1 exactly at the limit, one byte over: test_markers.test_a_body_is_held_to_its_markers, test_checks
+ 1 exactly at the limit, one byte over: test_markers.test_a_body_is_held_to_its_markers, test_api
  2 without any option: test_markers.test_a_body_is_held_to_its_markers
  3 many small leaks, 4 another thread: test_leaks_add_up_wherever_they_are_made
  5 a declared known leak: test_markers.test_a_body_is_held_to_its_markers
@@ -15,7 +15,7 @@
 14 cuda:1: test_a_leak_on_cuda_1_names_it
 15 a no-op, 17 a model released: test_what_is_released_is_exactly_gone
 16 a body that raises: test_markers.test_a_body_is_held_to_its_markers
-18 a ValueError in a step: test_replaying.test_another_error_of_the_step_comes_through_unchanged
+18 a ValueError in a step: test_loop.test_another_error_of_the_step_comes_through_unchanged
 19 to 24 baselines and series of runs: history.test_compare, history.test_steps
 The real series: test_series_that_were_seen_elsewhere
 """
@@ -41,8 +41,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vram
 from vram.meters.cuda import CudaMeter
 from vram.meters.tensor import TensorMeter
-from vram.replaying import forget
-from vram.verdict import Verdict
+from vram.replaying.loop import forget
+from vram.verdict.growth import Verdict
 
 MiB = 2**20
 

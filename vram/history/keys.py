@@ -11,7 +11,7 @@ from typing import TypeAlias
 Key: TypeAlias = tuple[tuple[str, str], ...]
 
 NAMES = ("mode", "test")  # what was measured
-# Of an environment (`vram.environment`). Not the Python version, and not which of several equal cards it was.
+# Of an environment (`vram.meters.environment`). Not the Python version, and not which of several equal cards it was.
 FACTS = ("source", "device", "compute_capability", "driver", "torch", "cuda", "hip", "allocator", "allocator_backend")
 _ORDER = {fact: rank for rank, fact in enumerate((*NAMES, "samples", *FACTS, "platform"))}
 

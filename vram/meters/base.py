@@ -70,7 +70,7 @@ def resolve_device(device: str = "auto") -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.partition(":")[0] == "simulated":
-        from vram.simulated.cards import find_card
+        from vram.cards import find_card
 
         return f"simulated:{find_card(device.partition(':')[2] or _LARGE_CARD).name}"
     if device == "cpu":

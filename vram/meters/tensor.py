@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vram.meters.hooks import hides_parts, hooked, in_parts
+from vram.torch_hooks.dispatch import hides_parts, hooked, in_parts
 
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _COMPRESSED_ROWS = ("crow_indices", "col_indices", "values")

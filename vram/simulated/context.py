@@ -21,19 +21,19 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
-from vram.meters.hooks import composite, hooked, in_parts
+from vram.cards import Card, find_card
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory, refuse_environment
-from vram.simulated.answers import answering
-from vram.simulated.attention import FusedAttention, parts
-from vram.simulated.by_card import MADE_OF_OTHERS, grouped_product, one_hot, rms_norm, whole_on_card
-from vram.simulated.cards import Card, find_card
-from vram.simulated.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
-from vram.simulated.files import NO_BYTES, Storages
-from vram.simulated.guard import check, fill_cuda_guard, made_on_the_cpu, release
-from vram.simulated.scratch import Call, allocated, preparation, scratch
-from vram.simulated.scratch.call import Steps
-from vram.simulated.shadows import Shadows, aliases, is_real, tensors, unmodelled
+from vram.simulated.cuda_api import answering
+from vram.simulated.kernels.attention import FusedAttention, parts
+from vram.simulated.kernels.call import Steps
+from vram.simulated.kernels.composite import MADE_OF_OTHERS, grouped_product, one_hot, rms_norm, whole_on_card
+from vram.simulated.kernels.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
+from vram.simulated.kernels.scratch import Call, allocated, preparation, scratch
+from vram.simulated.known_values import Shadows, aliases, is_real, tensors, unmodelled
+from vram.simulated.serialization import NO_BYTES, Storages
+from vram.simulated.torch_build import check, fill_cuda_guard, made_on_the_cpu, release
 from vram.simulated.trace import Held
+from vram.torch_hooks.dispatch import composite, hooked, in_parts
 
 _T = TypeVar("_T")
 DEVICE = torch.device("cuda", 0)
@@ -72,11 +72,11 @@ class SimulatedCuda:
     """One card. Inside `with`, tensors on `cuda:0` have no bytes, and PyTorch's figures of memory are the card's.
 
     Enter it as often as you like: what is alive stays so. Models must be built inside. Values are known where they
-    decide (see `vram.simulated.shadows`). Where there is no room, `torch.OutOfMemoryError` says it in CUDA's words.
+    decide (see `vram.simulated.known_values`). Where no room is left, `torch.OutOfMemoryError` says so in CUDA's words.
 
     Threads that are started inside are followed. Real tensors stay real where only their own memory is asked for or
     written. Not modelled: several streams, CUDA graphs, scratch memory of kernels beside cuBLAS's workspaces and what
-    `vram.simulated.scratch` knows. Refused: recurrent networks, backward passes and forward-mode derivatives, quantised
+    `vram.simulated.kernels` knows. Refused: recurrent networks, backward passes and forward-mode derivatives, quantised
     tensors, settings of the allocator, other cards than the one, its tensors outside. Compiled code and the fused path
     of nn.TransformerEncoder warn.
     """
@@ -352,7 +352,7 @@ class _Mode(FakeTensorMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         if not self._open:  # a fake tensor enters its own, to run an operation where no mode is
-            from vram.tracing import line_here
+            from vram.explanation.tracer import line_here
 
             func = sys._getframe(1).f_locals.get("func", "an operation")
             raise RuntimeError(
@@ -569,7 +569,7 @@ def _is_others(func: Any) -> bool:
 def _warn_of_others(func: Any) -> None:
     """Of an operation that is not torch's: fake tensors run what says how its result looks, and not the kernel."""
     if _is_others(func):
-        from vram.tracing import line_here
+        from vram.explanation.tracer import line_here
 
         warnings.warn(
             f"simulated CUDA counts what {func} at {line_here()} returns, not what its kernel takes meanwhile: call "

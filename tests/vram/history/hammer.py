@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.vram.history.made import MACHINE, entry, run_json
 from vram.history import store
-from vram.history.locked import LockedFileStorage
+from vram.history.file_storage import LockedFileStorage
 
 WRITERS, RUNS = 8, 5
 

@@ -241,7 +241,7 @@ def test_a_fault_of_our_own_does_not_read_as_a_regression(
         raise ZeroDivisionError
 
     saved(tmp_path, entry(), entry())
-    monkeypatch.setattr("vram.history.commands.with_the_one_before", broken)
+    monkeypatch.setattr("vram.history.command.with_the_one_before", broken)
     assert vram_command("compare")[0] == 70
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.vram.history.made import CPU, entry, write_runs
 from vram.errors import Inconclusive
 from vram.history.entries import of_summary
-from vram.history.plugin_part import Gate, Gatherer, MemoryRegression
+from vram.history.gate import Gate, Gatherer, MemoryRegression
 
 
 def summary(mode: str = "himap", peak: int = 1000, **more: Any) -> dict[str, Any]:

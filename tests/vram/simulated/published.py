@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vram.simulated.cards import Card
+from vram.cards import Card
 from vram.simulated.context import SimulatedCuda
 
 _GITHUB = "https://github.com/"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from vram.simulated.attention import _MathOnCuda, kernel
-from vram.simulated.cards import Card
+from vram.cards import Card
 from vram.simulated.context import SimulatedCuda
+from vram.simulated.kernels.attention import _MathOnCuda, kernel
 
 HALF, BRAIN, FLOAT = torch.float16, torch.bfloat16, torch.float32
 CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from benchmarks.cardless.operations import measured, operations
+from vram.cards import find_card
 from vram.simulated import context
-from vram.simulated.cards import find_card
 from vram.simulated.context import SimulatedCuda
 
 ROOT = Path(__file__).parents[3]

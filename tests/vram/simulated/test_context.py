@@ -25,10 +25,10 @@ from torch.cuda import max_memory_allocated
 from torch.nn.attention.flex_attention import flex_attention
 
 import vram
+from vram.cards import Card
 from vram.meters.simulated import SimulatedCudaMeter
-from vram.simulated.cards import Card
 from vram.simulated.context import DEVICE, SimulatedCuda
-from vram.simulated.shadows import Shadows, UnknownValue
+from vram.simulated.known_values import Shadows, UnknownValue
 
 MiB = 2**20
 A_CARD = Card("8GiB", 8 * 2**30, (8, 0), context_bytes=0)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from vram.cards import Card
 from vram.simulated import context
-from vram.simulated.cards import Card
 from vram.simulated.context import SimulatedCuda
-from vram.simulated.cublas import lt_workspace_bytes, workspace_bytes
+from vram.simulated.kernels.cublas import lt_workspace_bytes, workspace_bytes
 
 SMALL, LARGE, LT = 8_519_680, 32 * 2**20, 2**20
 

@@ -19,7 +19,7 @@ from torch import nn
 import vram
 from llava.modes import MODES, set_mode
 from tests.himap.models import llava_inputs, random_llava
-from vram.simulated.cards import Card
+from vram.cards import Card
 from vram.simulated.context import SimulatedCuda
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")

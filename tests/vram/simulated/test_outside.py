@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from vram.simulated.cards import Card
+from vram.cards import Card
 from vram.simulated.context import DEVICE, SimulatedCuda
 
 OUTSIDE = """

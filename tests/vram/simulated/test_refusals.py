@@ -11,10 +11,10 @@ import torch.autograd.forward_ad as forward
 from torch import nn
 from torch.func import jacfwd, jvp
 
-from vram.simulated.cards import Card
+from vram.cards import Card
 from vram.simulated.context import SimulatedCuda
-from vram.simulated.guard import check
-from vram.simulated.shadows import UnknownValue
+from vram.simulated.known_values import UnknownValue
+from vram.simulated.torch_build import check
 
 
 def device() -> SimulatedCuda:

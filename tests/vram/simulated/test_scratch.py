@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (as everybody calls it)
 
+from vram.cards import Card
 from vram.simulated import context
-from vram.simulated.cards import Card
 from vram.simulated.context import SimulatedCuda
 
 N = 512

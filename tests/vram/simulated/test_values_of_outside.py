@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from vram.simulated.cards import Card
+from vram.cards import Card
 from vram.simulated.context import SimulatedCuda
-from vram.simulated.shadows import UnknownValue
+from vram.simulated.known_values import UnknownValue
 
 
 def device() -> SimulatedCuda:

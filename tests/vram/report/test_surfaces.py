@@ -1,0 +1,199 @@
+"""Where figures go besides the terminal."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vram.report.github import error_commands, header, job_summary, merged, mode_properties, worker_device
+from vram.report.terminal import apart, ratios, table_of_tests
+
+MiB = 2**20
+
+
+def marked(test: str = "t.py::test", **figures: Any) -> dict[str, Any]:
+    nothing = {"limit_bytes": None, "kept_bytes": None, "allow_bytes": None}
+    return {"test": test, "peak_bytes": 0, **nothing, **figures}
+
+
+def test_the_header_says_what_is_absent_and_why() -> None:
+    """Device, source, and the reason of every figure that will not be there."""
+    line = header("cpu", "CPU tensors", {"driver": "no driver here"})
+    assert line == "vram: cpu, measured with CPU tensors; not measured: driver: no driver here"
+    assert header("cuda:1", "CUDA allocator", {}) == "vram: cuda:1, measured with CUDA allocator"
+
+
+@pytest.mark.parametrize(
+    ("device", "worker", "devices", "chosen"),
+    [
+        ("auto", "gw0", 2, "cuda:0"),
+        ("auto", "gw3", 2, "cuda:1"),
+        ("cuda", "gw5", 4, "cuda:1"),
+        ("auto", "gw1", 1, "auto"),
+        ("auto", "gw1", 0, "auto"),
+        ("cpu", "gw1", 2, "cpu"),
+        ("cuda:0", "gw1", 2, "cuda:0"),
+        ("auto", None, 2, "auto"),
+    ],
+)
+def test_each_worker_has_its_own_gpu(device: str, worker: str | None, devices: int, chosen: str) -> None:
+    """Round robin by the worker's number; a device that was named stays, and so does a lone GPU."""
+    assert worker_device(device, worker, devices) == chosen
+
+
+def test_environments_of_workers_are_told_side_by_side() -> None:
+    """What is equal once, what differs with every value; in any number of workers."""
+    workers: list[dict[str, object]] = [{"torch": "2", "source": f"cuda:{index % 2}"} for index in range(4)]
+    assert merged(workers) == {"torch": "2", "source": "cuda:0 and cuda:1"}
+    assert merged([]) == {}
+
+
+def test_sizes_never_read_alike_when_they_differ() -> None:
+    """To the byte where two digits would hide it, in sizes people read otherwise."""
+    assert apart(48 * MiB + 1, 48 * MiB) == ("50,331,649 B", "50,331,648 B")
+    assert apart(48 * MiB, 48 * MiB) == ("48.00 MiB", "48.00 MiB")
+    assert apart(None, 2048) == ("-", "2.00 KiB")
+
+
+def test_failed_tests_come_first_and_long_names_are_cut() -> None:
+    """The terminal shows 20 tests, failures on top, ids cut in the middle."""
+    passed = [marked(f"t.py::test_{n}", peak_bytes=n * MiB, limit_bytes=99 * MiB) for n in range(30)]
+    failed = marked("t.py::test_" + 300 * "x" + "[last]", peak_bytes=2, limit_bytes=1, kept_bytes=7, allow_bytes=4)
+    lines = table_of_tests([*passed, failed])
+    assert "peak 1 B over, kept 3 B over" in lines[1]
+    assert lines[1].startswith("t.py::test_xxx")
+    assert "...xxx" in lines[1]
+    assert "x[last] " in lines[1]
+    assert max(map(len, lines)) < 180
+    assert lines[2].startswith("t.py::test_29 ")
+    assert lines[-1] == "and 11 more tests"
+
+
+def test_a_finding_becomes_a_workflow_command() -> None:
+    """One line for GitHub, whatever the message holds; the path as seen from the checkout; ten at most."""
+    found = {"test": "test_a[1,2]", "file": "sub/test_a.py", "line": 7, "kind": "MemoryLeak", "message": "50 %\nmore"}
+    lines = error_commands([found] * 12, Path("/src/project"), Path("/src"))
+    assert lines[0] == ("::error file=project/sub/test_a.py,line=7,title=MemoryLeak%3A test_a[1%2C2]::50 %25%0Amore")
+    assert len(lines) == 10
+
+
+def test_the_job_summary_is_markdown_that_no_name_breaks() -> None:
+    """Tables whose cells hold any name, and each failure in its own words."""
+    mode = {"mode": "a|b", "verdict": None, "bytes_per_sample": None, "peak_bytes": 1025, "budget_bytes": 1024}
+    failure = {"test": "test_a", "message": "line\n````\nline"}
+    text = job_summary([mode], [marked(f"t[{n}|<b>]") for n in range(60)], [failure], "measured: by hand")
+    assert "| a\\|b | inconclusive | - | 1,025 B | 1,024 B |" in text
+    assert "| t[0\\|&lt;b>] | passed | 0 B | - | - | - |" in text
+    assert "| and 10 more |" in text
+    assert text.count("````") == 2
+
+
+def test_absent_figures_are_no_properties() -> None:
+    """What was not measured is left out of JUnit: never 0, never -1."""
+    mode = {"mode": "m", "verdict": None, "bytes_per_sample": 0.0, "peak_bytes": None, "laps": 5, "samples": 2}
+    ratio = {"reference": "base", "ratio": 0.5, "text": "half"}
+    told = mode_properties({**mode, "ratios": [ratio, ratio | {"reference": "none", "ratio": None}]})
+    assert told == [
+        ("vram.m.bytes_per_sample", 0.0),
+        ("vram.m.laps", 5),
+        ("vram.m.samples", 2),
+        ("vram.m.ratio.base", 0.5),
+    ]
+    assert ratios([{**mode, "ratios": [ratio]}, mode]) == ["half"]
+
+
+SUITE = """
+    import pytest, torch
+    KEPT = []
+    @pytest.fixture(scope="session")
+    def recordings(vram):
+        return [vram.replay(lambda n: torch.zeros(n * size), [1, 2], name=f"of {size}") for size in (256, 1024)]
+    def test_level(vram, recordings):
+        vram.assert_ratio(*recordings, at_most=0.3, besides_bytes=recordings[0].before["requested"])
+    @pytest.mark.parametrize("long", [1], ids=["x" * 300])
+    @pytest.mark.vram_leak_free
+    def test_leak(long):
+        KEPT.append(torch.zeros(256))
+    def test_other(): pass
+"""
+
+
+def test_one_run_on_every_surface(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Header, summary, JUnit, JSON, annotations and job summary tell the same figures; ids of 300 characters too."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
+    (pytester.path / "summary.md").write_text("before\n")
+    path = pytester.makepyfile(SUITE)
+    result = pytester.runpytest("--vram-device", "cpu", "--vram-report", "r.json", "--junit-xml", "j.xml")
+    result.assert_outcomes(passed=2, failed=1)
+    test = f"{path.name}::test_leak[{300 * 'x'}]"
+    result.stdout.fnmatch_lines(
+        [
+            "vram: cpu, measured with CPU tensors*; not measured: *reserved: *",
+            f"::error file={path.name},line=*,title=MemoryLeak*::vram_leak_free: the test keeps 1,024 B*%0A*KEPT*",
+            "*= vram =*",
+            "of 256 needs 0.250 x to 0.250 x the requested_peak of of 1024 (median 0.250 x, at most 0.3 allowed)",
+            "*kept 1,024 B over",
+        ]
+    )
+    report = json.loads((pytester.path / "r.json").read_text())
+    (told,) = report["tests"]
+    assert (told["test"], told["kept_bytes"], told["allow_bytes"], told["verdict"]) == (test, 1024, 0, "failed")
+    assert report["modes"][0]["ratios"][0]["ratio"] == 0.25
+    cases = ElementTree.parse(pytester.path / "j.xml").getroot().iter("testcase")  # noqa: S314 - our own file
+    properties = {
+        case.get("name"): {each.get("name"): each.get("value") for each in case.iter("property")} for case in cases
+    }
+    assert properties[f"test_leak[{300 * 'x'}]"]["vram.kept_bytes"] == "1024"
+    assert properties["test_level"]["vram.of 256.ratio.of 1024"] == "0.25"
+    assert properties["test_level"]["vram.of 1024.verdict"] == "stable"
+    assert properties["test_other"] == {}
+    summary = (pytester.path / "summary.md").read_text()
+    assert summary.startswith("before\n## GPU memory\n")
+    assert f"| {test} | kept 1,024 B over | 1.00 KiB | - | 1.00 KiB | 0 B |" in summary
+    assert "| of 256 | stable | 0.0 B |" in summary
+
+
+def test_a_job_summary_that_cannot_be_written_is_told(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's own outcome stands."""
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "missing" / "summary.md"))
+    pytester.makepyfile("import pytest\n@pytest.mark.vram_limit('1 B')\ndef test_it(): pass\n")
+    result = pytester.runpytest("--vram-device", "cpu")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["job summary not written: *summary.md*"])
+
+
+def test_a_worker_measures_on_its_own_gpu(pytester: pytest.Pytester) -> None:
+    """With a stand-in for two GPUs, worker gw3 has cuda:1, made current before the first test."""
+    pytester.makeconftest(
+        """
+        import pytest, torch
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_configure(config):
+            config.workerinput = {"workerid": "gw3"}
+        chosen = []
+        @pytest.fixture
+        def current():
+            return chosen
+        patch = pytest.MonkeyPatch()
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "device_count", lambda: 2)
+        patch.setattr(torch.cuda, "set_device", chosen.append)
+        def pytest_unconfigure():
+            patch.undo()
+        """
+    )
+    pytester.makepyfile(
+        """
+        def test_before(current): assert current == ["cuda:1"]
+        def test_device(vram): assert vram.device == "cuda:1"
+        """
+    )
+    quiet = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:benchmark")  # no header: no GPU is read
+    pytester.runpytest(*quiet).assert_outcomes(passed=2)

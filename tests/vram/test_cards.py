@@ -1,0 +1,125 @@
+"""Cards by name and by size."""
+
+from __future__ import annotations
+
+import pytest
+
+from vram.cards import CARDS, Card, find_card, smallest_that_fits
+from vram.simulated.allocator import cuda_size
+
+MIB, GIB = 2**20, 2**30
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_a_listed_card_is_found_by_its_name(card: Card) -> None:
+    """As listed, in small letters, and with spaces for dashes."""
+    assert find_card(card.name) is card
+    assert find_card(card.name.lower().replace("-", " ")) is card
+
+
+@pytest.mark.parametrize(
+    ("name", "listed"),
+    [
+        ("a100 80gb", "A100-80"),
+        ("A100-40GB", "A100-40"),
+        ("3090", "RTX 3090"),
+        ("rtx4090", "RTX 4090"),
+        ("A800-80", "A800"),
+        ("H100 80GB", "H100"),
+        # as torch.cuda.get_device_name says them
+        ("NVIDIA GeForce RTX 3090", "RTX 3090"),
+        ("Tesla V100-SXM2-16GB", "V100-16"),
+        ("Tesla V100-PCIE-32GB", "V100-32"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40"),
+        ("NVIDIA A100 80GB PCIe", "A100-80"),
+        ("NVIDIA A800-SXM4-80GB", "A800"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA A10", "A10"),
+        ("NVIDIA H200", "H200"),
+    ],
+)
+def test_a_card_goes_by_other_names(name: str, listed: str) -> None:
+    """The maker, the slot and the size, where they say nothing new, do not matter."""
+    assert find_card(name).name == listed
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "A100",
+        "V100",
+        "A10G",
+        "RTX 3080",
+        "24",
+        "24 GB",
+        "",
+        "-1GiB",
+        "500MiB",
+        "0 B",
+        "Lgb4",
+        "\u0662\u0664GiB",  # 24 in Arabic digits
+        "L4\u0664",
+        "9" * 400 + "GiB",
+    ],
+    ids=lambda name: ascii(name)[:20],
+)
+def test_an_unknown_card_is_refused_with_the_list(name: str) -> None:
+    """Also one of two sizes, a decimal unit, a size that the context alone would fill or no float holds, and digits
+    that are not ASCII."""
+    with pytest.raises(
+        ValueError, match=r"must be one of V100-16, L4, .* H200, or a size above 500.00 MiB as in 24GiB"
+    ):
+        find_card(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes"),
+    [
+        ("24GiB", 24 * GIB),
+        ("12960 MiB", 12960 * MIB),
+        ("501MiB", 501 * MIB),
+        ("23.69 GiB", 25436943811),
+        ("1.5GiB", 1536 * MIB),
+    ],
+)
+def test_a_size_is_a_card(text: str, n_bytes: int) -> None:
+    """Exactly so many bytes, of compute capability 8.0, which is said where it is shown."""
+    card = find_card(text)
+
+    assert (card.total_bytes, card.compute_capability) == (n_bytes, (8, 0))
+    assert card.name == text.replace(" ", "")
+    assert str(find_card("24GiB")) == "24GiB (24.00 GiB, compute capability 8.0)"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("V100-16", "15.77 GiB"),
+        ("L4", "21.96 GiB"),
+        ("A10", "22.06 GiB"),
+        ("RTX 4090", "23.64 GiB"),
+        ("RTX 3090", "23.69 GiB"),
+        ("V100-32", "31.74 GiB"),
+        ("A100-40", "39.39 GiB"),
+        ("A100-80", "79.25 GiB"),
+        ("H100", "79.18 GiB"),
+        ("H200", "139.80 GiB"),
+    ],
+)
+def test_capacities_are_those_of_real_messages(name: str, told: str) -> None:
+    """ "GPU 0 has a total capacity of ...", as out-of-memory messages from such cards say in public reports."""
+    assert cuda_size(find_card(name).total_bytes) == told
+
+
+def test_the_smallest_card_that_fits() -> None:
+    """Room is what the context leaves: exactly full fits, a byte more needs the next card, if there is one."""
+    small, large = find_card("V100-16"), find_card("H200")
+    room = small.total_bytes - small.context_bytes
+
+    assert smallest_that_fits(0) is small
+    assert smallest_that_fits(room) is small
+    assert smallest_that_fits(room + 1) is find_card("L4")
+    assert smallest_that_fits(large.total_bytes - large.context_bytes) is large
+    assert smallest_that_fits(large.total_bytes - large.context_bytes + 1) is None

@@ -1,0 +1,199 @@
+"""From a recording to an outcome: which channels decide, and what is said when they decide against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vram.budgets.file import Budget
+from vram.cards import Card
+from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, PeakExceeded, Undecided
+from vram.recording import CHANNELS, Recording, check_recording, judged_figures
+from vram.replaying.loop import forget
+from vram.units import format_bytes, parse_bytes
+from vram.verdict.growth import Forecast, Status, Verdict, judge_growth
+from vram.verdict.peak import judge_peak
+from vram.verdict.ratio import compare
+
+_MOST_LINES = 25  # of a failure, on a terminal
+_WORST_FIRST: tuple[Status, ...] = ("grows", "undecided", "plateau", "stable")
+_SPOKEN = {
+    "requested": "live memory",
+    "requested_peak": "peak memory",
+    "driver": "memory that is not PyTorch's",
+}
+
+
+def verdicts(recording: Recording) -> dict[str, Verdict]:
+    """The verdict on every measured channel, most telling first; the driver's without what is `reserved`.
+
+    Empty for a recording of one lap, which is of peaks alone.
+    """
+    check_recording(recording)
+    if recording.laps == 1:
+        return {}
+    order = {channel: rank for rank, channel in enumerate(CHANNELS)}
+    return {
+        channel: judge_growth(
+            judged_figures(recording.channels, channel),
+            warmup_laps=recording.warmup_laps,
+            base_laps=recording.base_laps,
+            tolerance_bytes=recording.tolerance_bytes.get(channel, 0),
+        )
+        for channel in sorted(recording.channels, key=lambda channel: order.get(channel, len(order)))
+    }
+
+
+def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, Verdict]:
+    """The channel that decides, with its verdict: the worst of the exact ones, or the driver's where that alone grows.
+
+    Raises Inconclusive where no exact channel was measured.
+    """
+    deciding = {
+        channel: verdict
+        for channel, verdict in judged.items()
+        if channel in recording.exact or (channel in recording.convicting and verdict.status == "grows")
+    }
+    if not recording.exact:
+        reasons = "; ".join(f"{channel}: {why}" for channel, why in recording.absent.items())
+        raise Inconclusive(f"{recording.name}: no exact channel was measured ({reasons or 'no meter reads one'})")
+    if not judged:
+        raise Inconclusive(f"{recording.name}: growth is judged over laps, and one was run")
+    channel = min(deciding, key=lambda name: _WORST_FIRST.index(deciding[name].status))
+    return channel, deciding[channel]
+
+
+def assert_stable(
+    recording: Recording, *, save: Callable[[dict[str, Any]], Path] | None = None, card: Card | None = None
+) -> None:
+    """Pass where every exact channel is stable or on a plateau, and the driver's count of this process does not grow.
+
+    Other noisy channels are told, and do not decide. Raises MemoryGrowth, Undecided, or Inconclusive where no exact
+    channel was measured. On growth the samples are run again with tracing, and the error names lines and holders, and
+    when `card` is full (the device's own where it is not named); `save` writes the memory viewer's snapshot of that
+    rerun and returns its path. The step and the samples of the recording are let go of, either way.
+    """
+    __tracebackhide__ = True  # pytest then shows the test's own line
+    judged = verdicts(recording)
+    channel, verdict = overall(recording, judged)
+    if verdict.status in ("stable", "plateau"):
+        forget(recording)
+        return
+    text = _growth_text(recording, channel, judged, card)
+    from vram.explanation.growth import explained  # needs torch, which importing vram does not
+
+    explanation = explained(recording, peak=channel.endswith("_peak"), save=save)
+    if explanation is not None:
+        text += explanation.text(_MOST_LINES - len(text))
+    outcome = MemoryGrowth if verdict.status == "grows" else Undecided
+    raise outcome("\n".join(text), explanation=None if explanation is None else explanation.summary())
+
+
+def assert_peak(
+    recording: Recording, limit: str | int | Budget, channel: str = "requested_peak", *, besides_bytes: int = 0
+) -> None:
+    """Pass where no reading of `channel`, less `besides_bytes`, is over `limit`: exactly at it still passes.
+
+    Channels are absolute: `besides_bytes` is what others of this process held all along and the limit does not mean.
+    `limit` is a size ("18 GiB"), bytes, or a `Budget`. Raises PeakExceeded; Inconclusive where the channel was not
+    measured or the budget is new; ValueError for a size that cannot be read.
+    """
+    __tracebackhide__ = True
+    check_recording(recording, channel)
+    if isinstance(limit, Budget):
+        if limit.limit_bytes is None:
+            raise Inconclusive(f"new: no {limit}; record it with --vram-accept")
+        limit_bytes = limit.limit_bytes
+    else:
+        limit_bytes = parse_bytes(limit)
+    if channel not in recording.channels:
+        raise Inconclusive(f"{channel} was not measured: {recording.absent.get(channel, 'no meter reads it')}")
+    tolerance_bytes = recording.tolerance_bytes.get(channel, 0)
+    overrun = judge_peak(recording.peak_bytes(channel) - besides_bytes, limit_bytes, tolerance_bytes)
+    if overrun is not None:
+        lap, sample = divmod(int(recording.channels[channel].argmax()), recording.samples)
+        raise PeakExceeded(f"{recording.name}: {channel} {overrun}, first in sample {sample} of lap {lap}")
+
+
+def assert_ratio(
+    recording: Recording,
+    reference: Recording,
+    channel: str = "requested_peak",
+    *,
+    at_most: float,
+    besides_bytes: int = 0,
+    lengths: Sequence[int] | None = None,
+    samples: Iterable[int] | None = None,
+) -> None:
+    """Pass where no sample needs more than `at_most` times what it needs in `reference`: exactly that still passes.
+
+    Raises LevelExceeded, which tells how the difference goes with the input lengths N where `lengths` has one for each
+    sample; Inconclusive and ValueError as `vram.verdict.ratio.compare` does,
+    which also says what the other arguments mean.
+    """
+    __tracebackhide__ = True
+    level = compare(
+        recording,
+        reference,
+        channel,
+        at_most=at_most,
+        besides_bytes=besides_bytes,
+        lengths=lengths,
+        samples=samples,
+    )
+    if level.over:
+        raise LevelExceeded(level.explanation())
+
+
+def rate_text(verdict: Verdict) -> str:
+    """ "4,096 B", "512.9 B (444.4 to 581.4)": bytes a sample, with the 95 % interval where it is not exact."""
+    rate = f"{verdict.bytes_per_sample:,.1f}".removesuffix(".0")
+    return f"{rate} B" if verdict.exact else f"{rate} B ({verdict.low_bytes:,.1f} to {verdict.high_bytes:,.1f})"
+
+
+def _growth_text(
+    recording: Recording, channel: str, judged: Mapping[str, Verdict], card: Card | None = None
+) -> list[str]:
+    verdict = judged[channel]
+    grew = "grows by" if verdict.status == "grows" else "undecided whether it stops growing; so far"
+    figures = recording.channels[channel]
+    lines = [
+        f"{recording.name}: {_SPOKEN.get(channel, 'memory')} ({channel}) {grew} {rate_text(verdict)} a sample",
+        f"  {verdict.reason}",
+        f"  {verdict.laps} laps of {verdict.samples} samples: {format_bytes(recording.before[channel])} before the "
+        f"first, {format_bytes(int(figures[-1, -1]))} after the last",
+    ]
+    if verdict.onset_run is not None:
+        lap, sample = divmod(verdict.onset_run, verdict.samples)
+        lines.append(f"  since sample {sample} of lap {lap}")
+    lines += _forecast_text(recording, channel, verdict, card)
+    for other, its in judged.items():
+        # A noisy channel has a figure of its own in every run: it is told where it says something.
+        if other != channel and (other in recording.exact or its.status == "grows"):
+            role = "" if other in recording.convicting else ", noisy: told, does not decide"
+            lines.append(f"  {other}: {its.status}, {rate_text(its)} a sample{role}")
+    if judged.get("requested") and "reserved" in judged:
+        live, reserved = judged["requested"].status, judged["reserved"].status
+        if reserved == "grows" and live in ("stable", "plateau"):
+            lines.append("  reserved grows while live memory does not: fragmentation")
+    return lines
+
+
+def _forecast_text(recording: Recording, channel: str, verdict: Verdict, card: Card | None = None) -> list[str]:
+    """When the card is full, where its size is known; else how long a GiB lasts. Empty where nothing grows."""
+
+    def words(what: str, forecast: Forecast | None) -> list[str]:
+        if forecast is None:
+            return []
+        latest = "never" if forecast.latest is None else f"{forecast.latest:,}"
+        spread = f" (95 %: {forecast.earliest:,} to {latest})" if forecast.earliest != forecast.latest else ""
+        return [f"  {what} after {forecast.expected:,} samples{spread}"]
+
+    card_bytes = recording.environment.get("device_bytes") if card is None else card.total_bytes - card.context_bytes
+    if not isinstance(card_bytes, int):
+        return words("1 GiB more", verdict.samples_until(2**30))
+    in_use = "reserved" if "reserved" in recording.channels else channel
+    headroom_bytes = max(0, card_bytes - int(recording.channels[in_use][-1, -1]))
+    which = f"a card of {format_bytes(card_bytes)}" if card is None else f"card {card}"
+    return words(f"{which} is full", verdict.samples_until(headroom_bytes))

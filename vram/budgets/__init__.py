@@ -1,0 +1,1 @@
+"""Recorded, reviewed limits in plain text, and what a session accepts."""

@@ -1,0 +1,1 @@
+"""Which line of code made the memory, and who holds it."""

@@ -1,0 +1,316 @@
+"""Why memory grows: the same samples run once more, traced, and what stayed alive named by line and by holder."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vram.recording import Recording
+from vram.replaying.collector import cheap_collections, unfrozen
+from vram.replaying.loop import Replayed, forget, replayed, step_name
+from vram.replaying.marks import listening
+from vram.units import format_bytes
+
+if TYPE_CHECKING:
+    from vram.explanation.tracer import Allocation, TensorTracer
+
+_RUNS = 20  # at least so many in a trace, half of which are what the other half is compared with
+_MOST_LAPS = 8  # a leak that is rarer than this is not waited for
+_LINES_TOLD = 4  # on the terminal; the report has all
+_HOLDERS_SOUGHT = 8  # each search looks at every object of the process
+
+# Allocations of one line of code, one operation and one dtype are told together.
+_Group = tuple[object, str, str]
+_explained: dict[int, Explanation] = {}  # by the recording's id, as long as it lives
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one line of code keeps more of in every run. `shape` has ranges where shapes differ, as in "[1, 5..24]"."""
+
+    where: str
+    caller: str
+    op: str
+    dtype: str
+    shape: str
+    bytes_per_sample: float
+    n_bytes: int
+    count: int
+    first: str
+    holder: str = ""
+
+    def __str__(self) -> str:
+        rate = f"{self.bytes_per_sample:,.1f}".removesuffix(".0")
+        made = " ".join(part for part in (self.op, self.dtype, self.shape) if part)
+        caller = f" (from {self.caller})" if self.caller else ""
+        alive = f"{self.count:,} alive, {format_bytes(self.n_bytes)}" if self.count else "freed again"
+        return f"{rate} B a sample: {self.where}{caller}: {made or 'no tensor'}; {alive}"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a traced rerun found. `lines` is empty where it found nothing, and `note` then says why."""
+
+    lines: tuple[Line, ...]
+    note: str = ""
+    runs: int = 0
+    at_peak: bool = False
+    snapshot: Path | None = None
+    not_written: str = field(default="")
+
+    def text(self, most_lines: int) -> list[str]:
+        """The explanation in at most `most_lines` lines, for the terminal."""
+        end = []
+        if self.snapshot is not None:
+            end.append(f"  snapshot for pytorch.org/memory_viz: {self.snapshot}")
+        elif self.not_written:
+            end.append(f"  no snapshot: {self.not_written}")
+        begin = [f"  {self.note}"] if self.note else []
+        if self.lines:
+            what = "alive at the peak and more each lap" if self.at_peak else "kept"
+            begin.append(f"  {what}, in {self.runs} runs with tracing:")
+        room = most_lines - len(begin) - len(end)
+        told: list[str] = []
+        holder = None
+        shown = 0
+        for line in self.lines[:_LINES_TOLD]:
+            block = [f"    {line}"]
+            if line.first:
+                block.append(f"      {line.first}")
+            if line.holder:
+                block.append("      held by: the same" if line.holder == holder else f"      held by: {line.holder}")
+            if len(told) + len(block) + (shown + 1 < len(self.lines)) > room:
+                break
+            told += block
+            holder, shown = line.holder, shown + 1
+        rest = self.lines[shown:]
+        if rest:
+            rate = f"{sum(line.bytes_per_sample for line in rest):,.1f}".removesuffix(".0")
+            told.append(f"    and {rate} B a sample from {len(rest)} more line{'s' * (len(rest) != 1)}")
+        return (begin + told[: max(0, room)] + end)[:most_lines]
+
+    def summary(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {
+            "note": self.note,
+            "runs": self.runs,
+            "at_peak": self.at_peak,
+            "lines": [dict(vars(line)) for line in self.lines],
+            "snapshot": None if self.snapshot is None else str(self.snapshot),
+            "snapshot_not_written": self.not_written,
+        }
+
+
+def explained(
+    recording: Recording, *, peak: bool, save: Callable[[dict[str, Any]], Path] | None = None
+) -> Explanation | None:
+    """`explain` for a recording, once: asked again, the same answer. None where its step and samples are not known."""
+    known = _explained.get(id(recording))
+    made_of = replayed(recording)
+    if known is None and made_of is not None:
+        known = _explained[id(recording)] = explain(made_of, peak=peak, save=save)
+        weakref.finalize(recording, _explained.pop, id(recording), None)
+        forget(recording)
+    return known
+
+
+def explain(made_of: Replayed, *, peak: bool, save: Callable[[dict[str, Any]], Path] | None = None) -> Explanation:
+    """Run the samples again, traced, and say what grows: live memory, or with `peak` what the peak is made of.
+
+    `save` writes the viewer's snapshot and returns its path. What the rerun raises becomes a note, never an error.
+    """
+    from vram.explanation.tracer import tracer_for
+
+    with tracer_for(made_of.device) as tracer:
+        trace = _Trace(made_of, tracer)
+        trace.run()
+        grown = trace.grown()
+        at_peak = peak and not grown
+        if at_peak:
+            grown = trace.grown_at_peak()
+        note = trace.failed
+        lines: list[Line] = []
+        with unfrozen():
+            for rank, (group, rate) in enumerate(grown):
+                found = [] if at_peak else trace.alive_in(group)
+                words = _holder_of(tracer, found, made_of) if found and rank < _HOLDERS_SOUGHT else ""
+                lines.append(_line(found or trace.peak_in(group), rate, made_of, words, freed=at_peak))
+        if not lines and not note:
+            note = f"running the samples again with tracing did not make it grow ({trace.runs} runs): no line to name"
+        path, not_written = None, ""
+        if save is not None:
+            try:
+                path = save(tracer.snapshot())
+            except OSError as error:
+                not_written = str(error)
+        return Explanation(tuple(lines), note, trace.runs, at_peak, path, not_written)
+
+
+def line_of(allocations: Sequence[Allocation]) -> str:
+    """ "file:line function: op dtype shape" of allocations of one group."""
+    first = allocations[0]
+    made = " ".join(part for part in (first.op, first.dtype, shapes(allocations)) if part)
+    where = str(first.line) if first.line is not None else "unknown line"
+    return f"{where}: {made}" if made else where
+
+
+def by_line(allocations: Iterable[Allocation]) -> dict[_Group, list[Allocation]]:
+    """Allocations by line of code, operation and dtype."""
+    groups: dict[_Group, list[Allocation]] = {}
+    for allocation in allocations:
+        if allocation.n_bytes:
+            groups.setdefault((allocation.line, allocation.op, allocation.dtype), []).append(allocation)
+    return groups
+
+
+def shapes(allocations: Sequence[Allocation]) -> str:
+    """ "[1, 64]", "[1, 5..24]" where sizes differ, "various shapes" where the number of dimensions does."""
+    found = {allocation.shape for allocation in allocations}
+    if not allocations[0].dtype:
+        return ""
+    if len({len(shape) for shape in found}) > 1:
+        return "various shapes"
+    sizes = [sorted(set(column)) for column in zip(*found, strict=True)]
+    return f"[{', '.join(str(size[0]) if len(size) == 1 else f'{size[0]}..{size[-1]}' for size in sizes)}]"
+
+
+class _Trace:
+    """Laps of traced runs: an even number, so that the second half repeats the samples of the first."""
+
+    def __init__(self, made_of: Replayed, tracer: TensorTracer) -> None:
+        self.made_of, self.tracer = made_of, tracer
+        self.runs = 0
+        self.failed = ""
+        self._alive: list[dict[_Group, int]] = []  # after each lap: bytes by group
+        self._peaks: list[list[list[Allocation]]] = []  # by lap, by sample
+
+    def run(self) -> None:
+        samples = len(self.made_of.samples)
+        laps = 2 * max(1, -(-_RUNS // (2 * samples)))
+        most = max(laps, _MOST_LAPS)
+        with cheap_collections():
+            while not self.failed and len(self._alive) < laps:
+                self._lap()
+                if len(self._alive) == laps and laps < most and not self.grown() and not self.grown_at_peak():
+                    laps = min(2 * laps, most)
+
+    def _lap(self) -> None:
+        peaks: list[list[Allocation]] = []
+        for index in range(len(self.made_of.samples)):
+            self.failed = self._sample(index)
+            if self.failed:
+                return
+            gc.collect()
+            self.runs += 1
+            peaks.append(self.tracer.at_peak())
+        self._alive.append({group: _bytes(found) for group, found in by_line(self.tracer.alive()).items()})
+        # Only halves are compared: of the laps between, peaks need not be kept.
+        self._peaks = [*self._peaks[:1], peaks]
+
+    def _sample(self, index: int) -> str:
+        """Run it; what it raised, in words."""
+        try:
+            with self.tracer.watching(self.runs), listening(self.tracer.reached):
+                self.made_of.step(self.made_of.samples[index])
+        except (KeyboardInterrupt, SystemExit, GeneratorExit):
+            raise
+        except BaseException as error:  # pytest's own outcomes (skip, fail) are no Exceptions
+            first = str(error).partition("\n")[0]
+            return f"running sample {index} again with tracing raised {type(error).__name__}: {first}"
+        return ""
+
+    def grown(self) -> list[tuple[_Group, float]]:
+        """Groups with more bytes alive at the end than half-way, with bytes a sample, most first."""
+        half = len(self._alive) // 2
+        if not half:
+            return []
+        then, now = self._alive[half - 1], self._alive[-1]
+        runs = (len(self._alive) - half) * len(self.made_of.samples)
+        return _most_first({group: (n_bytes - then.get(group, 0)) / runs for group, n_bytes in now.items()})
+
+    def grown_at_peak(self) -> list[tuple[_Group, float]]:
+        """The same of what is alive at the peak of the sample whose peak rose most, with bytes a lap over samples."""
+        if len(self._peaks) < 2:
+            return []
+        sample = self._risen_sample()
+        then, now = (
+            {group: _bytes(found) for group, found in by_line(peaks[sample]).items()}
+            for peaks in (self._peaks[0], self._peaks[-1])
+        )
+        runs = (len(self._alive) - 1) * len(self.made_of.samples)
+        return _most_first({group: (n_bytes - then.get(group, 0)) / runs for group, n_bytes in now.items()})
+
+    def _risen_sample(self) -> int:
+        first, last = self._peaks[0], self._peaks[-1]
+        return max(range(len(first)), key=lambda index: _bytes(last[index]) - _bytes(first[index]))
+
+    def alive_in(self, group: _Group) -> list[Allocation]:
+        """What is alive now of a group, oldest first."""
+        return by_line(self.tracer.alive()).get(group, [])
+
+    def peak_in(self, group: _Group) -> list[Allocation]:
+        """What was alive of a group at the peak that rose most."""
+        return by_line(self._peaks[-1][self._risen_sample()])[group]
+
+
+def _holder_of(tracer: TensorTracer, alive: Sequence[Allocation], made_of: Replayed) -> str:
+    from vram.explanation.holders.search import holder
+
+    # Neither the first nor the last: those may be held by something that lets go of them in time.
+    for allocation in (alive[len(alive) // 2], *alive):
+        storage = tracer.storage_of(allocation)
+        if storage is not None:
+            return holder(storage, named=names_of(made_of))
+    return ""
+
+
+def names_of(made_of: Replayed) -> dict[int, str]:
+    """What to call the objects of the replay itself, where a chain of holders ends there."""
+    from vram.explanation.tracer import short_name
+
+    step = short_name(step_name(made_of.step))
+    names = {id(sample): f"sample {index}" for index, sample in enumerate(made_of.samples)}
+    return names | {id(made_of.step): f"the step {step}", id(made_of.samples): "the samples"}
+
+
+def _line(found: Sequence[Allocation], rate: float, made_of: Replayed, holder: str, *, freed: bool) -> Line:
+    first = found[0]
+    return Line(
+        where=str(first.line) if first.line is not None else "unknown line",
+        caller=str(first.caller) if first.caller is not None else "",
+        op=first.op,
+        dtype=first.dtype,
+        shape=shapes(found),
+        bytes_per_sample=rate,
+        n_bytes=_bytes(found),
+        count=0 if freed else len(found),
+        first=_first(found, len(made_of.samples)),
+        holder=holder,
+    )
+
+
+def _first(found: Sequence[Allocation], samples: int) -> str:
+    """Which samples it comes from, where not all, and which mark it starts at, where the sample has marks."""
+    guilty = sorted({allocation.run % samples for allocation in found if allocation.dtype})
+    marks = [allocation.mark for allocation in found]
+    words = []
+    # What is replaced in every run is of the last one alone, whichever sample that was.
+    if guilty and len(guilty) < samples and len({allocation.run for allocation in found}) > 1:
+        named = ", ".join(str(sample) for sample in guilty[:5]) + (", ..." if len(guilty) > 5 else "")
+        words.append(f"only from sample{'s' * (len(guilty) > 1)} {named}")
+    if any(marks):
+        words.append(f"first after {marks[0]}" if marks[0] else "from before the first mark on")
+    return "; ".join(words)
+
+
+def _most_first(rates: dict[_Group, float]) -> list[tuple[_Group, float]]:
+    grown = [(group, rate) for group, rate in rates.items() if rate > 0]
+    return sorted(grown, key=lambda item: -item[1])
+
+
+def _bytes(allocations: Iterable[Allocation]) -> int:
+    return sum(allocation.n_bytes for allocation in allocations)

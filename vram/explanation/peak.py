@@ -1,0 +1,60 @@
+"""What a recording's highest peak is made of, by line of code: its sample run once more, traced."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vram.explanation.growth import by_line, shapes
+from vram.recording import Recording
+from vram.replaying.loop import replayed
+
+_MOST_LINES = 12
+
+
+def breakdown(recording: Recording) -> dict[str, Any] | None:
+    """`{"sample", "bytes", "lines": [{"line", "op", "dtype", "shape", "bytes", "count"}]}`, most bytes first.
+
+    What was alive before the sample is one line, "before the sample"; what is beyond 12 lines another. None where the
+    step and the samples are not known any more, or where running it again raised.
+    """
+    from vram.explanation.tracer import BEFORE, tracer_for
+
+    made_of = replayed(recording)
+    peaks = recording.channels.get("requested_peak")
+    if made_of is None or peaks is None:
+        return None
+    sample = int(peaks.max(axis=0).argmax())
+    with tracer_for(made_of.device) as tracer:
+        try:
+            with tracer.watching(0):
+                made_of.step(made_of.samples[sample])
+        except Exception:  # a failing step fails its own test
+            return None
+        alive = [one for one in tracer.at_peak() if one.n_bytes]
+    before_bytes = sum(one.n_bytes for one in alive if one.run == BEFORE)
+    groups = by_line(one for one in alive if one.run != BEFORE)
+    lines: list[dict[str, Any]] = [
+        {
+            "line": str(found[0].line) if found[0].line is not None else "unknown line",
+            "op": found[0].op,
+            "dtype": found[0].dtype,
+            "shape": shapes(found),
+            "bytes": sum(one.n_bytes for one in found),
+            "count": len(found),
+        }
+        for found in groups.values()
+    ]
+    if before_bytes:
+        count = sum(one.run == BEFORE for one in alive)
+        lines.append(_summed("before the sample: weights, and whatever else was there", before_bytes, count))
+    lines.sort(key=lambda line: -line["bytes"])
+    rest = lines[_MOST_LINES:]
+    if rest:
+        lines[_MOST_LINES:] = [
+            _summed(f"{len(rest)} more lines", sum(one["bytes"] for one in rest), sum(one["count"] for one in rest))
+        ]
+    return {"sample": sample, "bytes": sum(one.n_bytes for one in alive), "lines": lines}
+
+
+def _summed(line: str, n_bytes: int, count: int) -> dict[str, Any]:
+    return {"line": line, "op": "", "dtype": "", "shape": "", "bytes": n_bytes, "count": count}

@@ -1,0 +1,451 @@
+"""Following every allocation of a run: how large, by which operation, from which line, and whether it is alive."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import sysconfig
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+import typing_extensions
+
+from vram.meters.tensor import Following, has_bytes, storages_of
+from vram.torch_hooks.dispatch import hooked
+
+BEFORE = -1  # the run of what was alive before the trace began
+_MOST_EVENTS = 100_000  # of the snapshot's timeline; the oldest are dropped, as PyTorch's own ring buffer does
+_MOST_FRAMES = 64
+_OURS = str(Path(__file__).parents[1])
+# Ours too, but called by what is traced: operations that are taken apart, of a thread, or on a simulated card.
+_WITHIN = (__file__, str(Path(_OURS, "simulated")), str(Path(_OURS, "torch_hooks")))
+# Frames in here are no line that matters to a user; in the last are the wrappers of all that torch calls deprecated.
+_BELOW = (str(Path(torch.__file__).parent), _OURS, typing_extensions.__file__)
+_WRAPPERS = (str(Path("torch", "_dynamo", "eval_frame.py")), str(Path("torch", "_compile.py")))
+_STDLIB = sysconfig.get_path("stdlib")
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One line of a call stack."""
+
+    filename: str
+    line: int
+    name: str
+
+    @property
+    def installed(self) -> bool:
+        """Whether it is a library's and not the project's own."""
+        return any(folder in self.filename for folder in _INSTALLED) or self.filename.startswith(_STDLIB)
+
+    def __str__(self) -> str:
+        path = Path(self.filename)
+        for folder in _INSTALLED:
+            if folder in path.parts:
+                path = Path(*path.parts[path.parts.index(folder) + 1 :])
+        if path.is_absolute() and path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        return f"{path}:{self.line} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """One storage. `frames` is the call stack, innermost first; `run` counts from 0, BEFORE for what was there already;
+    `mark` is the last mark the sample had reached, as in "token 3"; `op` is "" where no operation was seen."""
+
+    n_bytes: int
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    frames: tuple[Frame, ...]
+    run: int
+    mark: str = ""
+
+    @property
+    def line(self) -> Frame | None:
+        """The innermost frame outside torch, vram and the standard library; else the innermost; None without frames."""
+        return telling_frame(self.frames)
+
+    @property
+    def caller(self) -> Frame | None:
+        """The innermost frame of the project's own code, where `line` is a library's; else None."""
+        if self.line is None or not self.line.installed:
+            return None
+        return next((frame for frame in self.frames if not frame.installed and not _below(frame)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A storage that began or ended. The same storage has the same `key`."""
+
+    action: Literal["alloc", "free"]
+    key: int
+    allocation: Allocation
+
+
+def short_name(qualname: str) -> str:
+    """A function's name without the functions it is defined in: "test.<locals>.Trainer.step" -> "Trainer.step"."""
+    return qualname.rpartition("<locals>.")[2]
+
+
+def line_here() -> str:
+    """ "file:line function" of the innermost frame outside torch, vram and the standard library."""
+    frames, frame = [], sys._getframe(1)
+    while frame is not None:
+        frames.append(Frame(frame.f_code.co_filename, frame.f_lineno, short_name(frame.f_code.co_qualname)))
+        frame = frame.f_back  # type: ignore[assignment]
+    return str(telling_frame(frames))
+
+
+def telling_frame(frames: Sequence[Frame]) -> Frame | None:
+    """The innermost of `frames` (innermost first) outside torch, vram and the standard library; else the innermost."""
+    outside = [frame for frame in frames if not _below(frame)]
+    own = [frame for frame in outside if not frame.filename.startswith(_STDLIB) or frame.filename.find("-packages") > 0]
+    return next(iter(own or outside or frames), None)
+
+
+def at_peak(start: Iterable[tuple[int, Allocation]], events: Iterable[Event]) -> list[Allocation]:
+    """What was alive at the moment of most bytes, from (key, allocation) alive at the start and what happened since."""
+    log = list(events)
+    alive = dict(start)
+    total_bytes = peak_bytes = sum(allocation.n_bytes for allocation in alive.values())
+    peak_at = 0
+    for position, event in enumerate(log, start=1):
+        total_bytes += event.allocation.n_bytes if event.action == "alloc" else -event.allocation.n_bytes
+        if total_bytes > peak_bytes:
+            peak_bytes, peak_at = total_bytes, position
+    for event in log[:peak_at]:
+        if event.action == "alloc":
+            alive[event.key] = event.allocation
+        else:
+            alive.pop(event.key, None)
+    return list(alive.values())
+
+
+class Stacks:
+    """Call stacks, innermost frame first; the same one is the same object."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[Any, int], ...], tuple[Frame, ...]] = {}
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._known.clear()
+
+    def here(self) -> tuple[Frame, ...]:
+        """The caller's, from the innermost frame that is not ours to the outermost that what is traced has called."""
+        found: list[tuple[Any, int]] = []
+        frame = sys._getframe(1)
+        while frame is not None and len(found) < _MOST_FRAMES:
+            filename = frame.f_code.co_filename
+            if not found and filename.endswith(_WRAPPERS):
+                pass  # around our own dispatch, not around the operation
+            elif not filename.startswith(_OURS):
+                found.append((frame.f_code, frame.f_lineno))
+            elif found and not filename.startswith(_WITHIN):
+                break  # what called the step is no part of it
+            frame = frame.f_back  # type: ignore[assignment]
+        places = tuple(found)
+        if places not in self._known:
+            self._known[places] = tuple(
+                Frame(code.co_filename, line or 0, short_name(code.co_qualname)) for code, line in places
+            )
+        return self._known[places]
+
+
+def described(
+    op: str, tensor: torch.Tensor, n_bytes: int, frames: tuple[Frame, ...], run: int, mark: str = ""
+) -> Allocation:
+    """The allocation of a storage of the tensor, as an operation made it. A nested tensor is told by its elements."""
+    try:
+        shape = tuple(int(size) for size in tensor.shape)
+    except (AttributeError, RuntimeError):  # of several shapes: in either of PyTorch's layouts
+        shape = (n_bytes // tensor.element_size(),)
+    return Allocation(
+        n_bytes=n_bytes,
+        op=op,
+        shape=shape,
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        frames=frames,
+        run=run,
+        mark=mark,
+    )
+
+
+class Describing:
+    """Tags for the blocks of a simulated card: for each, the allocation with its stack."""
+
+    def __init__(self) -> None:
+        self._stacks = Stacks()
+
+    def __call__(self, op: str, tensor: torch.Tensor) -> Allocation:
+        """Of the storage that the operation took for its result."""
+        return described(op, tensor, tensor.untyped_storage().nbytes(), self._stacks.here(), 0)
+
+
+class TensorTracer:
+    """Every storage on one kind of device, with the stack that made it. Used as a context manager around all runs.
+
+    Holds storages by weak references only. Sees this thread, and threads started while it watches. Blind to what is no
+    tensor's; a storage made outside PyTorch's operations (`torch.from_numpy`) is met at its first use.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        """`device`: only tensors there; without an index, on any of that type. Default: the CPU."""
+        self._device = torch.device("cpu") if device is None else device
+        self._known: dict[int, tuple[int, Allocation]] = {}  # by storage address: key, allocation
+        self._ends: dict[int, weakref.ref[Any]] = {}
+        self._stacks = Stacks()
+        self._next_key = 0
+        self._run = BEFORE
+        self._marks: dict[str, int] = {}
+        self._start: list[tuple[int, Allocation]] = []
+        self._run_events: list[Event] = []
+        self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+
+    def __enter__(self) -> Self:
+        gc.collect()
+        for found in gc.get_objects():
+            if issubclass(type(found), torch.Tensor):
+                self._see(found, "", frames=())
+        self.events.clear()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._ends.clear()  # drops the callbacks with their references
+        self._known.clear()
+        self._stacks.clear()
+
+    @contextmanager
+    def watching(self, run: int) -> Iterator[None]:
+        """Follow the operations of this thread, and of threads started meanwhile, as part of `run`."""
+        self._run, self._marks = run, {}
+        self._start, self._run_events = list(self._known.values()), []
+        with hooked(self), self.following():
+            yield
+
+    def following(self) -> AbstractContextManager[object]:
+        """Follow the operations of this thread alone."""
+        follow: AbstractContextManager[object] = _Follow(self)
+        return follow
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage changed its size without an operation: the line that did it is what matters now."""
+        known = self._known.get(storage._cdata)
+        if known is not None and known[1].n_bytes != storage.nbytes():
+            self._log("free", *known)
+            n_bytes = storage.nbytes()
+            allocation = Allocation(
+                n_bytes, "resize_", (n_bytes,), "uint8", self._stacks.here(), self._run, self._mark()
+            )
+            self._begin(storage._cdata, allocation)
+
+    def reached(self, mark: str) -> None:
+        """The sample reached a mark (see `vram.replaying.marks.listening`)."""
+        self._marks[mark] = self._marks.get(mark, -1) + 1
+
+    def alive(self) -> list[Allocation]:
+        """What is alive now, oldest first, and was made since the trace began."""
+        return [allocation for _, allocation in sorted(self._known.values()) if allocation.run != BEFORE]
+
+    def alive_before(self) -> list[Allocation]:
+        """What is alive now and was so when the trace began."""
+        return [allocation for _, allocation in self._known.values() if allocation.run == BEFORE]
+
+    def at_peak(self) -> list[Allocation]:
+        """What was alive at the moment of most bytes in the last run."""
+        return at_peak(self._start, self._run_events)
+
+    def storage_of(self, allocation: Allocation) -> Any | None:
+        """The living storage (`torch.UntypedStorage`) of one of the allocations returned here; None once it is gone."""
+        for address, (_, known) in self._known.items():
+            if known is allocation:
+                return self._ends[address]()
+        return None
+
+    def living(self) -> Iterator[tuple[int, Allocation]]:
+        """(key, allocation) of everything alive now."""
+        yield from self._known.values()
+
+    def snapshot(self) -> dict[str, Any]:
+        """What happened, for PyTorch's memory viewer: see `vram.explanation.snapshot`."""
+        from vram.explanation.snapshot import viewer_snapshot
+
+        return viewer_snapshot(self.events, self.living())
+
+    def _wanted(self, tensor: torch.Tensor) -> bool:
+        device = tensor.device
+        return device.type == self._device.type and self._device.index in (None, device.index)
+
+    def _counts(self, storage: torch.UntypedStorage) -> bool:
+        """A wrapper's storage has a size, and nothing behind it."""
+        return has_bytes(storage)
+
+    def _see(self, tensor: torch.Tensor, op: str, *, frames: tuple[Frame, ...] | None = None) -> None:
+        # What a subclass answers is code of its own, and may be an error: a lazy module's parameter has no storage yet.
+        with torch._C.DisableTorchFunctionSubclass():
+            if self._wanted(tensor):
+                for storage in storages_of(tensor):
+                    self._see_storage(storage, tensor, op, frames)
+
+    def _see_storage(
+        self, storage: torch.UntypedStorage, tensor: torch.Tensor, op: str, frames: tuple[Frame, ...] | None
+    ) -> None:
+        address, n_bytes = storage._cdata, storage.nbytes()
+        known = self._known.get(address)
+        if known is not None:
+            if known[1].n_bytes == n_bytes:
+                return
+            self._log("free", *known)  # resized in place: the line that did it is what matters now
+        elif not self._counts(storage):
+            return
+        else:
+            self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
+        stack = self._stacks.here() if frames is None else frames
+        self._begin(address, described(op, tensor, n_bytes, stack, self._run, self._mark()))
+
+    def _begin(self, address: int, allocation: Allocation) -> None:
+        self._next_key += 1
+        self._known[address] = self._next_key, allocation
+        self._log("alloc", self._next_key, allocation)
+
+    def _mark(self) -> str:
+        return ", ".join(f"{name} {count}" for name, count in self._marks.items())
+
+    def _forget(self, address: int) -> None:
+        known = self._known.pop(address, None)
+        self._ends.pop(address, None)
+        if known is not None:
+            self._log("free", *known)
+
+    def _log(self, action: Literal["alloc", "free"], key: int, allocation: Allocation) -> None:
+        event = Event(action, key, allocation)
+        self.events.append(event)
+        self._run_events.append(event)
+
+
+class CudaTracer(TensorTracer):
+    """The same on a CUDA device, with the allocator's own history beside it: what no operation was seen to make
+    (a library's workspace, another thread's work) is told too, by its line alone.
+
+    The viewer's snapshot is the allocator's. Ends a recording of memory history that was already running.
+    """
+
+    def __init__(self, device: torch.device, *, memory: Any = None) -> None:
+        """`memory` stands in for `torch.cuda.memory` in tests."""
+        super().__init__(device)
+        self._memory = torch.cuda.memory if memory is None else memory
+        self.without_history: str | None = None
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        try:
+            self._memory._record_memory_history("all", context="all", stacks="python", max_entries=_MOST_EVENTS)
+        except (RuntimeError, TypeError) as error:  # an allocator back end without history
+            self.without_history = str(error).partition("\n")[0]
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self.without_history is None:
+            self._memory._record_memory_history(None)
+        super().__exit__(*exc_info)
+
+    def alive(self) -> list[Allocation]:
+        """Tensors' storages, then blocks of the allocator that belong to none of them."""
+        tensors = super().alive()
+        if self.without_history is not None:
+            return tensors
+        pointers = {storage.data_ptr() for end in self._ends.values() if (storage := end()) is not None}
+        return tensors + unclaimed(self.snapshot(), self._device.index, pointers)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The allocator's snapshot, as `torch.cuda.memory._dump_snapshot` writes it."""
+        if self.without_history is not None:
+            return super().snapshot()
+        snapshot: dict[str, Any] = self._memory._snapshot()
+        return snapshot
+
+
+class SimulatedTracer(TensorTracer):
+    """The same on a simulated card; `watching` runs on it."""
+
+    def __init__(self, cuda: AbstractContextManager[object], device: torch.device) -> None:
+        super().__init__(device)
+        self._cuda = cuda
+
+    def _counts(self, storage: torch.UntypedStorage) -> bool:
+        """None has anything behind it here."""
+        return True
+
+    @contextmanager
+    def watching(self, run: int) -> Iterator[None]:
+        """As `TensorTracer.watching`, on the card."""
+        with self._cuda, super().watching(run):
+            yield
+
+
+def unclaimed(snapshot: dict[str, Any], device: int | None, pointers: set[int]) -> list[Allocation]:
+    """Blocks of a CUDA snapshot in use on `device`, recorded with a stack, whose address is none of `pointers`."""
+    found = []
+    for segment in snapshot["segments"]:
+        if device is not None and segment.get("device") != device:
+            continue
+        for block in segment["blocks"]:
+            if block["state"] == "active_allocated" and block.get("frames") and block["address"] not in pointers:
+                frames = tuple(Frame(frame["filename"], frame["line"], frame["name"]) for frame in block["frames"])
+                size = block.get("requested_size", block["size"])
+                found.append(Allocation(size, "", (), "", frames, run=0))
+    return found
+
+
+def tracer_for(device: str) -> TensorTracer:
+    """The tracer of a device, named as `torch.device` takes it, or "simulated:CARD"."""
+    if device.startswith("simulated"):
+        from vram.simulated.context import DEVICE, simulated_cuda
+
+        return SimulatedTracer(simulated_cuda(device.partition(":")[2]), DEVICE)
+    resolved = torch.device(device)
+    return CudaTracer(resolved) if resolved.type == "cuda" else TensorTracer(resolved)
+
+
+def _below(frame: Frame) -> bool:
+    return frame.filename.startswith(_BELOW) or frame.filename.startswith("<")
+
+
+class _Follow(Following):  # type: ignore[no-untyped-call]
+    def __init__(self, tracer: TensorTracer) -> None:
+        super().__init__()
+        self._tracer = tracer
+        self._op = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        outer = self._op
+        name = func._schema.name if hasattr(func, "_schema") else func.name()  # one of higher order has no schema
+        self._op = name.replace("::", ".")
+        try:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        finally:
+            self._op = outer
+
+    def _see_all(self, values: Iterable[Any]) -> None:
+        # torch.tensor and its kin make a tensor where no mode sees it, then lift it.
+        self._see_as("tensor from data" if self._op == "aten.lift_fresh" else f"first used by {self._op}", values)
+
+    def _see_made(self, values: Iterable[Any]) -> None:
+        self._see_as(self._op, values)
+
+    def _see_as(self, op: str, values: Iterable[Any]) -> None:
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                self._tracer._see(value, op)
+            elif isinstance(value, list | tuple):
+                self._see_as(op, value)
+            elif isinstance(value, dict):
+                self._see_as(op, value.values())

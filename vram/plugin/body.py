@@ -1,0 +1,136 @@
+"""The body of one marked test, measured: its peak, what it leaves behind, and who keeps that."""
+
+from __future__ import annotations
+
+import gc
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from vram.explanation.holders.search import holder
+from vram.meters import torch_device
+from vram.meters.tensor import has_bytes, storages_of
+from vram.plugin.markers import Wanted
+from vram.replaying.collector import unfrozen
+from vram.replaying.measurement import measure
+from vram.units import format_bytes
+
+_MOMENT_SECONDS = 0.02
+_TOLD = 3  # kinds of tensors: each holder is a search through every object of the process
+
+
+@dataclass
+class Body:
+    """Bytes above what was alive when the body began; there once it has ended well. `kept_bytes` is of leak_free alone.
+
+    Negative `kept_bytes` were alive before and are not any more. `kept` tells of the tensors, where too many were kept.
+    """
+
+    peak_bytes: int | None = None
+    kept_bytes: int | None = None
+    kept: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def measured(asked: Wanted, device: str, let_go: Callable[[], None]) -> Iterator[Body]:
+    """Measure the block for what `asked` needs. `let_go` drops what the test runner itself keeps of the body.
+
+    A body that itself resets the peak statistics of a real GPU hides what it needed before that.
+    """
+    body = Body()
+    leaks = asked.allow_bytes is not None
+    if device != "cpu":  # whose meter collects when it starts
+        gc.collect()
+    if leaks:
+        _clear_workspaces(device)
+    before = Leftovers(device) if leaks else None
+    with measure(device) as measurement:
+        yield body
+        if before is not None:
+            _clear_workspaces(device)
+            gc.collect()
+            if measurement.live_bytes - measurement.before_bytes > (asked.allow_bytes or 0):
+                time.sleep(_MOMENT_SECONDS)  # a worker thread hands its result over before it lets go of it
+                let_go()
+                gc.collect()
+    body.peak_bytes = measurement.peak_bytes - measurement.before_bytes
+    if before is not None:
+        body.kept_bytes = measurement.live_bytes - measurement.before_bytes
+        if body.kept_bytes > (asked.allow_bytes or 0):
+            body.kept = before.lines()
+
+
+class Leftovers:
+    """Remembers the storages alive now on `device`; `lines` tells of those alive then that were not. Keeps none alive.
+
+    Sees what Python's collector sees: a storage that only native code keeps is not named.
+    """
+
+    def __init__(self, device: str) -> None:
+        self._device, self._fake = torch_device(device), device.startswith("simulated")
+        # By weak reference: the address of a storage is used again after its end.
+        self._before = {address: weakref.ref(storage) for address, (storage, _) in self._storages().items()}
+
+    def lines(self) -> list[str]:
+        """ "2 float32 [256], 2.00 KiB, held by: list `KEPT`, ...": kinds of tensors by bytes, most first."""
+        # By weak reference: a list of ours would be found as the holder.
+        kinds: dict[str, list[tuple[int, weakref.ref[Any]]]] = defaultdict(list)
+        for address, (storage, what) in self._storages().items():
+            known = self._before.get(address)
+            if known is None or known() is not storage:
+                kinds[what].append((storage.nbytes(), weakref.ref(storage)))
+        ranked = sorted(
+            ((sum(size for size, _ in storages), what, storages) for what, storages in kinds.items()),
+            key=lambda kind: -kind[0],
+        )
+        told = []
+        for size, what, storages in ranked[:_TOLD]:
+            with unfrozen():
+                told.append(f"  {len(storages)} {what}, {format_bytes(size)}, held by: {holder(storages[0][1]())}")
+        if len(ranked) > _TOLD:
+            rest = sum(size for size, _, _ in ranked[_TOLD:])
+            told.append(f"  and {format_bytes(rest)} in tensors of {len(ranked) - _TOLD} more kinds")
+        return told
+
+    def _storages(self) -> dict[int, tuple[Any, str]]:
+        return _storages(self._device, fake=self._fake)
+
+
+def _storages(device: torch.device, *, fake: bool) -> dict[int, tuple[Any, str]]:
+    """Storages by address, with the dtype and shape of the largest tensor on each. `fake` ones are on no device."""
+    storages: dict[int, tuple[Any, str]] = {}
+    largest: dict[int, int] = {}
+    objects = gc.get_objects()
+    # By type: isinstance would run the __class__ property of any lazy proxy, and take much longer.
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
+    # What a subclass answers is code of its own, and may be an error.
+    with torch._C.DisableTorchFunctionSubclass():
+        for tensor in [found for found in objects if type(found) in kinds]:
+            if tensor.device.type != device.type or device.index not in (None, tensor.device.index):
+                continue
+            for storage in storages_of(tensor):
+                size, what = _described(tensor)
+                if size > largest.get(storage._cdata, -1) and (fake or has_bytes(storage)):
+                    largest[storage._cdata], storages[storage._cdata] = size, (storage, what)
+    return storages
+
+
+def _described(tensor: torch.Tensor) -> tuple[int, str]:
+    """Elements, and dtype and shape."""
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    try:
+        return tensor.numel(), f"{dtype} {list(tensor.shape)}"
+    except RuntimeError:  # nested: of several shapes
+        return 0, f"{dtype} of several shapes"
+
+
+def _clear_workspaces(device: str) -> None:
+    """cuBLAS keeps a workspace for every handle and stream that was ever used: no test's own, and no leak."""
+    if device.startswith("cuda") and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch._C._cuda_clearCublasWorkspaces()

@@ -1,0 +1,1 @@
+"""Every surface of what was measured: terminal, JSON, JUnit, GitHub, Markdown and the page."""

@@ -1,0 +1,295 @@
+"""Which kernel scaled dot-product attention runs on a card, and what that allocates."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vram.simulated.torch_build import release
+from vram.torch_hooks.dispatch import composite, in_parts
+
+_aten = torch.ops.aten
+_attention = torch.nn.functional.scaled_dot_product_attention
+_FLASH_FUNC = _aten._scaled_dot_product_flash_attention.default
+_EFFICIENT_FUNC = _aten._scaled_dot_product_efficient_attention.default
+_CUDNN_FUNC = _aten._scaled_dot_product_cudnn_attention.default
+_CUDNN, _FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
+_EFFICIENT, _MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+# What torch tries, from the first to the last: in general, and where it prefers cuDNN. It settles that once in a
+# process, by the GPU that is there, which need not be the simulated one.
+_ORDER, _CUDNN_ORDER = [_FLASH, _EFFICIENT, _MATH, _CUDNN], [_CUDNN, _FLASH, _EFFICIENT, _MATH]
+_CUDNN_PREFERRED_ABOVE = 91500  # the CUDA builds of torch 2.11 and later bring a newer one
+_HALF = (torch.float16, torch.bfloat16)
+_MOST_FLASH_HEAD, _MOST_EFFICIENT_HEAD = 256, 128  # the latter takes larger ones too, but not in one go
+_MASK_ALIGNMENT = 8  # elements
+_GROUPED_EFFICIENT = (2, 14)  # from this torch on the memory-efficient kernel takes grouped heads
+
+
+class FusedAttention(TorchFunctionMode):
+    """Inside, `scaled_dot_product_attention` on simulated CUDA runs the kernel that the card would run.
+
+    On fake tensors it would always take the plain mathematics, which materialises N x N. The choice follows
+    aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, what is done to masks and heads attention.cpp, torch 2.11 to
+    2.13; `torch.nn.attention.sdpa_kernel` is heeded. Not modelled: cuDNN's workspace.
+    """
+
+    def __init__(self, compute_capability: tuple[int, int]) -> None:
+        super().__init__()
+        self._capability = compute_capability
+
+    def __enter__(self) -> Self:
+        # By name too: functions that modes see whole, as `multi_head_attention_forward`, are run without modes.
+        self._before = torch.nn.functional.scaled_dot_product_attention
+        torch.nn.functional.scaled_dot_product_attention = self._attend
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *exc_info: Any) -> None:
+        torch.nn.functional.scaled_dot_product_attention = self._before
+        super().__exit__(*exc_info)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is _attention:
+            return self._attend(*args, **kwargs)
+        try:
+            return func(*args, **kwargs)
+        except torch.OutOfMemoryError as error:
+            del args, kwargs  # no frame of its traceback keeps what came before
+            raise error.with_traceback(None)  # noqa: B904 (it is the same)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        q, k, v, mask = query, key, value, attn_mask
+        if q.device.type != "cuda":
+            return _attention(q, k, v, mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if torch.is_autocast_enabled("cuda"):
+            q, k, v = _cast(q), _cast(k), _cast(v)
+            mask = None if mask is None else _cast(mask)
+        chosen = kernel(self._capability, q, k, v, mask, dropout_p=dropout_p, is_causal=is_causal, grouped=enable_gqa)
+        if mask is not None and mask.dtype == torch.bool:
+            mask = torch.where(mask, 0.0, torch.scalar_tensor(float("-inf"), dtype=q.dtype, device=mask.device))
+        keeps = torch.is_grad_enabled() and any(each.requires_grad for each in (q, k, v))
+        if chosen == _FLASH:
+            return _flash(q, k, v, dropout_p, is_causal, scale)
+        if chosen == _CUDNN:
+            return _first(_CUDNN_FUNC(q, k, v, mask, keeps, dropout_p, is_causal, False, scale=scale))
+        if chosen == _EFFICIENT:
+            mask = _aligned(mask, q, k)
+            return _first(_EFFICIENT_FUNC(q, k, v, mask, keeps, dropout_p, is_causal, scale=scale))
+        plain = _aten._scaled_dot_product_attention_math.default
+        with _MathOnCuda():  # type: ignore[no-untyped-call]
+            return _first(plain(q, k, v, mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa))
+
+
+def kernel(
+    capability: tuple[int, int],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    grouped: bool = False,
+) -> SDPBackend:
+    """What a card of that compute capability runs; q, k, v [batch, heads, tokens, size], `grouped`: enable_gqa.
+
+    Raises RuntimeError, in torch's words, where all that could are disabled.
+    """
+    half, size, value_size = q.dtype in _HALF, q.shape[-1], v.shape[-1]
+    fusable = (
+        q.dim() == k.dim() == v.dim() == 4
+        and q.dtype == k.dtype == v.dtype
+        and size == k.shape[-1]
+        and q.shape[0] == k.shape[0] == v.shape[0]
+        and min(q.shape[2], k.shape[2]) > 0
+        and (size == 1 or q.stride(-1) == k.stride(-1) == v.stride(-1) == 1)
+        and (mask is None or mask.stride(-1) == 1)
+        and (q.dtype != torch.bfloat16 or capability >= (8, 0))
+    )
+
+    def heads(takes_groups: bool) -> bool:
+        divisible = q.shape[1] % k.shape[1] == 0 and k.shape[1] == v.shape[1]
+        return divisible if grouped and takes_groups else q.shape[1] == k.shape[1] == v.shape[1]
+
+    def flash() -> bool:
+        square = not is_causal or q.shape[2] == k.shape[2]
+        return half and mask is None and square and size == value_size <= _MOST_FLASH_HEAD and heads(True)
+
+    def efficient() -> bool:
+        if not half and (q.dtype != torch.float32 or (size == 1 and q.stride(-1) != 1)):
+            return False
+        alignment = 8 if half and capability >= (7, 0) else 4 if capability >= (8, 0) else 1
+        return size % alignment == value_size % alignment == 0 and heads(release() >= _GROUPED_EFFICIENT)
+
+    def cudnn() -> bool:
+        most = 256 if capability == (9, 0) else 128
+        sizes = size <= most and value_size <= most
+        sizes |= (size, value_size) == (192, 128) and capability[0] in (9, 10)
+        exact = (
+            torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+        )
+        shaped = mask is None or mask.dim() in (2, 4)
+        aligned = size % 8 == value_size % 8 == 0 and (dropout_p * 16).is_integer()
+        return half and sizes and aligned and shaped and k.shape[2] > 1 and not exact and heads(True)
+
+    fits = {_FLASH: (flash, (8, 0)), _EFFICIENT: (efficient, (5, 0)), _CUDNN: (cudnn, (8, 0))}
+    for backend in _order(capability):
+        if backend == _MATH:
+            return backend
+        can, least = fits[backend]
+        if fusable and capability >= least and can():
+            return backend
+    raise RuntimeError("No available kernel. Aborting execution.")
+
+
+def allocated(func: Any, result: Any, args: Any) -> Any:
+    """Of what a fused kernel returns to a fake tensor, what it allocates on a card where no gradient is wanted."""
+    if func is _CUDNN_FUNC and not args[4]:
+        return (result[0], *result[2:])  # no logsumexp
+    if func in (_EFFICIENT_FUNC, _aten._efficient_attention_forward.default):
+        return result[:2]  # the state of a dropout is kept on the CPU
+    return result
+
+
+class Parts(NamedTuple):
+    """What flash attention holds of parts of the keys, before it puts them together, by the number of keys."""
+
+    blocks: int
+    multiprocessors: int
+    size: int  # of a head
+    part_bytes: tuple[int, int]  # sums of exponentials, and results
+
+    def sizes_at(self, length: int) -> list[int]:
+        """With so many keys; nothing where they are done in one go."""
+        splits = _splits(self.blocks, 2 * self.multiprocessors, self.size, length)
+        return [splits * n_bytes for n_bytes in self.part_bytes] if splits > 1 else []
+
+
+def parts(func: Any, args: Any, multiprocessors: int) -> tuple[Parts, int] | None:
+    """Of flash attention, and how many keys there are now."""
+    if func is not _FLASH_FUNC or _dropout(args, 3):
+        return None
+    (batch, heads, queries, size), (_, key_heads, keys, _) = args[0].shape, args[1].shape
+    if queries == 1 and heads > key_heads:  # grouped queries take the place of a key head's queries
+        heads, queries = key_heads, heads // key_heads
+    rounded = -(-size // 32) * 32 if size <= 192 else 256
+    blocks, row_bytes = batch * heads * -(-queries // 64), batch * heads * queries * 4
+    return Parts(blocks, multiprocessors, size, (row_bytes, row_bytes * rounded)), keys
+
+
+def sum_bytes(func: Any, args: Any) -> int:
+    """Of the float32 sum where half precision has too long a row for one go (kernel_forward.h); else 0."""
+    if func is not _EFFICIENT_FUNC or args[0].dtype not in _HALF:
+        return 0
+    (batch, heads, queries, size), value_size = args[0].shape, args[2].shape[-1]
+    return batch * heads * queries * value_size * 4 if max(size, value_size) > _MOST_EFFICIENT_HEAD else 0
+
+
+def _dropout(args: Any, position: int) -> float:
+    return args[position] if len(args) > position else 0.0
+
+
+@functools.cache
+def _splits(blocks: int, multiprocessors: int, size: int, keys: int) -> int:
+    """In how many parts flash attention does the keys: `num_splits_heuristic` of flash_attn/flash_api.cpp."""
+    if blocks >= 0.8 * multiprocessors:
+        return 1
+    columns = 256 if size <= 64 else 128 if size <= 128 else 64
+    steps = -(-keys // columns)
+    efficiency = {}
+    for splits in range(1, min(128, multiprocessors, steps) + 1):
+        if splits == 1 or -(-steps // splits) != -(-steps // (splits - 1)):
+            waves = blocks * splits / multiprocessors
+            efficiency[splits] = waves / math.ceil(waves)
+    enough = 0.85 * max(efficiency.values())
+    return next(splits for splits, share in efficiency.items() if share >= enough)
+
+
+def _order(capability: tuple[int, int]) -> list[SDPBackend]:
+    """What is enabled, from the first to be tried to the last."""
+    order = [each for each in _cur_sdpa_kernel_backends(with_priority=True) if each in _ORDER]
+    for default in (_ORDER, _CUDNN_ORDER):
+        if order == [each for each in default if each in order]:  # nobody asked for another
+            chosen = _CUDNN_ORDER if _prefers_cudnn(capability) else _ORDER
+            return [each for each in chosen if each in order]
+    return order
+
+
+def _prefers_cudnn(capability: tuple[int, int]) -> bool:
+    if capability[0] not in (9, 10) or os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") == "1":
+        return False
+    version = torch.backends.cudnn.version() if torch.version.cuda else None  # type: ignore[no-untyped-call]
+    return version is None or version > _CUDNN_PREFERRED_ABOVE
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_causal: bool, scale: float | None) -> Tensor:
+    size = q.shape[-1]
+    pad = -size % 8
+    if pad:
+        scale = size**-0.5 if scale is None else scale
+        q, k, v = (torch.nn.functional.pad(each, (0, pad)) for each in (q, k, v))
+    out = _first(_FLASH_FUNC(q, k, v, dropout_p, is_causal, False, scale=scale))
+    return out[..., :size] if pad else out
+
+
+def _cast(tensor: Tensor) -> Tensor:
+    """As autocast does."""
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype("cuda"))
+
+
+def _aligned(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
+    """The mask as the memory-efficient kernel takes it: expanded, with aligned rows; a copy where they are not."""
+    if mask is None:
+        return None
+    if any(stride % _MASK_ALIGNMENT for stride in mask.stride()[:-1]):
+        columns = mask.shape[-1]
+        mask = torch.nn.functional.pad(mask, (0, _MASK_ALIGNMENT - columns % _MASK_ALIGNMENT))[..., :columns]
+    return mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
+
+
+class _MathOnCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, the plain mathematics allocates what it does on a card: C++ takes another way where modes look on."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _aten.add.Tensor and not torch.is_grad_enabled():
+            return args[0].add_(args[1])  # out of place for fake tensors only
+        if func is _aten._safe_softmax.default:
+            return _safe_softmax(*args)
+        if composite(func):
+            with self:
+                return in_parts(func, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
+def _safe_softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+    """One operation to a dispatch mode; on a card several, of which each allocates."""
+    out = scores.softmax(dim, dtype)
+    excluded = scores.isneginf()
+    rows = excluded.all(dim, keepdim=True)
+    zero = torch.scalar_tensor(0.0, dtype=out.dtype, device=out.device)
+    return torch.where(rows, zero, out, out=out)
+
+
+def _first(results: Any) -> Tensor:
+    first: Tensor = results[0]
+    return first

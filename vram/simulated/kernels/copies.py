@@ -1,0 +1,96 @@
+"""Of what has to lie otherwise: convolutions, windows, rolls, copies between the CPU and the card."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format  # by strides, also where a size is 1, as torch's own
+
+from vram.simulated.kernels.call import Call, Rules, Steps, clone, contiguous, empty
+
+
+def _convolved(call: Call) -> Steps:
+    """cuDNN reads both as one of them lies: `cudnn_conv_suggest_memory_format` of native/ConvUtils.h."""
+    operands = call.args[:2]
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(operands[0].dim())
+    asked = {suggest_memory_format(each) for each in operands if each.dtype != torch.float64}
+    lies = last if last is not None and last in asked else torch.contiguous_format
+    for each in operands:
+        if not each.is_contiguous(memory_format=lies):
+            yield clone(each, lies)
+
+
+def _of_windows(call: Call) -> Steps:
+    """The result begins as large as the input, and is made anew where it is larger (Im2Col.cu, Col2Im.cu)."""
+    x = call.args[0]
+    yield from contiguous(x)
+    if call.result.numel() > x.numel():
+        yield empty(x.shape, x.dtype)
+
+
+def _rolled(call: Call) -> Steps:
+    """Dimension by dimension; of none, as one row (TensorTransformations.cpp)."""
+    x, dims = call.args[0], call.argument(2, "dims", ())
+    if len(dims) < 2:
+        yield from contiguous(x)
+    for _ in dims[1:]:
+        yield empty(x.shape, x.dtype)
+
+
+def _distances(call: Call) -> Steps:
+    """By a matrix product of each point beside its norm and a one (Distance.cpp)."""
+    for each in call.args[:2]:
+        yield empty((*each.shape[:-1], each.shape[-1] + 2), each.dtype)
+
+
+# Between the CPU and the card (Copy.cu)
+
+
+def _moved(call: Call) -> Steps:
+    yield from _copying(call, call.result, call.args[0], bool(call.kwargs.get("non_blocking")))
+
+
+def _copied(call: Call) -> Steps:
+    into, source = call.args[:2]
+    yield from _copying(call, into, source.expand(into.shape), bool(call.argument(2, "non_blocking", False)))
+
+
+def _copying(call: Call, into: Tensor, source: Tensor, on_card: bool) -> Steps:
+    """`on_card`: it casts there, as what does not block does, and else on the CPU."""
+    same = into.dtype == source.dtype
+    if into.device == source.device or not into.numel() or (same and _alike(into, source)):
+        return
+    if into.device.type == "cuda":
+        if not into.is_contiguous() or (on_card and not same):
+            yield empty(into.shape, source.dtype if on_card else into.dtype)
+    elif on_card and not same:
+        yield empty(source.shape, into.dtype)
+    elif not source.is_contiguous():
+        yield clone(source)
+
+
+def _alike(first: Tensor, second: Tensor) -> bool:
+    """Whether both lie without gaps, in the same order."""
+    expected = 1
+    for stride, size in sorted(zip(first.stride(), first.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return first.stride() == second.stride()
+
+
+RULES: Rules = {
+    **dict.fromkeys(("im2col", "col2im"), _of_windows),
+    "convolution": _convolved,
+    "roll": _rolled,
+    "_euclidean_dist": _distances,
+    "_to_copy": _moved,
+    "copy": _copied,
+}
+KEPT: dict[str, Callable[[Any, Tensor], int]] = dict.fromkeys(
+    ("im2col", "col2im"), lambda args, result: args[0].numel() * result.dtype.itemsize
+)

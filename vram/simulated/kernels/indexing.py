@@ -1,0 +1,150 @@
+"""Of prefix sums, masks and places."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from vram.simulated.kernels.call import HALF, Call, Rules, Steps, clone, contiguous, empty, name, of_bytes
+from vram.simulated.kernels.cub import scan_bytes, select_bytes, sort_bytes
+
+MASKS = (torch.bool, torch.uint8)
+
+
+# Prefix sums (ScanKernels.cpp, ScanUtils.cuh)
+
+
+def _scanned(call: Call) -> Steps:
+    x, result = call.args[0], call.result
+    if x.dtype != result.dtype:
+        yield empty(x.shape, result.dtype)
+    elif not x.is_contiguous():
+        yield clone(x)
+    if x.dim() and x.numel() and x.shape[call.args[1]] == x.numel():  # one row is left to CUB
+        yield of_bytes(scan_bytes_of(x.numel(), result.dtype))
+
+
+def scan_bytes_of(n: int, dtype: torch.dtype) -> int:
+    """Of CUB's prefix sum over `n` of that kind."""
+    return scan_bytes(n, dtype.itemsize, apart=dtype in HALF or dtype.is_complex)
+
+
+def _repeated(call: Call) -> Steps:
+    repeats = call.args[0]
+    for _ in range(1 if repeats.dtype == torch.int64 else 2):  # a copy of other numbers, and where each one ends
+        yield empty(repeats.shape, torch.int64)
+
+
+def _summed_to_repeat(call: Call) -> Steps:
+    yield from _repeated(call)
+    yield of_bytes(scan_bytes(call.args[0].numel(), 8))
+
+
+# Masks and places (IndexKernel.cpp, TensorAdvancedIndexing.cpp, Nonzero.cu)
+
+
+def _scattered_by_mask(call: Call) -> Steps:
+    into, mask, source = call.args[:3]
+    shape = torch.broadcast_shapes(into.shape, mask.shape)  # type: ignore[no-untyped-call]
+    yield empty(shape, torch.int64)  # where each element of the source goes
+    yield from contiguous(mask.expand(shape))
+    yield from contiguous(source)
+    yield of_bytes(scan_bytes(mask.expand(shape).numel(), 8))
+
+
+def _placed(call: Call) -> Steps:
+    yield from _placing(call, call.args[0].numel())
+
+
+def _placing(call: Call, n: int) -> Steps:
+    yield empty((), torch.int32)  # how many there are
+    yield of_bytes(select_bytes(n, call.card.compute_capability))
+
+
+def _indexed(call: Call) -> Steps:
+    x, indices = call.args[:2]
+    asked = None
+    for index in indices:
+        if index is None:
+            continue
+        mask = index.dtype in MASKS
+        if mask or index.device != x.device or index.dtype != torch.int64:
+            shape = (index.dim(), _trues(index, call.known(index))) if mask else index.shape
+            yield empty(shape, torch.int64)
+            if mask and index.device == x.device:
+                asked = index
+    # Several are to lie alike, when they are as large as one another.
+    places = [index for index in indices if index is not None and index.dtype not in MASKS]
+    if len(places) > 1:
+        spread = torch.broadcast_tensors(*places)  # type: ignore[no-untyped-call]
+        if len({each.stride() for each in spread}) > 1:
+            for each in spread:
+                if not each.is_contiguous():
+                    yield empty(each.shape, torch.int64)
+    if asked is not None:  # what finding the places of one took is gone before the next
+        yield from _placing(call, asked.numel())
+
+
+def _put(call: Call) -> Steps:
+    into, indices, value = call.args[:3]
+    found = [index for index in indices if index is not None]
+    accumulated = call.argument(3, "accumulate", False)
+    if value.device.type == "cpu":
+        if len(found) == 1 and found[0].dtype in MASKS and found[0].device == into.device and not accumulated:
+            return  # a fill where the mask is true
+        yield empty(value.shape, value.dtype)
+    if not accumulated or not found:
+        yield from _indexed(call)
+        return
+    # Indexing.cu sorts where each value goes. What became of masks is gone by then.
+    wide = [index.dim() if index.dtype in MASKS else 1 for index in found]
+    shapes = [[_trues(index, call.known(index))] if index.dtype in MASKS else index.shape for index in found]
+    n = torch.broadcast_shapes(*shapes).numel()  # type: ignore[no-untyped-call]
+    first = next(at for at, index in enumerate(indices) if index is not None)
+    sizes = into.shape[first : first + sum(wide)]
+    if value.numel() < n * (rest := math.prod(into.shape) // math.prod(sizes)):
+        yield empty((n, rest), value.dtype)
+    for _ in range(4):
+        yield empty((n,), torch.int64)
+    yield of_bytes(sort_bytes(n, 8, call.card.compute_capability, bits=math.prod(sizes).bit_length()))
+
+
+def _is_in(call: Call) -> Steps:
+    elements, tests = call.args[:2]
+    if isinstance(elements, Tensor) and isinstance(tests, Tensor) and tests.numel() < 10 * elements.numel() ** 0.145:
+        yield of_bytes(elements.numel() * tests.numel())
+        yield of_bytes(elements.numel())
+
+
+def _averaged(call: Call) -> Steps:
+    """How many values meet at each place: ones are added there as the values are."""
+    into, source, reduce = call.args[0], call.args[3], call.argument(4, "reduce")
+    if reduce == "mean":
+        yield empty(into.shape, into.dtype)
+        ones_bytes, none_bytes = source.numel() * source.dtype.itemsize, into.numel()
+        if name(call.func) == "index_reduce":  # there, one is gone before the other is asked for
+            yield of_bytes(max(ones_bytes, none_bytes))
+        else:
+            yield of_bytes(ones_bytes)
+            yield of_bytes(none_bytes)
+
+
+def _trues(mask: Tensor, value: Tensor | None) -> int:
+    with _disable_current_modes():
+        return mask.numel() if value is None else int(value.count_nonzero())
+
+
+RULES: Rules = {
+    **dict.fromkeys(("cumsum", "cumprod", "logcumsumexp"), _scanned),
+    **dict.fromkeys(("index_put", "_index_put_impl"), _put),
+    **dict.fromkeys(("scatter_reduce", "index_reduce"), _averaged),
+    "repeat_interleave": _repeated,
+    "masked_scatter": _scattered_by_mask,
+    "nonzero": _placed,
+    "index": _indexed,
+    "isin": _is_in,
+}
+BEFORE: Rules = {"repeat_interleave": _summed_to_repeat}

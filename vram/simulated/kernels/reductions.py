@@ -1,0 +1,151 @@
+"""Of rows, groups, reductions and losses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vram.simulated.kernels.call import HALF, Call, Rules, Steps, contiguous, empty, meta, of_bytes
+from vram.simulated.kernels.reduce_buffers import buffers
+
+# By rows (SoftMax.cu, layer_norm_kernel.cu)
+
+
+def _by_rows(call: Call) -> Steps:
+    yield from contiguous(call.args[0])
+
+
+def _by_groups(call: Call) -> Steps:
+    """group_norm_kernel.cu: one factor and one term a channel, of the statistics and the weights."""
+    x, weight, bias, samples, channels, pixels, groups = call.args[:7]
+    wide = torch.float32 if x.dtype in HALF else x.dtype
+    yield from contiguous(x)
+    for shape, needed in (
+        ((samples, groups), x.dtype != wide and call.version >= (2, 13)),
+        ((samples, channels), pixels > 1 and not (weight is None and bias is None)),
+    ):
+        if needed:
+            yield empty(shape, wide)
+            yield empty(shape, wide)
+
+
+# Reductions (ReduceOps.cpp, Reduce.cuh)
+
+
+def _summed(call: Call) -> Steps:
+    x, dtype = call.args[0], call.result.dtype
+    if dtype != x.dtype and not (x.dtype in HALF and dtype == torch.float32):
+        yield empty(x.shape, dtype)  # truths and small numbers are widened first
+    else:
+        dtype = x.dtype
+    yield from _shared(call, _dims(call), max(4, dtype.itemsize), x)
+
+
+def _normed(call: Call) -> Steps:
+    yield from _shared(call, _dims(call, 2), max(4, call.result.dtype.itemsize), call.args[0])
+
+
+def _deviating(call: Call) -> Steps:
+    x = call.args[0]
+    dims = () if isinstance(call.argument(1, "dim"), bool) else _dims(call)
+    yield from _shared(call, dims, 32 if x.dtype == torch.float64 else 16, x)
+
+
+def _extreme(call: Call) -> Steps:
+    x = call.args[0]
+    of_two = isinstance(call.argument(1, "other"), Tensor)
+    if not of_two:
+        placed = isinstance(call.result, tuple) or call.result.dtype != x.dtype
+        yield from _shared(call, _dims(call), 16 if placed else x.dtype.itemsize, x)
+
+
+def _true(call: Call) -> Steps:
+    x = call.args[0]
+    yield from _shared(call, _dims(call), x.dtype.itemsize if call.version < (2, 12) else 1, x)
+
+
+def _counted(call: Call) -> Steps:
+    x = call.args[0]
+    if x.dtype != torch.bool:
+        yield empty(x.shape, torch.bool)
+    yield empty(x.shape, torch.int64)
+    yield from _shared(call, _dims(call), 8, x)
+
+
+def _log_summed(call: Call) -> Steps:
+    x, result = call.args[0], call.result
+    if x.dtype != result.dtype:
+        yield empty(x.shape, result.dtype)
+    yield empty(x.shape, result.dtype)  # less the greatest
+    yield empty(result.shape, result.dtype)
+    yield from _shared(call, _dims(call), max(4, result.dtype.itemsize), x)
+
+
+def _equal(call: Call) -> Steps:
+    first, second = call.args[:2]
+    if first.shape == second.shape and first.numel():
+        yield empty(first.shape, torch.bool)
+        yield empty((), torch.bool)
+
+
+def _dims(call: Call, position: int = 1) -> tuple[int, ...]:
+    dims = call.argument(position, "dim")
+    return (dims,) if type(dims) is int else tuple(dims or ())
+
+
+def _shared(call: Call, dims: tuple[int, ...], value_bytes: int, x: Tensor) -> Steps:
+    for n_bytes in buffers(x, dims, value_bytes, call.card) or ():
+        yield of_bytes(n_bytes)
+
+
+# Losses (Loss.cpp): those of all elements are there before their mean
+
+
+def _lost(call: Call) -> Steps:
+    if call.argument(2, "reduction", 1):
+        yield from _mean_of_losses(call)
+
+
+def _lost_in_place(call: Call) -> Steps:
+    """The mean is made apart, and copied to where the losses are."""
+    if call.argument(3, "reduction", 1):
+        yield empty((), call.result.dtype)
+        yield from _mean_of_losses(call, 0)
+
+
+def _mean_of_losses(call: Call, times: int = 1) -> Steps:
+    losses = meta(_loss_shape(call.args), call.result.dtype)
+    for _ in range(times):
+        yield empty(losses.shape, losses.dtype)
+    yield from _shared(call, (), max(4, losses.dtype.itemsize), losses)
+
+
+def _loss_bytes(args: Any, result: Tensor) -> int:
+    """The mean is written where there was room for the loss of each element."""
+    return int(_loss_shape(args).numel()) * result.dtype.itemsize
+
+
+def _loss_shape(args: Any) -> torch.Size:
+    return torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call,no-any-return]
+
+
+RULES: Rules = {
+    **dict.fromkeys(("_softmax", "_log_softmax", "native_layer_norm", "_fused_rms_norm"), _by_rows),
+    **dict.fromkeys(("sum", "nansum", "mean", "prod"), _summed),
+    **dict.fromkeys(("std", "var", "std_mean", "var_mean"), _deviating),
+    **dict.fromkeys(("amax", "amin", "max", "min", "argmax", "argmin"), _extreme),
+    **dict.fromkeys(("all", "any"), _true),
+    **dict.fromkeys(("linalg_vector_norm", "norm"), _normed),
+    **dict.fromkeys(("mse_loss", "smooth_l1_loss", "huber_loss"), _lost),
+    "binary_cross_entropy": _lost_in_place,
+    "native_group_norm": _by_groups,
+    "count_nonzero": _counted,
+    "logsumexp": _log_summed,
+    "equal": _equal,
+}
+KEPT: dict[str, Callable[[Any, Tensor], int]] = dict.fromkeys(
+    ("mse_loss", "smooth_l1_loss", "binary_cross_entropy"), _loss_bytes
+)

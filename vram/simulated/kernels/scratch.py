@@ -1,0 +1,82 @@
+"""What CUDA's kernels hold for a moment beside their result, by torch's sources.
+
+`benchmarks/cardless` holds it against what torch's own CUDA code allocates. Not here, and not counted: workspaces that
+cuDNN chooses, and what depends on how many blocks of a kernel fit a multiprocessor.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vram.simulated.kernels import attention, indexing, reductions, sorting
+from vram.simulated.kernels import copies as copying
+from vram.simulated.kernels.call import Call, Rules, Steps, clone, empty, name, of_bytes
+from vram.simulated.kernels.cublas import copies
+
+__all__ = ["Call", "allocated", "preparation", "scratch"]
+
+_aten = torch.ops.aten
+_MOST_NORMALISED_BY_CUDNN = 65535  # samples
+
+
+def preparation(call: Call) -> Steps:
+    """What a card runs, and drops, before it takes memory for the result."""
+    rule = _BEFORE.get(name(call.func))
+    return iter(()) if rule is None else rule(call)
+
+
+def scratch(call: Call) -> Steps:
+    """The operations that a card runs besides, and whose results it drops when the operation ends.
+
+    A mask of which it is not known what it holds counts as true everywhere.
+    """
+    rule = _RULES.get(name(call.func))
+    if rule is not None:
+        yield from rule(call)
+        return
+    if n_bytes := attention.sum_bytes(call.func, call.args):
+        yield of_bytes(n_bytes)
+    for operand in copies(call.func, call.args):
+        yield clone(operand)
+
+
+def allocated(func: Any, result: Any, args: Any) -> Any:
+    """Of what an operation returns to a fake tensor, what a card allocates: what keeps more than it shows grows."""
+    kept = _KEPT.get(name(func))
+    if kept is not None and (n_bytes := kept(args, result)) > result.untyped_storage().nbytes():
+        result.untyped_storage().resize_(n_bytes)
+    if func is _aten.native_batch_norm.default and _by_cudnn(args):
+        return result[:1]  # no mean and deviation of this batch
+    return attention.allocated(func, result, args)
+
+
+def _by_cudnn(args: Any) -> bool:
+    """Whether cuDNN normalises, and that with the means that are given: `_select_batch_norm_backend`."""
+    x, weight, bias, mean, variance, training = args[:6]
+    return (
+        not training
+        and all(each is not None for each in (weight, bias, mean, variance))
+        and torch.backends.cudnn.enabled
+        and x.dtype != torch.bfloat16 != weight.dtype
+        and (x.dtype != torch.float16 or weight.dtype == torch.float32)
+        and x.dim() >= 3
+        and x.shape[0] <= _MOST_NORMALISED_BY_CUDNN
+    )
+
+
+def _dropped_out(call: Call) -> Steps:
+    if call.argument(3, "dropout_p", 0.0):
+        yield empty((2,), torch.int64)  # where the kernel begins to draw
+
+
+_RULES: Rules = {
+    **reductions.RULES,
+    **indexing.RULES,
+    **sorting.RULES,
+    **copying.RULES,
+    "_scaled_dot_product_flash_attention": _dropped_out,
+}
+_BEFORE: Rules = indexing.BEFORE | sorting.BEFORE
+_KEPT = reductions.KEPT | copying.KEPT

@@ -1,0 +1,1 @@
+"""Hooks into torch's dispatch that meters, tracer and simulation share."""

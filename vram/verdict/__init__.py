@@ -1,0 +1,1 @@
+"""Arithmetic on numbers: growth, peaks and ratios. No device, file or clock."""
