@@ -19,7 +19,10 @@ _NEW_TOKENS = 8  # always so many, for byte-exact figures
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options that say what tests/memory runs on."""
+    """Add `--full`, and the options that choose the model and questions of tests/memory."""
+    parser.getgroup("general").addoption(
+        "--full", action="store_true", default=False, help="everything: whole evidence, whole rehearsal, 20 zoo runs"
+    )
     group = parser.getgroup("himap-vram", "model and questions of tests/memory")
     group.addoption("--model-path", default="tiny", help="LLaVA folder, hub id or preset (default tiny)")
     group.addoption("--question-file", type=Path, help="ScienceQA questions (default: embedded ones)")
