@@ -30,7 +30,8 @@ from llava.builder import load_pretrained_model
 from llava.modes import MODES, set_mode
 from llava.questions import embedded_questions
 from vram.cards import Card, find_card
-from vram.explanation.tracer import Describing, Frame, telling_frame
+from vram.explanation.allocations import Describing
+from vram.frames import Frame, telling_frame
 from vram.simulated.allocator import Block
 from vram.simulated.context import SimulatedCuda
 from vram.simulated.kernels.attention import kernel

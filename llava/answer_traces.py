@@ -17,7 +17,7 @@ from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration
 from llava.checkpoint import empty_model, image_token_count
 from llava.modes import set_mode
 from vram.cards import Card
-from vram.explanation.tracer import Describing
+from vram.explanation.allocations import Describing
 from vram.replaying.marks import listening, mark
 from vram.simulated.context import DEVICE, TOKEN, SimulatedCuda
 from vram.simulated.trace import Recorder, Trace, interpolated

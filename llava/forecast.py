@@ -22,7 +22,7 @@ from llava.original import is_original, original_config, original_tokenizer
 from llava.presets import PRESETS
 from llava.shapes import SHAPES, llava_config, our_tokenizer
 from vram.cards import Card
-from vram.explanation.tracer import BEFORE, Allocation, Event
+from vram.explanation.allocations import BEFORE, Allocation, Event
 from vram.simulated.allocator import Block, CachingAllocator
 from vram.simulated.trace import Played, Replay
 

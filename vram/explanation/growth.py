@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vram.explanation.allocations import Allocation
+from vram.frames import short_name
 from vram.recording import Recording
 from vram.replaying.collector import cheap_collections, unfrozen
 from vram.replaying.loop import Replayed, forget, replayed, step_name
@@ -16,7 +18,7 @@ from vram.replaying.marks import listening
 from vram.units import format_bytes
 
 if TYPE_CHECKING:
-    from vram.explanation.tracer import Allocation, TensorTracer
+    from vram.explanation.tracer import TensorTracer
 
 _RUNS = 20  # at least so many in a trace, half of which are what the other half is compared with
 _MOST_LAPS = 8  # a leak that is rarer than this is not waited for
@@ -270,8 +272,6 @@ def _holder_of(tracer: TensorTracer, alive: Sequence[Allocation], made_of: Repla
 
 def names_of(made_of: Replayed) -> dict[int, str]:
     """What to call the objects of the replay itself, where a chain of holders ends there."""
-    from vram.explanation.tracer import short_name
-
     step = short_name(step_name(made_of.step))
     names = {id(sample): f"sample {index}" for index, sample in enumerate(made_of.samples)}
     return names | {id(made_of.step): f"the step {step}", id(made_of.samples): "the samples"}

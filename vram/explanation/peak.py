@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vram.explanation.allocations import BEFORE
 from vram.explanation.growth import by_line, shapes
 from vram.recording import Recording
 from vram.replaying.loop import replayed
@@ -17,7 +18,7 @@ def breakdown(recording: Recording) -> dict[str, Any] | None:
     What was alive before the sample is one line, "before the sample"; what is beyond 12 lines another. None where the
     step and the samples are not known any more, or where running it again raised.
     """
-    from vram.explanation.tracer import BEFORE, tracer_for
+    from vram.explanation.tracer import tracer_for
 
     made_of = replayed(recording)
     peaks = recording.channels.get("requested_peak")

@@ -13,12 +13,11 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from vram.explanation.allocations import Allocation, Event
 from vram.files import written_whole
-
-if TYPE_CHECKING:
-    from vram.explanation.tracer import Allocation, Event, Frame
+from vram.frames import Frame
 
 _PROTOCOL = 4  # the viewer's own unpickler knows 2 to 4
 _LONGEST_NAME = 100

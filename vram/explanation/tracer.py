@@ -3,191 +3,20 @@
 from __future__ import annotations
 
 import gc
-import sys
-import sysconfig
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-import typing_extensions
 
+from vram.explanation.allocations import BEFORE, Allocation, Event, at_peak, described, unclaimed
+from vram.frames import Frame, Stacks
 from vram.meters.tensor import Following, has_bytes, storages_of
 from vram.torch_hooks.dispatch import hooked
 
-BEFORE = -1  # the run of what was alive before the trace began
 _MOST_EVENTS = 100_000  # of the snapshot's timeline; the oldest are dropped, as PyTorch's own ring buffer does
-_MOST_FRAMES = 64
-_OURS = str(Path(__file__).parents[1])
-# Ours too, but called by what is traced: operations that are taken apart, of a thread, or on a simulated card.
-_WITHIN = (__file__, str(Path(_OURS, "simulated")), str(Path(_OURS, "torch_hooks")))
-# Frames in here are no line that matters to a user; in the last are the wrappers of all that torch calls deprecated.
-_BELOW = (str(Path(torch.__file__).parent), _OURS, typing_extensions.__file__)
-_WRAPPERS = (str(Path("torch", "_dynamo", "eval_frame.py")), str(Path("torch", "_compile.py")))
-_STDLIB = sysconfig.get_path("stdlib")
-_INSTALLED = ("site-packages", "dist-packages")
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One line of a call stack."""
-
-    filename: str
-    line: int
-    name: str
-
-    @property
-    def installed(self) -> bool:
-        """Whether it is a library's and not the project's own."""
-        return any(folder in self.filename for folder in _INSTALLED) or self.filename.startswith(_STDLIB)
-
-    def __str__(self) -> str:
-        path = Path(self.filename)
-        for folder in _INSTALLED:
-            if folder in path.parts:
-                path = Path(*path.parts[path.parts.index(folder) + 1 :])
-        if path.is_absolute() and path.is_relative_to(Path.cwd()):
-            path = path.relative_to(Path.cwd())
-        return f"{path}:{self.line} {self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Allocation:
-    """One storage. `frames` is the call stack, innermost first; `run` counts from 0, BEFORE for what was there already;
-    `mark` is the last mark the sample had reached, as in "token 3"; `op` is "" where no operation was seen."""
-
-    n_bytes: int
-    op: str
-    shape: tuple[int, ...]
-    dtype: str
-    frames: tuple[Frame, ...]
-    run: int
-    mark: str = ""
-
-    @property
-    def line(self) -> Frame | None:
-        """The innermost frame outside torch, vram and the standard library; else the innermost; None without frames."""
-        return telling_frame(self.frames)
-
-    @property
-    def caller(self) -> Frame | None:
-        """The innermost frame of the project's own code, where `line` is a library's; else None."""
-        if self.line is None or not self.line.installed:
-            return None
-        return next((frame for frame in self.frames if not frame.installed and not _below(frame)), None)
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A storage that began or ended. The same storage has the same `key`."""
-
-    action: Literal["alloc", "free"]
-    key: int
-    allocation: Allocation
-
-
-def short_name(qualname: str) -> str:
-    """A function's name without the functions it is defined in: "test.<locals>.Trainer.step" -> "Trainer.step"."""
-    return qualname.rpartition("<locals>.")[2]
-
-
-def line_here() -> str:
-    """ "file:line function" of the innermost frame outside torch, vram and the standard library."""
-    frames, frame = [], sys._getframe(1)
-    while frame is not None:
-        frames.append(Frame(frame.f_code.co_filename, frame.f_lineno, short_name(frame.f_code.co_qualname)))
-        frame = frame.f_back  # type: ignore[assignment]
-    return str(telling_frame(frames))
-
-
-def telling_frame(frames: Sequence[Frame]) -> Frame | None:
-    """The innermost of `frames` (innermost first) outside torch, vram and the standard library; else the innermost."""
-    outside = [frame for frame in frames if not _below(frame)]
-    own = [frame for frame in outside if not frame.filename.startswith(_STDLIB) or frame.filename.find("-packages") > 0]
-    return next(iter(own or outside or frames), None)
-
-
-def at_peak(start: Iterable[tuple[int, Allocation]], events: Iterable[Event]) -> list[Allocation]:
-    """What was alive at the moment of most bytes, from (key, allocation) alive at the start and what happened since."""
-    log = list(events)
-    alive = dict(start)
-    total_bytes = peak_bytes = sum(allocation.n_bytes for allocation in alive.values())
-    peak_at = 0
-    for position, event in enumerate(log, start=1):
-        total_bytes += event.allocation.n_bytes if event.action == "alloc" else -event.allocation.n_bytes
-        if total_bytes > peak_bytes:
-            peak_bytes, peak_at = total_bytes, position
-    for event in log[:peak_at]:
-        if event.action == "alloc":
-            alive[event.key] = event.allocation
-        else:
-            alive.pop(event.key, None)
-    return list(alive.values())
-
-
-class Stacks:
-    """Call stacks, innermost frame first; the same one is the same object."""
-
-    def __init__(self) -> None:
-        self._known: dict[tuple[tuple[Any, int], ...], tuple[Frame, ...]] = {}
-
-    def clear(self) -> None:
-        """Forget them."""
-        self._known.clear()
-
-    def here(self) -> tuple[Frame, ...]:
-        """The caller's, from the innermost frame that is not ours to the outermost that what is traced has called."""
-        found: list[tuple[Any, int]] = []
-        frame = sys._getframe(1)
-        while frame is not None and len(found) < _MOST_FRAMES:
-            filename = frame.f_code.co_filename
-            if not found and filename.endswith(_WRAPPERS):
-                pass  # around our own dispatch, not around the operation
-            elif not filename.startswith(_OURS):
-                found.append((frame.f_code, frame.f_lineno))
-            elif found and not filename.startswith(_WITHIN):
-                break  # what called the step is no part of it
-            frame = frame.f_back  # type: ignore[assignment]
-        places = tuple(found)
-        if places not in self._known:
-            self._known[places] = tuple(
-                Frame(code.co_filename, line or 0, short_name(code.co_qualname)) for code, line in places
-            )
-        return self._known[places]
-
-
-def described(
-    op: str, tensor: torch.Tensor, n_bytes: int, frames: tuple[Frame, ...], run: int, mark: str = ""
-) -> Allocation:
-    """The allocation of a storage of the tensor, as an operation made it. A nested tensor is told by its elements."""
-    try:
-        shape = tuple(int(size) for size in tensor.shape)
-    except (AttributeError, RuntimeError):  # of several shapes: in either of PyTorch's layouts
-        shape = (n_bytes // tensor.element_size(),)
-    return Allocation(
-        n_bytes=n_bytes,
-        op=op,
-        shape=shape,
-        dtype=str(tensor.dtype).removeprefix("torch."),
-        frames=frames,
-        run=run,
-        mark=mark,
-    )
-
-
-class Describing:
-    """Tags for the blocks of a simulated card: for each, the allocation with its stack."""
-
-    def __init__(self) -> None:
-        self._stacks = Stacks()
-
-    def __call__(self, op: str, tensor: torch.Tensor) -> Allocation:
-        """Of the storage that the operation took for its result."""
-        return described(op, tensor, tensor.untyped_storage().nbytes(), self._stacks.here(), 0)
 
 
 class TensorTracer:
@@ -391,20 +220,6 @@ class SimulatedTracer(TensorTracer):
             yield
 
 
-def unclaimed(snapshot: dict[str, Any], device: int | None, pointers: set[int]) -> list[Allocation]:
-    """Blocks of a CUDA snapshot in use on `device`, recorded with a stack, whose address is none of `pointers`."""
-    found = []
-    for segment in snapshot["segments"]:
-        if device is not None and segment.get("device") != device:
-            continue
-        for block in segment["blocks"]:
-            if block["state"] == "active_allocated" and block.get("frames") and block["address"] not in pointers:
-                frames = tuple(Frame(frame["filename"], frame["line"], frame["name"]) for frame in block["frames"])
-                size = block.get("requested_size", block["size"])
-                found.append(Allocation(size, "", (), "", frames, run=0))
-    return found
-
-
 def tracer_for(device: str) -> TensorTracer:
     """The tracer of a device, named as `torch.device` takes it, or "simulated:CARD"."""
     if device.startswith("simulated"):
@@ -413,10 +228,6 @@ def tracer_for(device: str) -> TensorTracer:
         return SimulatedTracer(simulated_cuda(device.partition(":")[2]), DEVICE)
     resolved = torch.device(device)
     return CudaTracer(resolved) if resolved.type == "cuda" else TensorTracer(resolved)
-
-
-def _below(frame: Frame) -> bool:
-    return frame.filename.startswith(_BELOW) or frame.filename.startswith("<")
 
 
 class _Follow(Following):  # type: ignore[no-untyped-call]

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from vram.errors import OutOfMemory
+from vram.explanation.allocations import BEFORE, Allocation
+from vram.frames import Frame, short_name, telling_frame
 from vram.replaying.collector import unfrozen
 from vram.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
-    from vram.explanation.tracer import Allocation, TensorTracer
+    from vram.explanation.tracer import TensorTracer
     from vram.replaying.loop import Replayed
 
 _MOST_LINES = 10
@@ -42,8 +44,6 @@ def requested_bytes(error: BaseException) -> int | None:
 
 def failing_line(error: BaseException) -> str:
     """ "file:line function" of the innermost frame outside torch and vram."""
-    from vram.explanation.tracer import Frame, short_name, telling_frame
-
     frames = [
         Frame(frame.f_code.co_filename, line, short_name(frame.f_code.co_qualname))
         for frame, line in traceback.walk_tb(error.__traceback__)
@@ -106,7 +106,6 @@ def with_what_was_alive(failure: OutOfMemory, replayed: Replayed) -> OutOfMemory
 def alive_lines(alive: Iterable[Allocation], held_by: Callable[[Sequence[Allocation]], str]) -> list[str]:
     """What was alive, most bytes first: at most 10 lines of code, and who holds the largest part made before."""
     from vram.explanation.growth import line_of, shapes
-    from vram.explanation.tracer import BEFORE
 
     groups: dict[object, list[Allocation]] = {}
     for one in alive:

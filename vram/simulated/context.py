@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_map_only
 
 from vram.cards import Card, find_card
+from vram.frames import line_here
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory, refuse_environment
 from vram.simulated.cuda_api import answering
 from vram.simulated.kernels.attention import FusedAttention, parts
@@ -352,8 +353,6 @@ class _Mode(FakeTensorMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Self:
         if not self._open:  # a fake tensor enters its own, to run an operation where no mode is
-            from vram.explanation.tracer import line_here
-
             func = sys._getframe(1).f_locals.get("func", "an operation")
             raise RuntimeError(
                 f"{func} at {line_here()} is of a tensor on a simulated card, outside the simulation, where nothing is "
@@ -569,8 +568,6 @@ def _is_others(func: Any) -> bool:
 def _warn_of_others(func: Any) -> None:
     """Of an operation that is not torch's: fake tensors run what says how its result looks, and not the kernel."""
     if _is_others(func):
-        from vram.explanation.tracer import line_here
-
         warnings.warn(
             f"simulated CUDA counts what {func} at {line_here()} returns, not what its kernel takes meanwhile: call "
             "the function that it is made of, or measure on a GPU",

@@ -23,6 +23,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+from vram.frames import line_here
+
 _aten = torch.ops.aten
 _MOST_ELEMENTS = 2**20
 _MOST_FLOATS = 16  # from outside: a scale, a temperature; never activations
@@ -257,8 +259,6 @@ class Shadows:
     def _or_unknown(self, func: Any, known: Any) -> Any:
         if known is not None:
             return known
-        from vram.explanation.tracer import line_here
-
         raise UnknownValue(
             f"{func} at {line_here()} needs a value that depends on activations, or is one of too many, which a "
             "simulation does not have: keep it on the device, or give the step what it would be"
@@ -325,8 +325,6 @@ def _size(tensor: Tensor, dim: int) -> int:
 
 def unmodelled(func: Any, args: Any) -> NotImplementedError:
     """The refusal of an operation, by its name and the line."""
-    from vram.explanation.tracer import line_here
-
     kind = " of sparse tensors" if any(tensor.layout is not torch.strided for tensor in tensors(args)) else ""
     return NotImplementedError(f"simulated CUDA does not model {func}{kind}, at {line_here()}: measure on a GPU")
 

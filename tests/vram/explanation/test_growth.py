@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import vram
+from vram.explanation.allocations import Allocation
 from vram.explanation.growth import Explanation, Line, by_line, shapes
-from vram.explanation.tracer import Allocation, Frame
+from vram.frames import Frame
 from vram.replaying.collector import frozen
 
 

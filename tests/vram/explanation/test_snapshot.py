@@ -10,8 +10,10 @@ import pytest
 import torch
 from torch.cuda import _memory_viz
 
+from vram.explanation.allocations import Allocation, Event
 from vram.explanation.snapshot import viewer_snapshot, write_snapshot
-from vram.explanation.tracer import Allocation, Event, Frame, TensorTracer
+from vram.explanation.tracer import TensorTracer
+from vram.frames import Frame
 
 # What the viewer's own unpickler (MemoryViz.js in PyTorch's repository) knows.
 _VIEWER_KNOWS = """

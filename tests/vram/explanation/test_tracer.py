@@ -11,17 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from vram.explanation.tracer import (
-    Allocation,
-    CudaTracer,
-    Event,
-    Frame,
-    TensorTracer,
-    at_peak,
-    telling_frame,
-    tracer_for,
-    unclaimed,
-)
+from vram.explanation.allocations import Allocation, Event, at_peak, unclaimed
+from vram.explanation.tracer import CudaTracer, TensorTracer, tracer_for
+from vram.frames import Frame, telling_frame
 from vram.meters.tensor import storages_of
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import vram
-from vram.explanation.tracer import BEFORE, Allocation, Frame
+from vram.explanation.allocations import BEFORE, Allocation
+from vram.frames import Frame
 from vram.replaying.out_of_memory import alive_lines, is_out_of_memory, requested_bytes, room
 
 MiB = 2**20

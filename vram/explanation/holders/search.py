@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from vram.explanation.tracer import short_name
+from vram.frames import short_name
 from vram.meters.tensor import storages_of
 
 _DEEPEST = 100  # links of a list of one's own; dead ends end by themselves

@@ -1,0 +1,111 @@
+"""Allocations as a trace knows them: size, operation, shape, line and run; and what was alive at a peak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from vram.frames import Frame, Stacks, telling_frame
+
+if TYPE_CHECKING:
+    import torch
+
+BEFORE = -1  # the run of what was alive before the trace began
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """One storage. `frames` is the call stack, innermost first; `run` counts from 0, BEFORE for what was there already;
+    `mark` is the last mark the sample had reached, as in "token 3"; `op` is "" where no operation was seen."""
+
+    n_bytes: int
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    frames: tuple[Frame, ...]
+    run: int
+    mark: str = ""
+
+    @property
+    def line(self) -> Frame | None:
+        """The innermost frame outside torch, vram and the standard library; else the innermost; None without frames."""
+        return telling_frame(self.frames)
+
+    @property
+    def caller(self) -> Frame | None:
+        """The innermost frame of the project's own code, where `line` is a library's; else None."""
+        if self.line is None or not self.line.installed:
+            return None
+        return next((frame for frame in self.frames if not frame.installed and not frame.internal), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A storage that began or ended. The same storage has the same `key`."""
+
+    action: Literal["alloc", "free"]
+    key: int
+    allocation: Allocation
+
+
+def at_peak(start: Iterable[tuple[int, Allocation]], events: Iterable[Event]) -> list[Allocation]:
+    """What was alive at the moment of most bytes, from (key, allocation) alive at the start and what happened since."""
+    log = list(events)
+    alive = dict(start)
+    total_bytes = peak_bytes = sum(allocation.n_bytes for allocation in alive.values())
+    peak_at = 0
+    for position, event in enumerate(log, start=1):
+        total_bytes += event.allocation.n_bytes if event.action == "alloc" else -event.allocation.n_bytes
+        if total_bytes > peak_bytes:
+            peak_bytes, peak_at = total_bytes, position
+    for event in log[:peak_at]:
+        if event.action == "alloc":
+            alive[event.key] = event.allocation
+        else:
+            alive.pop(event.key, None)
+    return list(alive.values())
+
+
+def unclaimed(snapshot: dict[str, Any], device: int | None, pointers: set[int]) -> list[Allocation]:
+    """Blocks of a CUDA snapshot in use on `device`, recorded with a stack, whose address is none of `pointers`."""
+    found = []
+    for segment in snapshot["segments"]:
+        if device is not None and segment.get("device") != device:
+            continue
+        for block in segment["blocks"]:
+            if block["state"] == "active_allocated" and block.get("frames") and block["address"] not in pointers:
+                frames = tuple(Frame(frame["filename"], frame["line"], frame["name"]) for frame in block["frames"])
+                size = block.get("requested_size", block["size"])
+                found.append(Allocation(size, "", (), "", frames, run=0))
+    return found
+
+
+def described(
+    op: str, tensor: torch.Tensor, n_bytes: int, frames: tuple[Frame, ...], run: int, mark: str = ""
+) -> Allocation:
+    """The allocation of a storage of the tensor, as an operation made it. A nested tensor is told by its elements."""
+    try:
+        shape = tuple(int(size) for size in tensor.shape)
+    except (AttributeError, RuntimeError):  # of several shapes: in either of PyTorch's layouts
+        shape = (n_bytes // tensor.element_size(),)
+    return Allocation(
+        n_bytes=n_bytes,
+        op=op,
+        shape=shape,
+        dtype=str(tensor.dtype).removeprefix("torch."),
+        frames=frames,
+        run=run,
+        mark=mark,
+    )
+
+
+class Describing:
+    """Tags for the blocks of a simulated card: for each, the allocation with its stack."""
+
+    def __init__(self) -> None:
+        self._stacks = Stacks()
+
+    def __call__(self, op: str, tensor: torch.Tensor) -> Allocation:
+        """Of the storage that the operation took for its result."""
+        return described(op, tensor, tensor.untyped_storage().nbytes(), self._stacks.here(), 0)

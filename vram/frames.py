@@ -1,0 +1,112 @@
+"""Lines of call stacks: the one that a user can act on, told from those of torch, vram and the standard library."""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+_MOST_FRAMES = 64
+_OURS = Path(__file__).parent
+# Ours too, but called by what is traced: operations that are taken apart, of a thread, or on a simulated card.
+_WITHIN = tuple(str(_OURS / part) for part in (Path("explanation", "tracer.py"), "simulated", "torch_hooks"))
+
+
+def _source(module: str) -> Path:
+    """The file of a module that is installed; it is found and not imported, as importing vram imports no torch."""
+    spec = find_spec(module)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"vram needs {module}, which is not installed")
+    return Path(spec.origin)
+
+
+# Frames in here are no line that matters to a user. Deprecated names of torch are wrapped in typing_extensions.
+_BELOW = (str(_source("torch").parent), str(_OURS), str(_source("typing_extensions")), "<")
+_WRAPPERS = (str(Path("torch", "_dynamo", "eval_frame.py")), str(Path("torch", "_compile.py")))
+_STDLIB = sysconfig.get_path("stdlib")
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One line of a call stack."""
+
+    filename: str
+    line: int
+    name: str
+
+    @property
+    def installed(self) -> bool:
+        """Whether it is a library's and not the project's own."""
+        return any(folder in self.filename for folder in _INSTALLED) or self.filename.startswith(_STDLIB)
+
+    @property
+    def internal(self) -> bool:
+        """Whether it is torch's, vram's, or of code without a file."""
+        return self.filename.startswith(_BELOW)
+
+    def __str__(self) -> str:
+        path = Path(self.filename)
+        for folder in _INSTALLED:
+            if folder in path.parts:
+                path = Path(*path.parts[path.parts.index(folder) + 1 :])
+        if path.is_absolute() and path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
+        return f"{path}:{self.line} {self.name}"
+
+
+def short_name(qualname: str) -> str:
+    """A function's name without the functions it is defined in: "test.<locals>.Trainer.step" -> "Trainer.step"."""
+    return qualname.rpartition("<locals>.")[2]
+
+
+def line_here() -> str:
+    """ "file:line function" of the innermost frame outside torch, vram and the standard library."""
+    frames, frame = [], sys._getframe(1)
+    while frame is not None:
+        frames.append(Frame(frame.f_code.co_filename, frame.f_lineno, short_name(frame.f_code.co_qualname)))
+        frame = frame.f_back  # type: ignore[assignment]
+    return str(telling_frame(frames))
+
+
+def telling_frame(frames: Sequence[Frame]) -> Frame | None:
+    """The innermost of `frames` (innermost first) outside torch, vram and the standard library; else the innermost."""
+    outside = [frame for frame in frames if not frame.internal]
+    own = [frame for frame in outside if not frame.filename.startswith(_STDLIB) or frame.filename.find("-packages") > 0]
+    return next(iter(own or outside or frames), None)
+
+
+class Stacks:
+    """Call stacks, innermost frame first; the same one is the same object."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[tuple[Any, int], ...], tuple[Frame, ...]] = {}
+
+    def clear(self) -> None:
+        """Forget them."""
+        self._known.clear()
+
+    def here(self) -> tuple[Frame, ...]:
+        """The caller's, from the innermost frame that is not ours to the outermost that what is traced has called."""
+        found: list[tuple[Any, int]] = []
+        ours = str(_OURS)
+        frame = sys._getframe(1)
+        while frame is not None and len(found) < _MOST_FRAMES:
+            filename = frame.f_code.co_filename
+            if not found and filename.endswith(_WRAPPERS):
+                pass  # around our own dispatch, not around the operation
+            elif not filename.startswith(ours):
+                found.append((frame.f_code, frame.f_lineno))
+            elif found and not filename.startswith(_WITHIN):
+                break  # what called the step is no part of it
+            frame = frame.f_back  # type: ignore[assignment]
+        places = tuple(found)
+        if places not in self._known:
+            self._known[places] = tuple(
+                Frame(code.co_filename, line or 0, short_name(code.co_qualname)) for code, line in places
+            )
+        return self._known[places]
