@@ -11,6 +11,7 @@ from vram.cards import Card
 from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, PeakExceeded, Undecided
 from vram.recording import CHANNELS, Recording, check_recording, judged_figures
 from vram.replaying.loop import forget
+from vram.text import rate_text
 from vram.units import format_bytes, parse_bytes
 from vram.verdict.growth import Forecast, Status, Verdict, judge_growth
 from vram.verdict.peak import judge_peak
@@ -146,10 +147,8 @@ def assert_ratio(
         raise LevelExceeded(level.explanation())
 
 
-def rate_text(verdict: Verdict) -> str:
-    """ "4,096 B", "512.9 B (444.4 to 581.4)": bytes a sample, with the 95 % interval where it is not exact."""
-    rate = f"{verdict.bytes_per_sample:,.1f}".removesuffix(".0")
-    return f"{rate} B" if verdict.exact else f"{rate} B ({verdict.low_bytes:,.1f} to {verdict.high_bytes:,.1f})"
+def _rate_text(verdict: Verdict) -> str:
+    return rate_text(verdict.bytes_per_sample, (verdict.low_bytes, verdict.high_bytes))
 
 
 def _growth_text(
@@ -159,7 +158,7 @@ def _growth_text(
     grew = "grows by" if verdict.status == "grows" else "undecided whether it stops growing; so far"
     figures = recording.channels[channel]
     lines = [
-        f"{recording.name}: {_SPOKEN.get(channel, 'memory')} ({channel}) {grew} {rate_text(verdict)} a sample",
+        f"{recording.name}: {_SPOKEN.get(channel, 'memory')} ({channel}) {grew} {_rate_text(verdict)} a sample",
         f"  {verdict.reason}",
         f"  {verdict.laps} laps of {verdict.samples} samples: {format_bytes(recording.before[channel])} before the "
         f"first, {format_bytes(int(figures[-1, -1]))} after the last",
@@ -172,7 +171,7 @@ def _growth_text(
         # A noisy channel has a figure of its own in every run: it is told where it says something.
         if other != channel and (other in recording.exact or its.status == "grows"):
             role = "" if other in recording.convicting else ", noisy: told, does not decide"
-            lines.append(f"  {other}: {its.status}, {rate_text(its)} a sample{role}")
+            lines.append(f"  {other}: {its.status}, {_rate_text(its)} a sample{role}")
     if judged.get("requested") and "reserved" in judged:
         live, reserved = judged["requested"].status, judged["reserved"].status
         if reserved == "grows" and live in ("stable", "plateau"):

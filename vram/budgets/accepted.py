@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vram.budgets.file import Budget, accept, named
-from vram.report.terminal import aligned, apart
+from vram.text import aligned, apart
 
 
 @dataclass(frozen=True)

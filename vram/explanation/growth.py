@@ -15,6 +15,7 @@ from vram.recording import Recording
 from vram.replaying.collector import cheap_collections, unfrozen
 from vram.replaying.loop import Replayed, forget, replayed, step_name
 from vram.replaying.marks import listening
+from vram.text import rate_text
 from vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -46,11 +47,10 @@ class Line:
     holder: str = ""
 
     def __str__(self) -> str:
-        rate = f"{self.bytes_per_sample:,.1f}".removesuffix(".0")
         made = " ".join(part for part in (self.op, self.dtype, self.shape) if part)
         caller = f" (from {self.caller})" if self.caller else ""
         alive = f"{self.count:,} alive, {format_bytes(self.n_bytes)}" if self.count else "freed again"
-        return f"{rate} B a sample: {self.where}{caller}: {made or 'no tensor'}; {alive}"
+        return f"{rate_text(self.bytes_per_sample)} a sample: {self.where}{caller}: {made or 'no tensor'}; {alive}"
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ class Explanation:
             holder, shown = line.holder, shown + 1
         rest = self.lines[shown:]
         if rest:
-            rate = f"{sum(line.bytes_per_sample for line in rest):,.1f}".removesuffix(".0")
-            told.append(f"    and {rate} B a sample from {len(rest)} more line{'s' * (len(rest) != 1)}")
+            rate = rate_text(sum(line.bytes_per_sample for line in rest))
+            told.append(f"    and {rate} a sample from {len(rest)} more line{'s' * (len(rest) != 1)}")
         return (begin + told[: max(0, room)] + end)[:most_lines]
 
     def summary(self) -> dict[str, Any]:

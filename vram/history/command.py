@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from vram.history import store
-from vram.history.compare import MEMORY, Change, Comparison, Judged, exactly
-from vram.history.criteria import GROWTH, PEAK, Criterion, figures, is_exact, parse
+from vram.history.compare import MEMORY, Change, Comparison, Judged
+from vram.history.criteria import GROWTH, PEAK, Criterion, figures, parse
 from vram.history.entries import Entry
 from vram.history.gate import told_unsaid
 from vram.history.keys import Key, name_of, place_of
-from vram.history.runs import RECORDED, History, Run, with_recorded, with_run, with_the_one_before
-from vram.history.steps import Step, find_steps
-from vram.report.terminal import aligned as aligned
-from vram.units import format_bytes
+from vram.history.runs import RECORDED, History, Run, steps_of, with_recorded, with_run, with_the_one_before
+from vram.history.steps import Step
+from vram.text import aligned, apart, exact_text, rate_text, size_text
 
 FINE, REGRESSED, USAGE, NOTHING = 0, 1, 2, 3
 
@@ -154,7 +153,7 @@ def _rows(judged: Judged) -> list[tuple[str, ...]]:
         (
             judged.entry.name,
             change.figure,
-            *_both(change),
+            *apart(change.base, change.head),
             _change(change),
             "-" if change.criterion is None else change.criterion.tolerance,
             change.base_run.removeprefix("run "),
@@ -165,14 +164,6 @@ def _rows(judged: Judged) -> list[tuple[str, ...]]:
         or change.base != change.head
         or (change.figure == GROWTH and change.criterion)
     ]
-
-
-def _both(change: Change) -> tuple[str, str]:
-    """To the byte where they would read alike and are not."""
-    texts = ["-" if figure is None else format_bytes(figure) for figure in (change.base, change.head)]
-    if texts[0] == texts[1] and change.base != change.head and change.base is not None and change.head is not None:
-        texts = [f"{figure:,.1f} B".replace(".0 B", " B") for figure in (change.base, change.head)]
-    return texts[0], texts[1]
 
 
 def _change(change: Change) -> str:
@@ -247,18 +238,6 @@ def _has(key: Key, text: str) -> bool:
     return (bool(equals) and (fact, value) in key) or any(text in value for _, value in key)
 
 
-def steps_of(runs: Sequence[tuple[Run, Entry]]) -> dict[str, list[Step]]:
-    """Every figure's steps over a key's runs; figures without one are left out."""
-    told = [figures(entry) for _, entry in runs]
-    found = {}
-    for figure in dict.fromkeys(name for one in told for name in one):
-        exact = all(is_exact(entry, figure) for (_, entry), one in zip(runs, told, strict=True) if figure in one)
-        steps = find_steps([one.get(figure) for one in told], exact=exact)
-        if steps:
-            found[figure] = steps
-    return found
-
-
 def _key_text(key: Key, runs: Sequence[tuple[Run, Entry]], last: int) -> list[str]:
     steps = steps_of(runs)
     stepped = {step.index: figure for figure, found in steps.items() for step in found}
@@ -275,8 +254,8 @@ def _key_text(key: Key, runs: Sequence[tuple[Run, Entry]], last: int) -> list[st
                 run.number,
                 run.time[:16].replace("T", " "),
                 run.commit[:8] + ("+" if run.dirty else ""),
-                format_bytes(told[PEAK]) if PEAK in told else "-",
-                f"{told[GROWTH]:,.1f} B".replace(".0 B", " B") if GROWTH in told else "-",
+                size_text(told.get(PEAK)),
+                rate_text(told.get(GROWTH)),
                 entry.verdict or "inconclusive",
                 ", ".join(notes),
             )
@@ -292,7 +271,9 @@ def _key_text(key: Key, runs: Sequence[tuple[Run, Entry]], last: int) -> list[st
         for step in found:
             run = runs[step.index][0]
             since = f" ({run.commit[:12]})" if run.commit else ""
-            lines.append(f"  {figure}: {exactly(step.before)} -> {exactly(step.after)} since run {run.number}{since}")
+            lines.append(
+                f"  {figure}: {exact_text(step.before)} -> {exact_text(step.after)} since run {run.number}{since}"
+            )
     return [*lines, ""]
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from vram.history.criteria import GROWTH, Criterion, figure_in, figures, held_to, is_exact
 from vram.history.entries import OUT_OF_MEMORY, Entry
-from vram.units import format_bytes
+from vram.text import bytes_text, exact_text
 
 Status = Literal["regressed", "drifted", "within", "improved", "same", "told", "not measured"]
 FAILING: tuple[Status, ...] = ("regressed", "drifted")
@@ -49,7 +49,7 @@ class Change:
             where = "in this run" if self.head is None else f"in {self.base_run}"
             return f"{self.figure}: not measured {where}"
         unit = " a sample" if self.figure == GROWTH else ""
-        text = f"{self.figure} {exactly(self.head)}{unit}, {_moved(self.base, self.head)} in {self.base_run}"
+        text = f"{self.figure} {exact_text(self.head)}{unit}, {_moved(self.base, self.head)} in {self.base_run}"
         if self.criterion is None:
             return f"{text}; noisy or not asked for: told, does not decide"
         if self.status in FAILING:
@@ -58,18 +58,12 @@ class Change:
         return text
 
 
-def exactly(figure: float) -> str:
-    """ "48.00 MiB (50,331,648 B)"; small figures in bytes alone."""
-    whole = f"{figure:,.1f}".removesuffix(".0") + " B"
-    return whole if abs(figure) < 1024 else f"{format_bytes(figure)} ({whole})"
-
-
 def _moved(base: float, head: float) -> str:
     if head == base:
-        return f"the same as {exactly(base)}"
-    more = f"{abs(head - base):,.1f}".removesuffix(".0") + " B"
+        return f"the same as {exact_text(base)}"
+    more = bytes_text(abs(head - base))
     share = "" if base == 0 else f" ({abs(head - base) / abs(base):.2%})"
-    return f"{more}{share} {'more' if head > base else 'less'} than {exactly(base)}"
+    return f"{more}{share} {'more' if head > base else 'less'} than {exact_text(base)}"
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import PurePath
 
 from vram.history.compare import Comparison, Judged, Located, judge, matching
-from vram.history.criteria import Criterion
+from vram.history.criteria import Criterion, figures, is_exact
 from vram.history.entries import OUT_OF_MEMORY, Entry
 from vram.history.keys import Key, difference
+from vram.history.steps import Step, find_steps
 
 RECORDED = "recorded"  # as BASE: of each key the newest accepted run, else the first
 _LONGEST_NUMBER = 6  # digits; more are a commit
@@ -140,3 +141,15 @@ def with_run(base: Run, head: Run, criteria: Sequence[Criterion] = ()) -> Compar
 def _gone(base: Run, head: Run) -> list[Located]:
     keys = {entry.key for entry in head.entries}
     return [located for located in base.located() if located.entry.key not in keys]
+
+
+def steps_of(runs: Sequence[tuple[Run, Entry]]) -> dict[str, list[Step]]:
+    """Every figure's steps over a key's runs; figures without one are left out."""
+    measured = [(entry, figures(entry)) for _, entry in runs]
+    steps = {}
+    for figure in dict.fromkeys(name for _, by_name in measured for name in by_name):
+        exact = all(is_exact(entry, figure) for entry, by_name in measured if figure in by_name)
+        found = find_steps([by_name.get(figure) for _, by_name in measured], exact=exact)
+        if found:
+            steps[figure] = found
+    return steps

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vram.history.command import steps_of
 from vram.history.criteria import figures
 from vram.history.keys import Key, name_of, place_of
-from vram.history.runs import History
+from vram.history.runs import History, steps_of
 from vram.report.terminal import SCHEMA, absences, outcome, ratios
 
 FAILING = ("grows", "out of memory", "undecided")

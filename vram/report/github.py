@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vram.report.terminal import apart, outcome, ranked
+from vram.report.terminal import outcome, ranked
+from vram.text import apart
 
 PROPERTY = "vram."  # what our properties begin with
 _MOST_ANNOTATIONS = 10  # GitHub shows no more of a step

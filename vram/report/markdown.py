@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vram.report.gathered import Page, is_failing, over_bytes, why
-from vram.report.terminal import apart, outcome
+from vram.report.terminal import outcome
+from vram.text import apart, rate_text
 from vram.units import format_bytes
 
 MOST_LINES = 60
@@ -75,7 +76,7 @@ def _plain(line: str) -> str:
 def _row(mode: Mapping[str, Any]) -> str:
     own = None if mode["peak_bytes"] is None else mode["peak_bytes"] - mode.get("besides_bytes", 0)
     peak, budget = apart(own, mode.get("budget_bytes"))
-    rate = "-" if mode["bytes_per_sample"] is None else f"{mode['bytes_per_sample']:,.1f} B".replace(".0 B", " B")
+    rate = rate_text(mode["bytes_per_sample"])
     verdict = mode["verdict"] or ("peaks alone" if mode["laps"] == 1 else "inconclusive")
     strong = "**" if is_failing(mode) else ""
     return f"| {_cut(mode['mode'])} | {strong}{escaped(verdict)}{strong} | {rate} | {peak} | {budget} |"

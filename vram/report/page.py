@@ -11,7 +11,8 @@ from importlib import resources
 from typing import Any
 
 from vram.report.gathered import Page, Series, is_failing, over_bytes, why
-from vram.report.terminal import apart, outcome, table_of_tests
+from vram.report.terminal import outcome, table_of_tests
+from vram.text import apart, rate_text
 from vram.units import format_bytes
 
 # Nothing is fetched, and nothing runs but our two scripts, known by their hashes.
@@ -98,7 +99,7 @@ def _overview(page: Page) -> str:
         (
             _link(f"mode-{index}", mode["mode"]),
             f'<span class="{_class(mode)}">{escape(_verdict(mode))}</span>',
-            _rate(mode["bytes_per_sample"]),
+            rate_text(mode["bytes_per_sample"]),
             *map(escape, apart(_own_peak(mode), mode.get("budget_bytes"))),
             "-" if mode.get("seconds") is None else f"{mode['seconds']:.1f}",
         )
@@ -151,7 +152,7 @@ def _channels(channels: Mapping[str, Mapping[str, Any]]) -> str:
         (
             escape(name),
             escape(channel["verdict"] or "-"),
-            _rate(channel["bytes_per_sample"]),
+            rate_text(channel["bytes_per_sample"]),
             format_bytes(channel["before_bytes"]),
             format_bytes(max(map(max, channel["bytes"]))),
             format_bytes(channel["bytes"][-1][-1]),
@@ -241,10 +242,6 @@ def _class(mode: Mapping[str, Any]) -> str:
     if is_failing(mode):
         return "bad"
     return "good" if mode["verdict"] in ("stable", "plateau") else "doubt"
-
-
-def _rate(bytes_per_sample: float | None) -> str:
-    return "-" if bytes_per_sample is None else f"{bytes_per_sample:,.1f} B".replace(".0 B", " B")
 
 
 def _own_peak(mode: Mapping[str, Any]) -> int | None:

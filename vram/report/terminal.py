@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vram.files import written_whole
+from vram.text import aligned, apart, rate_text, size_text
 from vram.units import format_bytes
 
 SCHEMA = 1
@@ -94,20 +95,6 @@ def outcome(test: Mapping[str, Any]) -> str:
     return ", ".join(over) or "passed"
 
 
-def apart(n_bytes: int | None, limit_bytes: int | None) -> tuple[str, str]:
-    """Two sizes as text, to the byte where they would read alike and are not. A dash is no figure."""
-    texts = _size(n_bytes), _size(limit_bytes)
-    if n_bytes != limit_bytes and texts[0] == texts[1]:
-        return f"{n_bytes:,} B", f"{limit_bytes:,} B"
-    return texts
-
-
-def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of cells as lines, columns under one another."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-
-
 def _shortened(test: str) -> str:
     half = (_LONGEST_ID - 3) // 2
     return test if len(test) <= _LONGEST_ID else f"{test[:half]}...{test[-half:]}"
@@ -136,19 +123,14 @@ def _some(names: Sequence[str]) -> str:
 
 def _row(mode: Mapping[str, Any]) -> tuple[str, ...]:
     runs = "-" if mode["laps"] is None else f"{mode['laps']} x {mode['samples']}"
-    rate = "-" if mode["bytes_per_sample"] is None else f"{mode['bytes_per_sample']:,.1f} B".replace(".0 B", " B")
     seconds = "-" if mode["seconds"] is None else f"{mode['seconds']:.1f}"
     own_peak = None if mode["peak_bytes"] is None else mode["peak_bytes"] - mode.get("besides_bytes", 0)
     return (
         str(mode["mode"]),
         runs,
-        rate,
+        rate_text(mode["bytes_per_sample"]),
         *apart(own_peak, mode["budget_bytes"]),
-        _size(mode["softmax_peak_bytes"]),
+        size_text(mode["softmax_peak_bytes"]),
         mode["verdict"] or ("peaks alone" if mode["laps"] == 1 else "inconclusive"),
         seconds,
     )
-
-
-def _size(n_bytes: int | None) -> str:
-    return "-" if n_bytes is None else format_bytes(n_bytes)
