@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-CI = Path(__file__).parents[2] / "ci"
+from tests.ci.project import Project
+
 SUITE = """
 import os, torch
 def test_it_is_stable(vram):
@@ -22,45 +19,13 @@ def test_it_is_stable(vram):
 CONFTEST = "def pytest_benchmark_generate_machine_info(): return {}\n"
 
 
-class Project:
-    """A throwaway copy of the commands, in an environment that is set up already. `log`: how stubs were called."""
-
-    def __init__(self, root: Path) -> None:
-        self.root, self.log = root, root / "log"
-        shutil.copytree(CI, root / "ci", ignore=shutil.ignore_patterns("__pycache__", "budgets"))
-        (root / "pyproject.toml").write_text("")
-        (root / "pytest.ini").write_text("[pytest]\n")
-        self.environment = root / "environment"
-        (self.environment / "bin").mkdir(parents=True)
-        for name, starts in (("python", ""), ("vram", " -m vram")):
-            self.program(self.environment / "bin" / name, f'exec "{sys.executable}"{starts} "$@"')
-        told = (root / "pyproject.toml").read_bytes() + (root / "ci" / "constraints.txt").read_bytes()
-        packed = subprocess.run(["cksum"], input=told, capture_output=True, check=True)  # noqa: S607
-        (self.environment / ".himap-vram-setup").write_text(f"{packed.stdout.decode().strip()} {root}\n")
-
-    def program(self, path: Path, line: str) -> None:
-        path.write_text(f"#!/bin/sh\n{line}\n")
-        path.chmod(0o755)
-
-    def stub(self, path: Path, name: str) -> None:
-        """A program that ends with what the environment's `name` says."""
-        self.program(path, f'echo "$0" "$@" >> "{self.log}"\nexit "${name}"')
-
-    def gate(self, *arguments: str, **variables: str) -> tuple[int, str]:
-        """Exit code and the last line."""
-        known = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-        done = subprocess.run(
-            [self.root / "ci" / "gate", *arguments],
-            cwd=self.root,
-            env={**known, "VIRTUAL_ENV": str(self.environment), **variables},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        lines = done.stdout.splitlines()
-        assert lines, done.stderr
-        print(done.stdout, done.stderr)
-        return done.returncode, lines[-1]
+def gate(project: Project, *arguments: str, **variables: str) -> tuple[int, str]:
+    """Exit code and the last line."""
+    ended = project.run("gate", *arguments, **variables)
+    print(ended.stdout, ended.stderr)
+    lines = ended.stdout.splitlines()
+    assert lines, ended.stderr
+    return ended.returncode, lines[-1]
 
 
 @pytest.fixture
@@ -103,7 +68,7 @@ def stubbed(project: Project) -> Project:
 def test_exit_code(stubbed: Project, suite: int, compare: int, accept: bool, code: int, says: str) -> None:
     """Found comes before inconclusive, and nothing that was not compared is fine; the last line says which."""
     flags = ("--vram-accept",) if accept else ()
-    found, line = stubbed.gate(*flags, SUITE=str(suite), COMPARE=str(compare))
+    found, line = gate(stubbed, *flags, SUITE=str(suite), COMPARE=str(compare))
     assert found == code
     assert line.startswith("ci/gate: ")
     assert says in line
@@ -111,7 +76,7 @@ def test_exit_code(stubbed: Project, suite: int, compare: int, accept: bool, cod
 
 def test_what_it_takes_goes_where_it_belongs(stubbed: Project) -> None:
     """The base and the criteria to `vram compare`, the rest to the suite; this run's name to both."""
-    stubbed.gate("--base", "main", "-k", "a b", "--fail=peak:2%", "--fail", "growth:0", SUITE="0", COMPARE="0")
+    gate(stubbed, "--base", "main", "-k", "a b", "--fail=peak:2%", "--fail", "growth:0", SUITE="0", COMPARE="0")
     suite, compare = stubbed.log.read_text().splitlines()
     name = suite.split("--benchmark-save ")[1].split()[0]
     storage = f"file://{stubbed.root}/.benchmarks"
@@ -121,7 +86,7 @@ def test_what_it_takes_goes_where_it_belongs(stubbed: Project) -> None:
 
 def test_a_base_without_a_name_is_bad_usage(stubbed: Project) -> None:
     """Before anything is measured."""
-    assert stubbed.gate("--base", SUITE="0", COMPARE="0") == (2, "ci/gate: --base needs a value")
+    assert gate(stubbed, "--base", SUITE="0", COMPARE="0") == (2, "ci/gate: --base needs a value")
     assert not stubbed.log.exists()
 
 
@@ -134,9 +99,9 @@ def test_from_the_first_run_to_a_regression(project: Project) -> None:
     (project.root / "ci" / "llava").mkdir()  # a project of one mode, and nothing to import for it
     (project.root / "ci" / "llava" / "modes.py").write_text('MODES = ("only",)\n')
     quick = ("--vram-device", "cpu", "-p", "no:xdist", "-p", "no:hypothesispytest")
-    assert project.gate(*quick, SIZE="1000") == (
+    assert gate(project, *quick, SIZE="1000") == (
         3,
         "ci/gate: inconclusive: nothing to compare with; make a run of good code the base with ci/gate --vram-accept",
     )
-    assert project.gate(*quick, SIZE="1001") == (1, "ci/gate: a regression was found against the base (recorded)")
+    assert gate(project, *quick, SIZE="1001") == (1, "ci/gate: a regression was found against the base (recorded)")
     assert len(list(project.root.glob(".benchmarks/*/000*.json"))) == 2

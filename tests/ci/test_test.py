@@ -1,0 +1,62 @@
+"""`ci/test`: checks and tests side by side, and nothing that failed is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.ci.project import Project
+
+CHECKS = ("ruff", "mypy", "lint-imports")
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    """The commands, with programs that say their name and arguments and exit with a code of the environment."""
+    project = Project(tmp_path)
+    for name in CHECKS:
+        variable = name.upper().replace("-", "_")
+        project.program(project.environment / "bin" / name, f'echo {name} "$@"\nexit "${{{variable}:-0}}"')
+    pytest_stub = 'case "$*" in *tests/memory) echo memory; exit "${MEMORY:-0}";; esac\nexit "${TESTS:-0}"'
+    project.program(project.environment / "bin" / "python", f'echo pytest "$@"\n{pytest_stub}')
+    return project
+
+
+def test_everything_runs_and_the_memory_suite_is_printed_last(project: Project) -> None:
+    """Checks, then the memory suite, whose closing lines are the last; --full reaches both runs of pytest."""
+    ended = project.run("test", "--full")
+    lines = ended.stdout.splitlines()
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert lines[0].startswith("pytest -m pytest -q -n logical")
+    assert "--full" in lines[0]
+    assert lines[1:] == [
+        "ruff check .",
+        "ruff format --check .",
+        "mypy",
+        "lint-imports",
+        "pytest -m pytest --full tests/memory",
+        "memory",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "part"),
+    [("RUFF", "checks"), ("MYPY", "checks"), ("LINT_IMPORTS", "checks"), ("TESTS", "tests"), ("MEMORY", "memory")],
+)
+def test_whatever_fails_fails_the_run_and_the_rest_still_runs(project: Project, variable: str, part: str) -> None:
+    """The exit code is 1, standard error names the part, and all other parts are printed."""
+    ended = project.run("test", **{variable: "1"})
+
+    assert (ended.returncode, ended.stderr) == (1, f"ci/test: failed: {part}\n")
+    assert len(ended.stdout.splitlines()) == 7
+
+
+def test_arguments_go_to_one_pytest(project: Project) -> None:
+    """A narrow run, and every check beside it."""
+    ended = project.run("test", "tests/himap", "-k", "a b")
+
+    assert ended.returncode == 0
+    assert ended.stdout.splitlines()[0] == "pytest -m pytest tests/himap -k a b"
+    assert [line.split()[0] for line in ended.stdout.splitlines()[1:]] == ["ruff", "ruff", "mypy", "lint-imports"]
