@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, Unpack
 
 from himap import HimapLlavaForConditionalGeneration
 from llava.checkpoint import Checkpoint, check_model_type, image_token_count, read_config
 from llava.errors import BadInput, shown
 from llava.folders import fetched, is_hub_id, local_folder
 from llava.hf_layout import open_hf
+from llava.load_options import LoadOptions
 from llava.original import is_original, open_original
-from llava.placement import DeviceMap
+from llava.placement import placed
 from llava.presets import PRESETS, open_preset
 
 __all__ = ["Checkpoint", "image_token_count", "load_pretrained_model", "open_checkpoint"]
@@ -24,40 +23,20 @@ def load_pretrained_model(
     model_path: str | Path,
     model_base: str | Path | None = None,
     model_name: str | None = None,
-    *,
-    device: str | torch.device = "cpu",
-    dtype: str | torch.dtype | None = None,
-    attn_implementation: str = "sdpa",
-    load_8bit: bool = False,
-    load_4bit: bool = False,
-    device_map: DeviceMap | None = None,
-    offload_folder: str | Path | None = None,
+    **options: Unpack[LoadOptions],
 ) -> tuple[Any, HimapLlavaForConditionalGeneration, Any, int]:
     """(tokenizer, model, image processor, context length in tokens) of the checkpoint `model_path`.
 
     `model_path` is a folder in Hugging Face or in the original LLaVA's layout, a preset ("tiny", or "7b" and "13b",
     whose random weights are made on the device), or a hub id (only then is the network used). With `model_base`, the
     folder or hub id of a LLaMA, `model_path` holds a projector only. `model_name` is taken for the original's sake
-    and changes nothing.
-
-    `dtype` None means float16 on CUDA and float32 on the CPU; "auto" is the checkpoint's own. `load_8bit` and
-    `load_4bit` quantise the decoder with bitsandbytes, on CUDA. `device_map`, as transformers takes it, spreads the
-    modules over devices, the CPU and the disk (`offload_folder`) in the place of `device`. Pickles are read as tensors
-    only; nothing in them is run.
+    and changes nothing. `options` are those of `LoadOptions`. Pickles are read as tensors only; nothing in them is run.
 
     Raises BadInput where the checkpoint is incomplete, foreign or broken (naming files or keys), and for a device,
     dtype, attention or package that is not there.
     """
     checkpoint = open_checkpoint(model_path, model_base)
-    model = checkpoint.load_model(
-        device=device,
-        dtype=dtype,
-        attn_implementation=attn_implementation,
-        load_8bit=load_8bit,
-        load_4bit=load_4bit,
-        device_map=device_map,
-        offload_folder=offload_folder,
-    )
+    model = checkpoint.load_model(placed(**options))
     return checkpoint.tokenizer, model, checkpoint.image_processor, checkpoint.context_len
 
 

@@ -15,7 +15,7 @@ from transformers.initialization import no_init_weights
 
 from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration
 from llava.errors import BadInput, shown
-from llava.placement import DeviceMap, Placement, check_device_map, placed
+from llava.placement import Placement, check_device_map
 from llava.quiet import quiet
 from vram.replaying.out_of_memory import is_out_of_memory
 
@@ -44,27 +44,8 @@ class Checkpoint:
         """The longest prompt the model takes, in tokens."""
         return int(self.config.text_config.max_position_embeddings)
 
-    def load_model(
-        self,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: str | torch.dtype | None = None,
-        attn_implementation: str = "sdpa",
-        load_8bit: bool = False,
-        load_4bit: bool = False,
-        device_map: DeviceMap | None = None,
-        offload_folder: str | Path | None = None,
-    ) -> HimapLlavaForConditionalGeneration:
-        """The model with its weights, in eval mode and without gradients. See `load_pretrained_model`."""
-        placement = placed(
-            device=device,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            load_8bit=load_8bit,
-            load_4bit=load_4bit,
-            device_map=device_map,
-            offload_folder=offload_folder,
-        )
+    def load_model(self, placement: Placement) -> HimapLlavaForConditionalGeneration:
+        """The model with its weights, in eval mode and without gradients. Raises BadInput where they do not fit it."""
         model = self.weights.load(self.config, placement)
         # The checkpoint's sampling defaults would only make `generate` warn: answers here are greedy.
         model.generation_config = GenerationConfig(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 from torch import nn
@@ -14,9 +13,8 @@ from transformers import BitsAndBytesConfig
 from transformers.utils import is_accelerate_available, is_bitsandbytes_available, is_flash_attn_2_available
 
 from llava.errors import BadInput, shown
-from llava.load_options import ATTENTIONS, DTYPES
+from llava.load_options import ATTENTIONS, DTYPES, DeviceMap, LoadOptions
 
-DeviceMap = str | Mapping[str, int | str | torch.device]
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 # Only the decoder's layers are quantised, as LLaVA's authors do: the rest is small and what an image goes through.
 _NOT_QUANTISED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
@@ -56,23 +54,15 @@ class Placement:
             )
 
 
-def placed(
-    *,
-    device: str | torch.device = "cpu",
-    dtype: str | torch.dtype | None = None,
-    attn_implementation: str = "sdpa",
-    load_8bit: bool = False,
-    load_4bit: bool = False,
-    device_map: DeviceMap | None = None,
-    offload_folder: str | Path | None = None,
-) -> Placement:
-    """The arguments of `load_pretrained_model`, checked. Raises BadInput for what this machine has not."""
-    place = resolve_device(device) if device_map is None else _mapped_device(device_map, offload_folder)
-    number = resolve_dtype(dtype, place)
-    check_attention(attn_implementation, place)
-    quantization = _quantization(place, number, load_8bit=load_8bit, load_4bit=load_4bit)
-    folder = None if offload_folder is None else Path(offload_folder)
-    return Placement(place, number, attn_implementation, device_map, folder, quantization)
+def placed(**options: Unpack[LoadOptions]) -> Placement:
+    """Placement that `options` describe, checked. Raises BadInput for anything that this machine does not have."""
+    device_map, folder = options.get("device_map"), options.get("offload_folder")
+    device = resolve_device(options.get("device", "cpu")) if device_map is None else _mapped_device(device_map, folder)
+    dtype = resolve_dtype(options.get("dtype"), device)
+    attention = options.get("attn_implementation", "sdpa")
+    check_attention(attention, device)
+    quantization = _quantization(device, dtype, options.get("load_8bit", False), options.get("load_4bit", False))
+    return Placement(device, dtype, attention, device_map, None if folder is None else Path(folder), quantization)
 
 
 def resolve_device(device: str | torch.device) -> torch.device:
@@ -148,7 +138,7 @@ def _mapped_device(device_map: DeviceMap, offload_folder: str | Path | None) -> 
 
 
 def _quantization(
-    device: torch.device, dtype: str | torch.dtype, *, load_8bit: bool, load_4bit: bool
+    device: torch.device, dtype: str | torch.dtype, load_8bit: bool, load_4bit: bool
 ) -> BitsAndBytesConfig | None:
     if not (load_8bit or load_4bit):
         return None

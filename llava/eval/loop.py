@@ -22,6 +22,7 @@ from llava.errors import BadInput, shown
 from llava.eval.ranks import Rank, Report
 from llava.eval.results import Answered, as_json, check_output, print_figures, write_json
 from llava.eval.terminal import say
+from llava.load_options import LoadOptions
 from llava.modes import default_new_tokens, mode_flags, set_mode
 from llava.placement import placed, resolve_device
 from llava.prompting import Prompts
@@ -49,8 +50,8 @@ def evaluate(
     rank of several: it answers its share and tells of it there, and nothing is written or printed at the end.
     """
     rank = None if report is None else report.rank
-    how = _how(options, rank)
-    device = placed(**how).device
+    placement = placed(**_load_options(options, rank))
+    device = placement.device
     named = device if rank is None or options.device_map else resolve_device(options.device)
     output = check_output(_output_file(options, mode, prog), options.question_file)
     questions = _questions(options)
@@ -106,7 +107,7 @@ def evaluate(
             digest=_digest(questions),
         )
     try:
-        model = checkpoint.load_model(**how)
+        model = checkpoint.load_model(placement)
         set_mode(model, mode, **flags)
         answerer = Answerer(
             checkpoint.tokenizer,
@@ -129,14 +130,14 @@ def evaluate(
         print_figures(so_far.answers, so_far.memory, output)
 
 
-def _how(options: argparse.Namespace, rank: Rank | None) -> dict[str, Any]:
+def _load_options(options: argparse.Namespace, rank: Rank | None) -> LoadOptions:
     """How to load the model. A rank takes the CUDA device of its number on its node, unless one was named."""
     device = resolve_device(options.device)
     if rank is not None and str(device) == "cuda":
         device = resolve_device(f"cuda:{rank.local}")
     if device.type == "cuda" and rank is not None:
         torch.cuda.set_device(device)  # or every rank would have a context on the first card too
-    how = {
+    load_options: LoadOptions = {
         "device": device,
         "dtype": options.dtype,
         "attn_implementation": options.attn,
@@ -151,8 +152,8 @@ def _how(options: argparse.Namespace, rank: Rank | None) -> dict[str, Any]:
             raise BadInput(f"--device must not come with --device-map, got {both}")
         if rank is not None and rank.on_node > 1:
             raise BadInput(f"with --device-map a node has one rank, which takes all its cards, got {rank.on_node}")
-        how |= {"device_map": options.device_map, "offload_folder": options.offload_folder}
-    return how
+        load_options |= {"device_map": options.device_map, "offload_folder": options.offload_folder}
+    return load_options
 
 
 def _devices(model: Any, device: torch.device) -> list[str]:

@@ -14,6 +14,7 @@ from PIL import Image
 from himap import HimapLlavaForConditionalGeneration
 from llava.builder import Checkpoint, open_checkpoint
 from llava.modes import set_mode
+from llava.placement import placed
 
 GOLDEN = Path(__file__).parent / "golden" / "conversation.json"
 
@@ -30,7 +31,7 @@ def checkpoint() -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def _loaded(checkpoint: Checkpoint) -> HimapLlavaForConditionalGeneration:
-    return checkpoint.load_model()
+    return checkpoint.load_model(placed())
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from llava.conversation import build_prompt
 from llava.errors import BadInput
 from llava.images import Drawing, open_rgb
 from llava.modes import MODES, set_mode
+from llava.placement import placed
 from llava.questions import Question, embedded_questions
 
 IMAGE_ID = torch.tensor([3])
@@ -230,9 +231,11 @@ def test_a_prompt_over_the_context_is_refused(make: MakeAnswerer) -> None:
 
 def test_keep_attentions_does_what_the_first_programs_did(checkpoint: Checkpoint) -> None:
     """Eager, no cache, every layer's N x N map and the whole logits of each token; alive until the next is done."""
-    model = checkpoint.load_model()
+    model = checkpoint.load_model(placed())
     answerer = Answerer(checkpoint.tokenizer, model, checkpoint.image_processor, max_new_tokens=3, keep_attentions=True)
-    plain = Answerer(checkpoint.tokenizer, checkpoint.load_model(), checkpoint.image_processor, max_new_tokens=3)
+    plain = Answerer(
+        checkpoint.tokenizer, checkpoint.load_model(placed()), checkpoint.image_processor, max_new_tokens=3
+    )
 
     answer = answerer.answer(WITH_IMAGE)
     output, logits = answerer._kept  # type: ignore[misc]

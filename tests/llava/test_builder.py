@@ -18,7 +18,7 @@ from himap import HimapLlavaForConditionalGeneration
 from llava import placement
 from llava.builder import Checkpoint, image_token_count, load_pretrained_model, open_checkpoint
 from llava.errors import BadInput
-from llava.placement import resolve_device, resolve_dtype
+from llava.placement import placed, resolve_device, resolve_dtype
 
 from .layouts import FORMS, plant, write_weights
 
@@ -330,7 +330,7 @@ def test_running_out_of_memory_is_not_the_checkpoints_fault(
 
     monkeypatch.setattr(HimapLlavaForConditionalGeneration, "from_pretrained", full)
     with pytest.raises(torch.OutOfMemoryError):
-        checkpoint.load_model()
+        checkpoint.load_model(placed())
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from llava.answering import Answerer
 from llava.builder import load_pretrained_model, open_checkpoint
 from llava.errors import BadInput
 from llava.modes import set_mode
+from llava.placement import placed
 from llava.questions import embedded_questions
 
 from .layouts import (
@@ -173,7 +174,7 @@ class TestWhole:
         assert (config.vision_feature_layer, config.vision_feature_select_strategy) == (-3, "full")
         assert config.image_seq_length == IMAGE_TOKENS + 1
         assert config.projector_hidden_act == "gelu"
-        assert checkpoint.load_model(dtype="auto").dtype == torch.bfloat16
+        assert checkpoint.load_model(placed(dtype="auto")).dtype == torch.bfloat16
 
     def test_it_answers(self, original: Path) -> None:
         """From a question with a picture to text, in every mode."""

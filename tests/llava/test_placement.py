@@ -41,7 +41,7 @@ class TestDeviceMap:
         device_map: Any,
     ) -> None:
         """Layers on the disk are read when their turn comes: logits and answers are the same, bit for bit."""
-        offloaded = checkpoint.load_model(device_map=device_map, offload_folder=tmp_path / "offloaded")
+        offloaded = checkpoint.load_model(placed(device_map=device_map, offload_folder=tmp_path / "offloaded"))
         assert ("meta" in {parameter.device.type for parameter in offloaded.parameters()}) == (
             device_map not in ("auto", {"": "cpu"})
         )
@@ -60,7 +60,7 @@ class TestDeviceMap:
     @needs_accelerate
     def test_safetensors_are_not_copied(self, checkpoint: Checkpoint, tmp_path: Path) -> None:
         """Weights that are safetensors already are read where they are."""
-        checkpoint.load_model(device_map=on_cpu_but(1), offload_folder=tmp_path / "offloaded")
+        checkpoint.load_model(placed(device_map=on_cpu_but(1), offload_folder=tmp_path / "offloaded"))
 
         assert not any((tmp_path / "offloaded").iterdir())
 
@@ -70,14 +70,14 @@ class TestDeviceMap:
         device_map = on_cpu_but() | {"model.vision_tower": "disk"}
 
         with pytest.raises(BadInput, match=r"keep the first module, the vision tower, on a device, got"):
-            checkpoint.load_model(device_map=device_map, offload_folder=tmp_path)
+            checkpoint.load_model(placed(device_map=device_map, offload_folder=tmp_path))
 
     def test_needs_accelerate(self, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without the package it is refused in words."""
         monkeypatch.setattr(placement, "is_accelerate_available", lambda: False)
 
         with pytest.raises(BadInput, match="a device map needs the package accelerate"):
-            checkpoint.load_model(device_map="auto")
+            checkpoint.load_model(placed(device_map="auto"))
 
     def test_the_dtype_follows_the_map(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Some of it on CUDA: float16, as on one CUDA device; else float32. `device` has no say then."""
@@ -118,7 +118,7 @@ class TestQuantised:
 
         rule = f"loading in {bits} bit needs a CUDA device and the packages bitsandbytes and accelerate, {got}$"
         with pytest.raises(BadInput, match=rule):
-            checkpoint.load_model(device=device, load_8bit=bits == 8, load_4bit=bits == 4)
+            checkpoint.load_model(placed(device=device, load_8bit=bits == 8, load_4bit=bits == 4))
 
     @pytest.mark.parametrize("device_map", [None, "auto"])
     @pytest.mark.parametrize("bits", [8, 4])

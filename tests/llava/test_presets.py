@@ -18,6 +18,7 @@ from llava.checkpoint import empty_model
 from llava.errors import BadInput
 from llava.images import open_rgb
 from llava.modes import MODES, set_mode
+from llava.placement import placed
 from llava.prompting import Prompts
 from llava.questions import embedded_questions
 from llava.shapes import Shape, Transformer
@@ -269,7 +270,7 @@ def test_random_weights_are_the_same_each_time(dtype: torch.dtype) -> None:
     for seed in (1, 2):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        model = _small().load_model(dtype=dtype)
+        model = _small().load_model(placed(dtype=dtype))
         assert torch.equal(torch.get_rng_state(), before)
         states.append(model.state_dict())
 
@@ -289,7 +290,7 @@ def test_an_empty_model_is_not_drawn() -> None:
 
 def test_random_weights_are_all_set() -> None:
     """Biases 0, norms 1, all else drawn: no two tensors alike, with LLaMA's standard deviation of 0.02."""
-    model = _small().load_model(dtype=torch.float32)
+    model = _small().load_model(placed(dtype=torch.float32))
     assert not model.training
     drawn = []
     for name, parameter in model.named_parameters():
@@ -308,7 +309,7 @@ def test_random_weights_are_all_set() -> None:
 def test_a_random_model_answers_in_half_precision(mode: str) -> None:
     """Logits are finite, differ from token to token, and change with the picture."""
     checkpoint = _small()
-    model = checkpoint.load_model(dtype="float16")
+    model = checkpoint.load_model(placed(dtype="float16"))
     set_mode(model, mode)
 
     logits = _logits(checkpoint, model)
@@ -325,7 +326,7 @@ def test_making_a_model_takes_its_own_weights_bytes() -> None:
     checkpoint = presets.random_checkpoint("small", shape)
 
     with vram.measure("cpu") as memory:
-        model = checkpoint.load_model(dtype="float16")
+        model = checkpoint.load_model(placed(dtype="float16"))
 
     own = sum(parameter.numel() * parameter.itemsize for parameter in model.parameters())
     assert own > 30e6
@@ -335,7 +336,7 @@ def test_making_a_model_takes_its_own_weights_bytes() -> None:
 def test_round_trip_of_a_random_model(tmp_path: Path) -> None:
     """Saved with its tokenizer and image processor it is a checkpoint like any other, with the same logits."""
     checkpoint = _small()
-    model = checkpoint.load_model()
+    model = checkpoint.load_model(placed())
     for part in (model, checkpoint.tokenizer, checkpoint.image_processor):
         part.save_pretrained(tmp_path / "saved")
     expected = _logits(checkpoint, model)
@@ -343,7 +344,7 @@ def test_round_trip_of_a_random_model(tmp_path: Path) -> None:
     again = open_checkpoint(tmp_path / "saved")
     plain = LlavaForConditionalGeneration.from_pretrained(tmp_path / "saved").eval()
 
-    assert torch.equal(_logits(again, again.load_model()), expected)
+    assert torch.equal(_logits(again, again.load_model(placed())), expected)
     answerer = Answerer(checkpoint.tokenizer, model, checkpoint.image_processor)
     with torch.inference_mode():
         assert torch.equal(plain(**answerer.inputs(embedded_questions(1)[0])).logits, expected)
@@ -353,9 +354,9 @@ def test_a_random_model_is_made_in_one_place(monkeypatch: pytest.MonkeyPatch) ->
     """A device map needs a checkpoint on disk."""
     monkeypatch.setattr(placement, "is_accelerate_available", lambda: True)
     with pytest.raises(BadInput, match="are for checkpoints on disk, got the preset 'small'"):
-        _small().load_model(device_map="auto")
+        _small().load_model(placed(device_map="auto"))
 
 
 def test_auto_is_float16_for_a_random_model() -> None:
     """The checkpoint's own dtype is that of LLaVA-1.5's."""
-    assert _small().load_model(dtype="auto").dtype == torch.float16
+    assert _small().load_model(placed(dtype="auto")).dtype == torch.float16

@@ -4,8 +4,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 import torch
@@ -18,6 +17,8 @@ from llava.builder import Checkpoint
 from llava.errors import BadInput
 from llava.eval import custom_selection_inference, eval_scivqa, loop
 from llava.eval.results import Answered, Summary, summarise, write_json
+from llava.load_options import LoadOptions
+from llava.placement import Placement, placed
 from llava.questions import Question
 
 from .conftest import a_record
@@ -198,16 +199,16 @@ def _system_length(checkpoint: Checkpoint) -> int:
 def test_common_flags_reach_the_answerer(monkeypatch: pytest.MonkeyPatch, answered: Callable[..., None]) -> None:
     """Length, letter request, conversation mode, dtype, attention, no-cache and keep-attentions arrive."""
     made: dict[str, Any] = {}
-    loaded: dict[str, Any] = {}
+    loaded: list[Placement] = []
     init, load = Answerer.__init__, Checkpoint.load_model
 
     def spied_init(self: Answerer, *args: Any, **options: Any) -> None:
         made.update(options)
         init(self, *args, **options)
 
-    def spied_load(self: Checkpoint, **options: Any) -> HimapLlavaForConditionalGeneration:
-        loaded.update(options)
-        return load(self, **options)
+    def spied_load(self: Checkpoint, placement: Placement) -> HimapLlavaForConditionalGeneration:
+        loaded.append(placement)
+        return load(self, placement)
 
     monkeypatch.setattr(Answerer, "__init__", spied_init)
     monkeypatch.setattr(Checkpoint, "load_model", spied_load)
@@ -222,13 +223,7 @@ def test_common_flags_reach_the_answerer(monkeypatch: pytest.MonkeyPatch, answer
         "use_cache": False,
         "keep_attentions": True,
     }
-    assert loaded == {
-        "device": torch.device("cpu"),
-        "dtype": "bfloat16",
-        "attn_implementation": "eager",
-        "load_8bit": False,
-        "load_4bit": False,
-    }
+    assert loaded == [Placement(torch.device("cpu"), torch.bfloat16, "eager")]
 
 
 @PROGRAMS
@@ -237,21 +232,19 @@ def test_8_and_4_bit_reach_the_loader(
     main: Main, bits: int, monkeypatch: pytest.MonkeyPatch, answered: Callable[..., None]
 ) -> None:
     """Where all is there that they need, the flag is handed on and written down."""
-    loaded: dict[str, Any] = {}
-    load = Checkpoint.load_model
+    loaded: LoadOptions = {}
 
-    def spied_load(self: Checkpoint, **options: Any) -> HimapLlavaForConditionalGeneration:
+    def spied_placed(**options: Unpack[LoadOptions]) -> Placement:
         loaded.update(options)
-        return load(self)
+        return placed()
 
-    monkeypatch.setattr(Checkpoint, "load_model", spied_load)
-    monkeypatch.setattr(loop, "placed", lambda **how: SimpleNamespace(device=how["device"]))
+    monkeypatch.setattr(loop, "placed", spied_placed)
     answered("A")
     assert main([f"--load-{bits}bit", "--num-samples", "1", "--device", "cpu", "--output-file", "r.json"]) == 0
 
-    wanted = {"load_8bit": bits == 8, "load_4bit": bits == 4}
-    assert wanted.items() <= loaded.items()
-    assert wanted.items() <= _result("r.json")["model_config"].items()
+    expected = {"load_8bit": bits == 8, "load_4bit": bits == 4}
+    assert expected.items() <= loaded.items()
+    assert expected.items() <= _result("r.json")["model_config"].items()
 
 
 @PROGRAMS

@@ -355,13 +355,13 @@ class TestRank:
         monkeypatch.setattr(torch.cuda, "set_device", current.append)
         second, third = Rank(5, 8, 1, 4, 1), Rank(6, 8, 2, 4, 1)
 
-        assert loop._how(_options(), second)["device"] == torch.device("cuda:1") == current[0]
-        assert loop._how(_options("--device", "cuda"), second)["device"] == torch.device("cuda:1")
-        assert loop._how(_options("--device", "cuda:0"), second)["device"] == torch.device("cuda:0")
-        assert loop._how(_options("--device", "cpu"), third)["device"] == torch.device("cpu")
-        assert loop._how(_options(), None)["device"] == torch.device("cuda")
+        assert loop._load_options(_options(), second)["device"] == torch.device("cuda:1") == current[0]
+        assert loop._load_options(_options("--device", "cuda"), second)["device"] == torch.device("cuda:1")
+        assert loop._load_options(_options("--device", "cuda:0"), second)["device"] == torch.device("cuda:0")
+        assert loop._load_options(_options("--device", "cpu"), third)["device"] == torch.device("cpu")
+        assert loop._load_options(_options(), None)["device"] == torch.device("cuda")
         with pytest.raises(BadInput, match="got cuda:2 with 2 CUDA devices"):
-            loop._how(_options(), third)
+            loop._load_options(_options(), third)
 
 
 def _options(*argv: str) -> Any:
@@ -401,8 +401,8 @@ class TestDeviceMap:
     def test_one_rank_a_node(self) -> None:
         """A map takes all cards: two ranks of a node would be in each other's way."""
         with pytest.raises(BadInput, match="a node has one rank, which takes all its cards, got 2"):
-            loop._how(_options("--device-map", "auto"), Rank(0, 2, 0, 2, 0))
-        assert loop._how(_options("--device-map", "auto"), Rank(0, 2, 0, 1, 0))["device_map"] == "auto"
+            loop._load_options(_options("--device-map", "auto"), Rank(0, 2, 0, 2, 0))
+        assert loop._load_options(_options("--device-map", "auto"), Rank(0, 2, 0, 1, 0))["device_map"] == "auto"
 
     def test_every_card_is_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """All cards of the map, not only the first; told is the fullest, with each one's figure."""
