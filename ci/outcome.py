@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from llava.modes import MODES
+from vram.exit_codes import BAD_INPUT, FINE, INCONCLUSIVE, INTERRUPTED, OUR_FAULT, REGRESSION
 
-FINE, FOUND, BAD_INPUT, INCONCLUSIVE, INTERRUPTED, FAULT = 0, 1, 2, 3, 130, 70
 DECIDED = ("stable", "plateau", "grows", "out of memory")
 # pytest's: 0 passed, 1 failed, 2 interrupted, 3 internal error, 4 usage error, 5 no tests collected.
 PASSED, FAILED, STOPPED, USAGE = 0, 1, 2, 4
@@ -21,13 +21,13 @@ def outcome(status: int, report: Path) -> tuple[int, str]:
     if status == STOPPED:
         return INTERRUPTED, "interrupted"
     if status not in (PASSED, FAILED):
-        return FAULT, f"the suite itself failed: pytest ended with {status}"
+        return OUR_FAULT, f"the suite itself failed: pytest ended with {status}"
     modes = json.loads(report.read_text(encoding="utf-8"))["modes"] if report.is_file() else []
     verdicts = {mode["mode"]: mode["verdict"] for mode in modes}
     undecided = [mode for mode in MODES if verdicts.get(mode) not in DECIDED]
     convicted = any(verdict in ("grows", "out of memory") for verdict in verdicts.values())
     if status == FAILED and (convicted or not undecided):
-        return FOUND, "a regression was found: see the failures above"
+        return REGRESSION, "a regression was found: see the failures above"
     if undecided:
         return INCONCLUSIVE, f"inconclusive: no decision on {', '.join(undecided)}"
     unbudgeted = [mode["mode"] for mode in modes if mode.get("budget_bytes") is None]
@@ -39,7 +39,7 @@ if __name__ == "__main__":
     try:
         code, line = outcome(int(sys.argv[1]), Path(sys.argv[2]))
     except Exception as error:  # which Python would end with 1: a regression
-        code, line = FAULT, f"a fault of its own: {type(error).__name__}: {error}"
+        code, line = OUR_FAULT, f"a fault of its own: {type(error).__name__}: {error}"
     if line:
         print(f"ci/memory: {line}")
     sys.exit(code)

@@ -12,10 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
 from vram.history import command as commands
 from vram.report import command
-
-_BAD_USAGE, _INTERRUPTED, _OWN_FAULT = 2, 130, 70
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
     """Bad usage is one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(_BAD_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -83,12 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, text = run(parsed)
     except ValueError as error:
         print(f"{parsed.of}: {error}", file=sys.stderr)
-        return _BAD_USAGE
+        return BAD_INPUT
     except KeyboardInterrupt:
-        return _INTERRUPTED
+        return INTERRUPTED
     except Exception:  # exit code 1 would say that memory regressed
         traceback.print_exc()
-        return _OWN_FAULT
+        return OUR_FAULT
     finally:
         if collecting:
             gc.enable()

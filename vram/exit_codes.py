@@ -1,3 +1,11 @@
-"""The programs' exit codes. Under torchrun, which itself ends with 1 whatever failed, they are the ranks'."""
+"""Exit codes of every command here: `vram ...`, the programs and `ci/memory`.
 
-FINE, OUT_OF_MEMORY, BAD_INPUT, OUR_FAULT, INTERRUPTED = 0, 1, 2, 70, 130
+Under torchrun, which itself ends with 1 whatever failed, the programs' are those of the ranks.
+"""
+
+FINE = 0
+REGRESSION = OUT_OF_MEMORY = 1  # the memory itself is at fault
+BAD_INPUT = 2  # or bad usage: one line, no traceback
+INCONCLUSIVE = 3  # nothing was decided, or there was nothing to compare or report
+OUR_FAULT = 70
+INTERRUPTED = 130

@@ -15,11 +15,7 @@ from llava.conversation import CONVERSATIONS
 from llava.errors import BadInput, shown
 from llava.eval.ranks import Rank, Report
 from llava.load_options import ATTENTIONS, DTYPES
-from vram.exit_codes import BAD_INPUT as BAD_INPUT
-from vram.exit_codes import FINE
-from vram.exit_codes import INTERRUPTED as INTERRUPTED
-from vram.exit_codes import OUR_FAULT as OUR_FAULT
-from vram.exit_codes import OUT_OF_MEMORY as OUT_OF_MEMORY
+from vram.exit_codes import BAD_INPUT, FINE, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
 
 
 class Parser(argparse.ArgumentParser):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llava.errors import BadInput, shown
-from llava.eval.common import BAD_INPUT, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY, Parser, whole
+from llava.eval.common import Parser, whole
 from llava.eval.terminal import say
+from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
 
 if TYPE_CHECKING:
     from llava.answer_traces import Answers, Asked, Prompt

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vram.exit_codes import FINE, INCONCLUSIVE, REGRESSION
 from vram.history import store
 from vram.history.compare import MEMORY, Change, Comparison, Judged
 from vram.history.criteria import GROWTH, PEAK, Criterion, figures, parse
@@ -20,8 +21,6 @@ from vram.history.keys import Key, name_of, place_of
 from vram.history.runs import RECORDED, History, Run, steps_of, with_recorded, with_run, with_the_one_before
 from vram.history.steps import Step
 from vram.text import aligned, apart, exact_text, rate_text, size_text
-
-FINE, REGRESSED, USAGE, NOTHING = 0, 1, 2, 3
 
 
 def _filled(*paragraphs: str) -> str:
@@ -86,7 +85,7 @@ def compare(arguments: argparse.Namespace) -> tuple[int, str]:
         head = history.runs[-1]
     if head is None:
         _warn(history)
-        return NOTHING, f"nothing comparable: no run with memory figures is saved in {arguments.storage}"
+        return INCONCLUSIVE, f"nothing comparable: no run with memory figures is saved in {arguments.storage}"
     if arguments.base is None:
         comparison, base = with_the_one_before(history, head, criteria), "the run before"
     elif arguments.base == RECORDED:
@@ -95,7 +94,7 @@ def compare(arguments: argparse.Namespace) -> tuple[int, str]:
         run = _run(arguments.base, history)
         comparison, base = with_run(run, head, criteria), run.stem
     _known(criteria, history, head)
-    code = REGRESSED if comparison.regressed else FINE if comparison.comparable else NOTHING
+    code = REGRESSION if comparison.regressed else FINE if comparison.comparable else INCONCLUSIVE
     _warn(history)
     if arguments.json:
         return code, json.dumps(_comparison_json(comparison, head, base, code, history), indent=1)
@@ -143,7 +142,7 @@ def _comparison_text(comparison: Comparison, head: Run, base: str, code: int, ea
     changes = [(judged, change) for judged in comparison.judged for change in judged.changes]
     lines += [f"{judged.entry.name}: {change}" for judged, change in changes if change.status == "drifted"]
     count = ", ".join(f"{len(found)} {status}" for status, found in sorted(by_status.items()))
-    verdict = {FINE: "no regression", REGRESSED: "regression", NOTHING: "nothing comparable"}[code]
+    verdict = {FINE: "no regression", REGRESSION: "regression", INCONCLUSIVE: "nothing comparable"}[code]
     return [*lines, f"{verdict}: {count or 'nothing measured'}"]
 
 
@@ -225,7 +224,7 @@ def history(arguments: argparse.Namespace) -> tuple[int, str]:
     wanted = {key: runs for key, runs in saved.by_key.items() if all(_has(key, text) for text in arguments.key)}
     if not wanted:
         which = f" with {' and '.join(arguments.key)} in its key" if arguments.key else ""
-        return NOTHING, f"nothing measured{which} is saved in {arguments.storage}"
+        return INCONCLUSIVE, f"nothing measured{which} is saved in {arguments.storage}"
     if arguments.json:
         return FINE, json.dumps(_history_json(wanted, saved, arguments.last), indent=1)
     lines = [line for key, runs in wanted.items() for line in _key_text(key, runs, arguments.last)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vram.exit_codes import FINE, INCONCLUSIVE
 from vram.files import written_whole
 from vram.history import store
 from vram.report.gathered import gathered, read_report
 from vram.report.markdown import markdown
 
-FINE, NOTHING = 0, 3
 _REPORT, _OUTPUT = Path("reports/memory.json"), Path("reports/memory.html")
 SUMMARY = "write what was measured, and how it changed over time, as one HTML page and as Markdown"
 REPORT = (
@@ -36,7 +36,7 @@ def report(arguments: argparse.Namespace) -> tuple[int, str]:
     told = None if path is None else read_report(path)
     page = gathered(told, store.read(arguments.storage))
     if not page.modes and not page.tests and not page.history:
-        return NOTHING, f"nothing to report: no measurement in {path or _REPORT}, no run in {arguments.storage}"
+        return INCONCLUSIVE, f"nothing to report: no measurement in {path or _REPORT}, no run in {arguments.storage}"
     said = []
     output = arguments.output or (None if arguments.markdown else _OUTPUT)
     _apart(path, output, None if arguments.markdown in (None, "-") else Path(arguments.markdown))
