@@ -4,11 +4,10 @@ Inside pytest use the fixture `vram`; outside, the same as plain functions: `vra
 `with vram.measure() as m:`. Importing this imports no torch: pytest loads it in every run.
 """
 
-from vram.api import assert_peak, assert_ratio, assert_stable, verdicts
+from vram.api import assert_peak, assert_ratio, assert_stable, replay, verdicts
 from vram.budgets.file import Budget, read_budget
 from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, MemoryLeak, OutOfMemory, PeakExceeded, Undecided
 from vram.recording import Recording
-from vram.replaying.loop import replay
 from vram.replaying.marks import mark
 from vram.replaying.measurement import Measurement, measure
 from vram.units import format_bytes, parse_bytes

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import methodcaller
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vram.budgets.file import Budget
 from vram.cards import Card
-from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, PeakExceeded, Undecided
+from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, OutOfMemory, PeakExceeded, Undecided
+from vram.meters import Meter
 from vram.recording import CHANNELS, Recording, check_recording, judged_figures
-from vram.replaying.loop import forget
+from vram.replaying.loop import planned, record
+from vram.replaying.rerunnable import forget
 from vram.text import rate_text
 from vram.units import format_bytes, parse_bytes
 from vram.verdict.growth import Forecast, Status, Verdict, judge_growth
 from vram.verdict.peak import judge_peak
 from vram.verdict.ratio import compare
 
+Sample = TypeVar("Sample")
 _MOST_LINES = 25  # of a failure, on a terminal
 _WORST_FIRST: tuple[Status, ...] = ("grows", "undecided", "plateau", "stable")
 _SPOKEN = {
@@ -24,6 +28,42 @@ _SPOKEN = {
     "requested_peak": "peak memory",
     "driver": "memory that is not PyTorch's",
 }
+
+# pytest then shows the test's own line, and not how a sample was replayed; other errors of a step keep every frame.
+hidden_on_oom = methodcaller("errisinstance", OutOfMemory)
+
+
+def replay(
+    step: Callable[[Sample], object],
+    samples: Iterable[Sample],
+    *,
+    laps: int | None = None,
+    warmup_laps: int = 1,
+    meters: Sequence[Meter] | None = None,
+    name: str | None = None,
+) -> Recording:
+    """Run `step` on every sample, lap after lap, and return all readings.
+
+    `laps` (default 5, warm-up included) is where the first look is taken; where an exact channel, or the driver's,
+    looks suspicious, laps are added before this returns, up to what `vram.verdict.growth` asks for. `laps=1` is for
+    peaks alone, with no verdict on growth. After each step the result is dropped, garbage collected, the device waited
+    for and every meter read. Nothing that `step` made is kept.
+
+    Raises ValueError for no samples or too few laps; TypeError for arguments of a wrong type, and where `step` returns
+    work that has not run (a generator, a coroutine, an async generator, a map or a filter, or a container or an
+    iterator of such); OutOfMemory (with sample, line, bytes and what was alive) where a step runs out of memory; any
+    other exception of `step` comes through unchanged.
+    """
+    __tracebackhide__ = hidden_on_oom
+    plan = planned(step, samples, laps=laps, warmup_laps=warmup_laps, meters=meters, name=name)
+    try:
+        return record(plan)
+    except OutOfMemory as error:
+        failure = error
+    from vram.explanation.out_of_memory import with_what_was_alive  # needs torch, which importing vram does not
+
+    # Raised out here, no exception that is being handled holds the frames.
+    raise with_what_was_alive(failure, plan.rerunnable)
 
 
 def verdicts(recording: Recording) -> dict[str, Verdict]:

@@ -17,9 +17,9 @@ from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, OutOfMemory, 
 from vram.meters import Meter, default_meter, default_meters, resolve_device, torch_device
 from vram.meters.environment import environment
 from vram.recording import Recording, check_recording
-from vram.replaying.loop import forget, hidden_on_oom, name_of, replay
 from vram.replaying.marks import mark
 from vram.replaying.measurement import Measurement, measure
+from vram.replaying.rerunnable import forget, name_of
 from vram.report.github import merged
 from vram.verdict.growth import Verdict
 from vram.verdict.ratio import compare
@@ -94,12 +94,12 @@ class VramSession:
         Only a recording that grows keeps `step` and `samples`, for the explanation: until that is given, or as long as
         somebody else keeps the recording.
         """
-        __tracebackhide__ = hidden_on_oom
+        __tracebackhide__ = checks.hidden_on_oom
         if not isinstance(facts, Mapping | None):
             raise TypeError(f'facts must be a dictionary of text, as in {{"model": "llava-7b"}}, got {facts!r}')
         known = {"named": name is not None, "facts": dict(facts or {})}
         try:
-            recording = replay(
+            recording = checks.replay(
                 step,
                 samples,
                 laps=self.options.laps if laps is None else laps,

@@ -41,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import vram
 from vram.meters.cuda import CudaMeter
 from vram.meters.tensor import TensorMeter
-from vram.replaying.loop import forget
+from vram.replaying.rerunnable import forget
 from vram.verdict.growth import Verdict
 
 MiB = 2**20

@@ -13,8 +13,8 @@ from vram.explanation.allocations import Allocation
 from vram.frames import short_name
 from vram.recording import Recording
 from vram.replaying.collector import cheap_collections, unfrozen
-from vram.replaying.loop import Replayed, forget, replayed, step_name
 from vram.replaying.marks import listening
+from vram.replaying.rerunnable import Rerunnable, forget, rerunnable_of, step_name
 from vram.text import rate_text
 from vram.units import format_bytes
 
@@ -112,23 +112,23 @@ def explained(
 ) -> Explanation | None:
     """`explain` for a recording, once: asked again, the same answer. None where its step and samples are not known."""
     known = _explained.get(id(recording))
-    made_of = replayed(recording)
-    if known is None and made_of is not None:
-        known = _explained[id(recording)] = explain(made_of, peak=peak, save=save)
+    rerunnable = rerunnable_of(recording)
+    if known is None and rerunnable is not None:
+        known = _explained[id(recording)] = explain(rerunnable, peak=peak, save=save)
         weakref.finalize(recording, _explained.pop, id(recording), None)
         forget(recording)
     return known
 
 
-def explain(made_of: Replayed, *, peak: bool, save: Callable[[dict[str, Any]], Path] | None = None) -> Explanation:
+def explain(rerunnable: Rerunnable, *, peak: bool, save: Callable[[dict[str, Any]], Path] | None = None) -> Explanation:
     """Run the samples again, traced, and say what grows: live memory, or with `peak` what the peak is made of.
 
     `save` writes the viewer's snapshot and returns its path. What the rerun raises becomes a note, never an error.
     """
     from vram.explanation.tracer import tracer_for
 
-    with tracer_for(made_of.device) as tracer:
-        trace = _Trace(made_of, tracer)
+    with tracer_for(rerunnable.device) as tracer:
+        trace = _Trace(rerunnable, tracer)
         trace.run()
         grown = trace.grown()
         at_peak = peak and not grown
@@ -139,8 +139,8 @@ def explain(made_of: Replayed, *, peak: bool, save: Callable[[dict[str, Any]], P
         with unfrozen():
             for rank, (group, rate) in enumerate(grown):
                 found = [] if at_peak else trace.alive_in(group)
-                words = _holder_of(tracer, found, made_of) if found and rank < _HOLDERS_SOUGHT else ""
-                lines.append(_line(found or trace.peak_in(group), rate, made_of, words, freed=at_peak))
+                words = _holder_of(tracer, found, rerunnable) if found and rank < _HOLDERS_SOUGHT else ""
+                lines.append(_line(found or trace.peak_in(group), rate, rerunnable, words, freed=at_peak))
         if not lines and not note:
             note = f"running the samples again with tracing did not make it grow ({trace.runs} runs): no line to name"
         path, not_written = None, ""
@@ -183,15 +183,15 @@ def shapes(allocations: Sequence[Allocation]) -> str:
 class _Trace:
     """Laps of traced runs: an even number, so that the second half repeats the samples of the first."""
 
-    def __init__(self, made_of: Replayed, tracer: TensorTracer) -> None:
-        self.made_of, self.tracer = made_of, tracer
+    def __init__(self, rerunnable: Rerunnable, tracer: TensorTracer) -> None:
+        self.rerunnable, self.tracer = rerunnable, tracer
         self.runs = 0
         self.failed = ""
         self._alive: list[dict[_Group, int]] = []  # after each lap: bytes by group
         self._peaks: list[list[list[Allocation]]] = []  # by lap, by sample
 
     def run(self) -> None:
-        samples = len(self.made_of.samples)
+        samples = len(self.rerunnable.samples)
         laps = 2 * max(1, -(-_RUNS // (2 * samples)))
         most = max(laps, _MOST_LAPS)
         with cheap_collections():
@@ -202,7 +202,7 @@ class _Trace:
 
     def _lap(self) -> None:
         peaks: list[list[Allocation]] = []
-        for index in range(len(self.made_of.samples)):
+        for index in range(len(self.rerunnable.samples)):
             self.failed = self._sample(index)
             if self.failed:
                 return
@@ -217,7 +217,7 @@ class _Trace:
         """Run it; what it raised, in words."""
         try:
             with self.tracer.watching(self.runs), listening(self.tracer.reached):
-                self.made_of.step(self.made_of.samples[index])
+                self.rerunnable.step(self.rerunnable.samples[index])
         except (KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:  # pytest's own outcomes (skip, fail) are no Exceptions
@@ -231,7 +231,7 @@ class _Trace:
         if not half:
             return []
         then, now = self._alive[half - 1], self._alive[-1]
-        runs = (len(self._alive) - half) * len(self.made_of.samples)
+        runs = (len(self._alive) - half) * len(self.rerunnable.samples)
         return _most_first({group: (n_bytes - then.get(group, 0)) / runs for group, n_bytes in now.items()})
 
     def grown_at_peak(self) -> list[tuple[_Group, float]]:
@@ -243,7 +243,7 @@ class _Trace:
             {group: _bytes(found) for group, found in by_line(peaks[sample]).items()}
             for peaks in (self._peaks[0], self._peaks[-1])
         )
-        runs = (len(self._alive) - 1) * len(self.made_of.samples)
+        runs = (len(self._alive) - 1) * len(self.rerunnable.samples)
         return _most_first({group: (n_bytes - then.get(group, 0)) / runs for group, n_bytes in now.items()})
 
     def _risen_sample(self) -> int:
@@ -259,25 +259,25 @@ class _Trace:
         return by_line(self._peaks[-1][self._risen_sample()])[group]
 
 
-def _holder_of(tracer: TensorTracer, alive: Sequence[Allocation], made_of: Replayed) -> str:
+def _holder_of(tracer: TensorTracer, alive: Sequence[Allocation], rerunnable: Rerunnable) -> str:
     from vram.explanation.holders.search import holder
 
     # Neither the first nor the last: those may be held by something that lets go of them in time.
     for allocation in (alive[len(alive) // 2], *alive):
         storage = tracer.storage_of(allocation)
         if storage is not None:
-            return holder(storage, named=names_of(made_of))
+            return holder(storage, named=names_of(rerunnable))
     return ""
 
 
-def names_of(made_of: Replayed) -> dict[int, str]:
+def names_of(rerunnable: Rerunnable) -> dict[int, str]:
     """What to call the objects of the replay itself, where a chain of holders ends there."""
-    step = short_name(step_name(made_of.step))
-    names = {id(sample): f"sample {index}" for index, sample in enumerate(made_of.samples)}
-    return names | {id(made_of.step): f"the step {step}", id(made_of.samples): "the samples"}
+    step = short_name(step_name(rerunnable.step))
+    names = {id(sample): f"sample {index}" for index, sample in enumerate(rerunnable.samples)}
+    return names | {id(rerunnable.step): f"the step {step}", id(rerunnable.samples): "the samples"}
 
 
-def _line(found: Sequence[Allocation], rate: float, made_of: Replayed, holder: str, *, freed: bool) -> Line:
+def _line(found: Sequence[Allocation], rate: float, rerunnable: Rerunnable, holder: str, *, freed: bool) -> Line:
     first = found[0]
     return Line(
         where=str(first.line) if first.line is not None else "unknown line",
@@ -288,7 +288,7 @@ def _line(found: Sequence[Allocation], rate: float, made_of: Replayed, holder: s
         bytes_per_sample=rate,
         n_bytes=_bytes(found),
         count=0 if freed else len(found),
-        first=_first(found, len(made_of.samples)),
+        first=_first(found, len(rerunnable.samples)),
         holder=holder,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 from vram.explanation.allocations import BEFORE
 from vram.explanation.growth import by_line, shapes
 from vram.recording import Recording
-from vram.replaying.loop import replayed
+from vram.replaying.rerunnable import rerunnable_of
 
 _MOST_LINES = 12
 
@@ -20,15 +20,15 @@ def breakdown(recording: Recording) -> dict[str, Any] | None:
     """
     from vram.explanation.tracer import tracer_for
 
-    made_of = replayed(recording)
+    rerunnable = rerunnable_of(recording)
     peaks = recording.channels.get("requested_peak")
-    if made_of is None or peaks is None:
+    if rerunnable is None or peaks is None:
         return None
     sample = int(peaks.max(axis=0).argmax())
-    with tracer_for(made_of.device) as tracer:
+    with tracer_for(rerunnable.device) as tracer:
         try:
             with tracer.watching(0):
-                made_of.step(made_of.samples[sample])
+                rerunnable.step(rerunnable.samples[sample])
         except Exception:  # a failing step fails its own test
             return None
         alive = [one for one in tracer.at_peak() if one.n_bytes]

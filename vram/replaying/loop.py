@@ -3,101 +3,55 @@
 from __future__ import annotations
 
 import gc
-import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from numbers import Integral
-from operator import methodcaller
-from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from vram.errors import OutOfMemory
 from vram.meters import Meter, default_meters
 from vram.recording import MarkReadings, Recording, judged_figures
 from vram.replaying.collector import cheap_collections
 from vram.replaying.marks import listening
+from vram.replaying.out_of_memory import is_out_of_memory, out_of_memory
+from vram.replaying.pending import refuse_pending
+from vram.replaying.rerunnable import Rerunnable, name_of, remember
 from vram.verdict.growth import Verdict, judge_growth
 
-Sample = TypeVar("Sample")
 DEFAULT_LAPS = 5
 
-# What a call returns at once, before it has done any of its work: what it is, and how a step gets that work done. Other
-# iterators may well be results, a model's output among them; they, and containers, are looked into.
-_PENDING: dict[type, tuple[str, str]] = {
-    GeneratorType: ("a generator", "list({step}(sample))"),
-    CoroutineType: ("a coroutine", "asyncio.run({step}(sample))"),
-    AsyncGeneratorType: ("an async generator", "asyncio.run(consume({step}(sample)))"),
-    map: ("a map object", "list({step}(sample))"),
-    filter: ("a filter object", "list({step}(sample))"),
-}
-_LOOKED_INTO = (
-    zip,
-    enumerate,
-    *map(type, (iter(()), iter([]), iter({}.values()))),
-    *(kind for kind in vars(itertools).values() if isinstance(kind, type)),
-)
-_CONTAINERS = (tuple, list, dict, set, frozenset)
-# Objects of one result: a batch of generators is found, and a list of a million tokens costs no time.
-_MOST_LOOKED_AT = 1000
 # name -> channel -> lap -> sample -> readings
 _Marks = dict[str, dict[str, list[list[list[int]]]]]
 
 
-@dataclass(frozen=True, eq=False)
-class Replayed:
-    """What a recording was made of: enough to run it again, on the device it was measured on ("cpu", "cuda:1")."""
+@dataclass(frozen=True)
+class Plan:
+    """The arguments of one replay, checked. `base_laps` is where the first look is taken, `warmup_laps` included."""
 
-    step: Callable[[Any], object]
-    samples: list[Any]
-    device: str
-
-
-# pytest then shows the test's own line, and not how a sample was replayed; other errors of a step keep every frame.
-hidden_on_oom = methodcaller("errisinstance", OutOfMemory)
+    rerunnable: Rerunnable
+    meters: tuple[Meter, ...]
+    base_laps: int
+    warmup_laps: int
+    name: str
 
 
-def replayed(recording: Recording) -> Replayed | None:
-    """What `recording` was made of; None where `replay` did not make it, or it was forgotten."""
-    return vars(recording).get("_made_of")
-
-
-def forget(recording: Recording) -> None:
-    """Let go of the step and the samples of `recording`."""
-    vars(recording).pop("_made_of", None)
-
-
-def _remember(recording: Recording, made_of: Replayed) -> None:
-    # On the recording itself, not in a table of ours: what a step holds may hold the recording, and both then end.
-    vars(recording)["_made_of"] = made_of
-
-
-def replay(
-    step: Callable[[Sample], object],
-    samples: Iterable[Sample],
+def planned(
+    step: Callable[[Any], object],
+    samples: Iterable[Any],
     *,
-    laps: int | None = None,
-    warmup_laps: int = 1,
-    meters: Sequence[Meter] | None = None,
-    name: str | None = None,
-) -> Recording:
-    """Run `step` on every sample, lap after lap, and return all readings.
+    laps: int | None,
+    warmup_laps: int,
+    meters: Sequence[Meter] | None,
+    name: str | None,
+) -> Plan:
+    """A plan from arguments as `vram.replay` takes them.
 
-    `laps` (5 unless told otherwise, warm-up included) is where the first look is taken; where an exact channel, or
-    the driver's, looks suspicious, laps are added before this returns, up to what `vram.verdict.growth` asks for.
-    `laps=1` is for peaks alone, with no verdict on growth. After each step the result is dropped, garbage collected,
-    the device waited for and every meter read. Nothing that `step` made is kept.
-
-    Raises ValueError for no samples or too few laps; TypeError for arguments of a wrong type, and where `step` returns
-    work that is yet to be done (a generator, a coroutine, an async generator, a map or a filter, or a container or an
-    iterator of such); OutOfMemory (with sample, line and bytes) where a step runs out of memory; any other exception of
-    `step` comes through unchanged.
+    Raises ValueError for no samples or too few laps, TypeError for arguments of a wrong type.
     """
-    __tracebackhide__ = hidden_on_oom
     lap_samples = _checked(step, samples, laps, warmup_laps)
     base_laps = DEFAULT_LAPS if laps is None else laps
     if not lap_samples:
@@ -107,25 +61,12 @@ def replay(
     elif warmup_laps < 0 or base_laps < warmup_laps + 2:
         least = max(warmup_laps, 0) + 2
         raise ValueError(f"laps must be at least {least} (warm-up + 2), or 1 for peaks alone, got {base_laps}")
-    used = list(meters or default_meters())
-    made_of = Replayed(step, lap_samples, _device_of(used))
-    failure = None
-    try:
-        recording = _replay(made_of, used, base_laps, warmup_laps, name or name_of(step))
-    except OutOfMemory as error:
-        failure = error
-    if failure is not None:  # raised out here, no exception that is being handled holds the frames
-        from vram.replaying.out_of_memory import with_what_was_alive
-
-        raise with_what_was_alive(failure, made_of)
-    _remember(recording, made_of)
-    return recording
+    used = tuple(meters or default_meters())
+    return Plan(Rerunnable(step, lap_samples, _device_of(used)), used, base_laps, warmup_laps, name or name_of(step))
 
 
-def _checked(
-    step: Callable[[Sample], object], samples: Iterable[Sample], laps: object, warmup_laps: object
-) -> list[Sample]:
-    """The samples. Raises TypeError for what is none of what `replay` takes."""
+def _checked(step: Callable[[Any], object], samples: Iterable[Any], laps: object, warmup_laps: object) -> list[Any]:
+    """The samples as a list. Raises TypeError for an argument of a wrong type."""
     if not callable(step):
         raise TypeError(f"step must be a function that takes a sample, got {step!r}")
     for name, value in (("laps", laps), ("warmup_laps", warmup_laps)):
@@ -139,30 +80,37 @@ def _checked(
     return list(each)
 
 
-def _replay(made_of: Replayed, meters: list[Meter], base_laps: int, warmup_laps: int, name: str) -> Recording:
-    with ExitStack() as stack:
-        used = [stack.enter_context(meter) for meter in meters]
-        stack.enter_context(cheap_collections())
-        loop = _Loop(made_of.step, made_of.samples, used)
-        wanted: int | None = base_laps
-        while wanted is not None:
-            while loop.laps < wanted:
-                loop.run_lap()
-            asked = (loop.laps_wanted(channel, warmup_laps, base_laps) for channel in loop.channels)
-            wanted = max(asked, default=0) or None if base_laps > 1 else None
-        return loop.recording(name, warmup_laps, base_laps)
-
-
 def _device_of(meters: Sequence[Meter]) -> str:
-    """Where tensors are followed when the samples run again: on the device that decides."""
+    """The device to follow tensors on when the samples run again: the one that decides."""
     return next((meter.device for meter in meters if meter.exact), "cpu")
+
+
+def record(plan: Plan) -> Recording:
+    """Run the samples lap after lap, as often as the rule asks for. The recording keeps step and samples for a rerun.
+
+    Raises what the step does, but OutOfMemory where it ran out of memory, and TypeError for a result that is work which
+    has not run.
+    """
+    with ExitStack() as stack:
+        meters = [stack.enter_context(meter) for meter in plan.meters]
+        stack.enter_context(cheap_collections())
+        loop = _Loop(plan.rerunnable.step, plan.rerunnable.samples, meters)
+        laps: int | None = plan.base_laps
+        while laps is not None:
+            while loop.laps < laps:
+                loop.run_lap()
+            asked = (loop.laps_asked(channel, plan.warmup_laps, plan.base_laps) for channel in loop.channels)
+            laps = max(asked, default=0) or None if plan.base_laps > 1 else None
+        recording = loop.recording(plan.name, plan.warmup_laps, plan.base_laps)
+    remember(recording, plan.rerunnable)
+    return recording
 
 
 class _Loop:
     """Readings in the making: plain lists of ints, so that they weigh nothing in what they measure."""
 
     def __init__(self, step: Callable[[Any], object], samples: list[Any], meters: list[Meter]) -> None:
-        from vram.meters.environment import environment
+        from vram.meters.environment import environment  # late: importing vram imports no torch
 
         self.step, self.samples, self.meters = step, samples, meters
         self.environment = environment(meters)
@@ -198,8 +146,8 @@ class _Loop:
         tolerance_bytes = self.tolerance_bytes.get(channel, 0)
         return judge_growth(figures, warmup_laps=warmup_laps, base_laps=base_laps, tolerance_bytes=tolerance_bytes)
 
-    def laps_wanted(self, channel: str, warmup_laps: int, base_laps: int) -> int:
-        """Laps that the rule asks for; 0 for enough. For a noisy channel it asks only where every lap rose."""
+    def laps_asked(self, channel: str, warmup_laps: int, base_laps: int) -> int:
+        """Laps that the rule asks for in all; 0 for enough. For a noisy channel it asks only where every lap rose."""
         verdict = self.judge(channel, warmup_laps, base_laps)
         rose_always = verdict.rises == verdict.laps - warmup_laps - 1
         return verdict.laps_wanted or 0 if channel in self.deciding or rose_always else 0
@@ -228,13 +176,13 @@ class _Loop:
                 for meter in self.meters:
                     stack.enter_context(meter.watching())
                 stack.enter_context(listening(lambda name: self._read_mark(name, index)))
-                _refuse_pending(self.step, self.step(self.samples[index]))
+                refuse_pending(self.step, self.step(self.samples[index]))
             for meter in self.meters:
                 meter.synchronize()
         except Exception as error:
-            failure = _out_of_memory(error, self.laps - 1, index, self._reading)
-            if failure is None:
+            if not is_out_of_memory(error):
                 raise
+            failure = out_of_memory(error, self.laps - 1, index, self._reading())
         if failure is not None:  # raised out here, it does not carry the first error and the frames that hold tensors
             raise failure
         self.seconds[-1].append(time.perf_counter() - begin)
@@ -280,76 +228,3 @@ class _Loop:
         empty: list[list[int]] = [[] for _ in self.samples]
         padded = [*by_lap, *([empty] * (self.laps - len(by_lap)))]
         return tuple(tuple(np.array(readings, dtype=np.int64) for readings in lap) for lap in padded)
-
-
-def _out_of_memory(
-    error: Exception, lap: int, sample: int, reading: Callable[[], dict[str, int]]
-) -> OutOfMemory | None:
-    from vram.replaying.out_of_memory import describe, failing_line, is_out_of_memory, requested_bytes, room
-
-    if not is_out_of_memory(error):
-        return None
-    lines = [describe(error, lap, sample), *(f"  {line}" for line in room(error, reading()))]
-    return OutOfMemory(
-        "\n".join(lines),
-        lap=lap,
-        sample=sample,
-        requested_bytes=requested_bytes(error),
-        line=failing_line(error),
-    )
-
-
-def _refuse_pending(step: Callable[..., object], result: object) -> None:
-    """Raise TypeError where `result` stands for work that nobody has done: what was measured is nothing."""
-    pending = _pending(result)
-    if pending is None:
-        return
-    if isinstance(pending, CoroutineType):
-        pending.close()  # else Python warns that it was never awaited
-    what, how = _PENDING[type(pending)]
-    name = step_name(step).rpartition(".")[2]
-    consumed = how.format(step=name if name.isidentifier() else "work")
-    advice = f"Have a step that does it, as in `lambda sample: {consumed}`"
-    if pending is not result:
-        what, advice = f"{what} within a result of type {type(result).__name__}", "Have a step that uses it up"
-    raise TypeError(
-        f"step must do its work before it returns, got {what} from {name_of(step)}: its work is yet to be done, and "
-        f"would not be measured. {advice}"
-    )
-
-
-def _pending(result: object) -> Any:
-    """What of `result` is work that nobody has begun, or that would be its caller's; None where nothing is."""
-    if type(result) in _PENDING:
-        return result
-    looked_at: list[Any] = [result]
-    for found in looked_at:
-        kind = type(found)
-        if kind in _PENDING and not _begun(found):
-            return found
-        held: Iterable[object] = ()
-        if kind in _CONTAINERS:
-            held = found.values() if kind is dict else found
-        elif kind in _LOOKED_INTO:
-            held = gc.get_referents(found)
-        looked_at += itertools.islice(held, max(0, _MOST_LOOKED_AT - len(looked_at)))
-    return None
-
-
-def _begun(found: Any) -> bool:
-    """Whether a generator or a coroutine is under way, or over."""
-    prefix = {GeneratorType: "gi", CoroutineType: "cr", AsyncGeneratorType: "ag"}.get(type(found))
-    if prefix is None:
-        return False
-    over = getattr(found, f"{prefix}_frame") is None
-    return over or any(getattr(found, f"{prefix}_{state}", False) for state in ("running", "suspended"))
-
-
-def step_name(step: Callable[..., Any]) -> str:
-    """The step's own qualified name."""
-    return getattr(step, "__qualname__", None) or type(step).__qualname__
-
-
-def name_of(step: Callable[..., Any]) -> str:
-    """What a recording of `step` is called where nobody named it: "test_stable.<lambda>"."""
-    return step_name(step).replace(".<locals>", "")

@@ -11,8 +11,9 @@ import torch
 
 import vram
 from vram.explanation.allocations import BEFORE, Allocation
+from vram.explanation.out_of_memory import alive_lines
 from vram.frames import Frame
-from vram.replaying.out_of_memory import alive_lines, is_out_of_memory, requested_bytes, room
+from vram.replaying.out_of_memory import is_out_of_memory, requested_bytes, room
 
 MiB = 2**20
 SAID = (

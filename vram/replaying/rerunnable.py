@@ -1,0 +1,44 @@
+"""The step and the samples behind a recording, kept for as long as a check may ask for them to be run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vram.recording import Recording
+
+
+@dataclass(frozen=True, eq=False)
+class Rerunnable:
+    """Enough to run a recording's samples again, on the device it was measured on ("cpu", "cuda:1")."""
+
+    step: Callable[[Any], object]
+    samples: list[Any]
+    device: str
+
+
+def remember(recording: Recording, rerunnable: Rerunnable) -> None:
+    """Keep `rerunnable` as long as `recording` lives, or until it is forgotten."""
+    # On the recording itself, not in a table of ours: what a step holds may hold the recording, and both then end.
+    vars(recording)["_rerunnable"] = rerunnable
+
+
+def rerunnable_of(recording: Recording) -> Rerunnable | None:
+    """The step and the samples of `recording`; None where `replay` did not make it, or they were forgotten."""
+    return vars(recording).get("_rerunnable")
+
+
+def forget(recording: Recording) -> None:
+    """Let go of the step and the samples of `recording`."""
+    vars(recording).pop("_rerunnable", None)
+
+
+def step_name(step: Callable[..., Any]) -> str:
+    """The step's own qualified name."""
+    return getattr(step, "__qualname__", None) or type(step).__qualname__
+
+
+def name_of(step: Callable[..., Any]) -> str:
+    """The name of a recording of `step` that was given none: "test_stable.<lambda>"."""
+    return step_name(step).replace(".<locals>", "")
