@@ -9,7 +9,6 @@ from vram.exit_codes import FINE, INCONCLUSIVE
 from vram.files import written_whole
 from vram.history import store
 from vram.report.gathered import gathered, read_report
-from vram.report.markdown import markdown
 
 _REPORT, _OUTPUT = Path("reports/memory.json"), Path("reports/memory.html")
 SUMMARY = "write what was measured, and how it changed over time, as one HTML page and as Markdown"
@@ -33,30 +32,33 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 def report(arguments: argparse.Namespace) -> tuple[int, str]:
     """Exit code and text of `vram report`. Raises ValueError for what can't be read or written."""
     path = arguments.report or (_REPORT if _REPORT.is_file() else None)
-    told = None if path is None else read_report(path)
-    page = gathered(told, store.read(arguments.storage))
+    page = gathered(None if path is None else read_report(path), store.read(arguments.storage))
     if not page.modes and not page.tests and not page.history:
         return INCONCLUSIVE, f"nothing to report: no measurement in {path or _REPORT}, no run in {arguments.storage}"
-    said = []
+    lines = []
     output = arguments.output or (None if arguments.markdown else _OUTPUT)
     _apart(path, output, None if arguments.markdown in (None, "-") else Path(arguments.markdown))
     if output is not None:
-        from vram.report.page import html
+        from vram.report.page import html  # here: Jinja2 is imported where a page is rendered
 
         _write(output, html(page, _plotly_js()))
-        said.append(f"written: {output}")
-    if arguments.markdown == "-":
-        said.append(markdown(page).rstrip())
-    elif arguments.markdown:
-        _write(Path(arguments.markdown), markdown(page))
-        said.append(f"written: {arguments.markdown}")
-    return FINE, "\n".join(said)
+        lines.append(f"written: {output}")
+    if arguments.markdown:
+        from vram.report.markdown import markdown
+
+        text = markdown(page)
+        if arguments.markdown == "-":
+            lines.append(text.rstrip())
+        else:
+            _write(Path(arguments.markdown), text)
+            lines.append(f"written: {arguments.markdown}")
+    return FINE, "\n".join(lines)
 
 
 def _apart(*paths: Path | None) -> None:
     """Raise ValueError where one of the files would be written over another."""
-    given = [path.resolve() for path in paths if path is not None]
-    if len(set(given)) < len(given):
+    resolved = [path.resolve() for path in paths if path is not None]
+    if len(set(resolved)) < len(resolved):
         raise ValueError("the report, the page and the Markdown must be different files, got one of them twice")
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import cache
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vram.report.gathered import Page, is_failing, over_bytes, why
 from vram.report.terminal import outcome
@@ -14,44 +17,61 @@ from vram.units import format_bytes
 MOST_LINES = 60
 _LONGEST = 160
 _OF_ONE = 8  # lines that explain one recording
-_ROWS, _TESTS, _EXPLAINED, _STEPS, _ABSENT = 14, 5, 10, 4, 4
+
+
+class _Safe(str):
+    """Text that is printed as it is."""
+
+    __slots__ = ()
 
 
 def markdown(page: Page) -> str:
     """Verdict, a row a recording (those that fail first), explanations, changes over time, what was not measured."""
-    lines = [f"**GPU memory: {escaped(page.verdict)}**", ""]
-    if page.modes:
-        lines += ["| recording | verdict | growth a sample | peak | budget |", "|---|---|---|---|---|"]
-        ordered = [*page.failing, *(mode for mode in page.modes if not is_failing(mode))]
-        lines += [*map(_row, ordered[:_ROWS]), *_more(len(ordered) - _ROWS, "recordings"), ""]
-    if page.failed_tests:
-        lines += [f"- {_cut(test['test'])}: {escaped(outcome(test))}" for test in page.failed_tests[:_TESTS]]
-        lines += [*_more(len(page.failed_tests) - _TESTS, "tests"), ""]
-    told = [line for mode in page.failing for line in _explained(mode)]
-    if told:
-        lines += ["```text", *(_plain(line) for line in told[:_EXPLAINED])]
-        lines += [*([f"and {len(told) - _EXPLAINED} more lines"] if len(told) > _EXPLAINED else []), "```", ""]
-    changed = [
-        f"- {_cut(series.name)}: {escaped(figure)} {format_bytes(round(before))} -> {format_bytes(round(after))} "
-        f"since run {escaped(series.runs[index][0])}"
-        for series in page.history
-        for figure, steps in series.steps.items()
-        for index, before, after in steps[-1:]
-        if figure in ("peak", "growth")
-    ]
-    if changed:
-        lines += [*changed[:_STEPS], *_more(len(changed) - _STEPS, "changes"), ""]
-    absent = page.not_measured
-    lines += [*(f"- {_cut(line)}" for line in absent[:_ABSENT]), *_more(len(absent) - _ABSENT, "reasons")]
-    where = ", ".join(f"{name} {value}" for name, value in page.environment.items() if value is not None)
-    if where:
-        lines += ["", _cut(where, 400)]
-    assert len(lines) <= MOST_LINES
-    return "\n".join(lines).rstrip() + "\n"
+    text = (
+        _templates()
+        .get_template("page.md")
+        .render(
+            page=page,
+            recordings=[*page.failing, *(mode for mode in page.modes if not is_failing(mode))],
+            explained=[line for mode in page.failing for line in _explained(mode)],
+            changes=[
+                (series, figure, before, after, series.runs[index][0])
+                for series in page.history
+                for figure, steps in series.steps.items()
+                for index, before, after in steps[-1:]
+                if figure in ("peak", "growth")
+            ],
+            environment=[f"{name} {value}" for name, value in page.environment.items() if value is not None],
+        )
+    )
+    assert text.count("\n") <= MOST_LINES
+    return text.rstrip() + "\n"
+
+
+@cache
+def _templates() -> Environment:
+    environment = Environment(  # noqa: S701 - HTML's rules are not Markdown's: `finalize` escapes all that is printed
+        loader=PackageLoader("vram.report"),
+        finalize=lambda value: value if isinstance(value, _Safe) else escaped(str(value)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "bytes": format_bytes,
+        "cut": _cut,
+        "in_a_fence": _in_a_fence,
+        "outcome": outcome,
+        "peak_and_budget": _peak_and_budget,
+        "rate": rate_text,
+        "verdict": lambda mode: mode["verdict"] or ("peaks alone" if mode["laps"] == 1 else "inconclusive"),
+    }
+    environment.tests["failing"] = is_failing
+    return environment
 
 
 def escaped(text: str) -> str:
-    """`text` in one line, as it is: no markup, no mention, no link, no HTML."""
+    """Return `text` in one line, as it is: no markup, no mention, no link, no HTML."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     line = re.sub(r"([\\`*_\[\]|~!$#])", r"\\\1", line)
@@ -67,24 +87,16 @@ def _explained(mode: Mapping[str, Any]) -> list[str]:
     return lines + [f"  {line}" for line in why(mode)[:_OF_ONE]]
 
 
-def _plain(line: str) -> str:
-    """Inside a fence: nothing that would end it."""
+def _in_a_fence(line: str) -> str:
+    """Return `line` without what would end the fence it stands in."""
     printable = "".join(letter if letter.isprintable() else " " for letter in line)
-    return printable.replace("`", "'").replace("@", "@\u200b")[:_LONGEST]
+    return _Safe(printable.replace("`", "'").replace("@", "@\u200b")[:_LONGEST])
 
 
-def _row(mode: Mapping[str, Any]) -> str:
+def _peak_and_budget(mode: Mapping[str, Any]) -> tuple[str, str]:
     own = None if mode["peak_bytes"] is None else mode["peak_bytes"] - mode.get("besides_bytes", 0)
-    peak, budget = apart(own, mode.get("budget_bytes"))
-    rate = rate_text(mode["bytes_per_sample"])
-    verdict = mode["verdict"] or ("peaks alone" if mode["laps"] == 1 else "inconclusive")
-    strong = "**" if is_failing(mode) else ""
-    return f"| {_cut(mode['mode'])} | {strong}{escaped(verdict)}{strong} | {rate} | {peak} | {budget} |"
+    return apart(own, mode.get("budget_bytes"))
 
 
 def _cut(text: str, longest: int = _LONGEST) -> str:
-    return escaped(text if len(text) <= longest else f"{text[: longest - 3]}...")
-
-
-def _more(count: int, what: str) -> Sequence[str]:
-    return ["", f"and {count} more {what}"] if count > 0 else []
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
