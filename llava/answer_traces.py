@@ -14,7 +14,8 @@ import transformers
 from torch import Tensor
 
 from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration
-from llava.checkpoint import empty_model, image_token_count
+from llava.checkpoint import empty_model
+from llava.model_shape import image_token_count
 from llava.modes import set_mode
 from vram.cards import Card
 from vram.explanation.allocations import Describing

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from himap import HimapLlavaForConditionalGeneration
-from llava.checkpoint import Checkpoint, check_model_type, image_token_count, read_config
+from llava.checkpoint import Checkpoint, check_model_type, read_config
 from llava.errors import BadInput, shown
 from llava.folders import fetched, is_hub_id, local_folder
 from llava.hf_layout import open_hf
@@ -15,7 +15,7 @@ from llava.original import is_original, open_original
 from llava.placement import placed
 from llava.presets import PRESETS, open_preset
 
-__all__ = ["Checkpoint", "image_token_count", "load_pretrained_model", "open_checkpoint"]
+__all__ = ["Checkpoint", "load_pretrained_model", "open_checkpoint"]
 _LORA = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin")
 
 

@@ -57,13 +57,6 @@ class Checkpoint:
         return model
 
 
-def image_token_count(config: HimapLlavaConfig) -> int:
-    """I, the number of image tokens one image becomes."""
-    vision = config.vision_config
-    # CLIP puts a class token first; "default" drops it, "full" keeps it.
-    return int((vision.image_size // vision.patch_size) ** 2 + (config.vision_feature_select_strategy == "full"))
-
-
 def empty_model(
     config: HimapLlavaConfig,
     device: torch.device,

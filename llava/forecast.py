@@ -15,9 +15,11 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from himap import HimapLlavaConfig
 from llava.answer_traces import ENDLESS_BYTES, SYSTEM_TOKENS, Answers, Prompt
-from llava.checkpoint import empty_model, image_token_count, read_config, reading
+from llava.checkpoint import empty_model, read_config, reading
 from llava.errors import BadInput, shown
 from llava.hf_layout import check_tokenizer_files, hf_config, hf_tokenizer
+from llava.model_shape import image_token_count
+from llava.modes import MODES
 from llava.original import is_original, original_config, original_tokenizer
 from llava.presets import PRESETS
 from llava.shapes import SHAPES, llava_config, our_tokenizer
@@ -150,7 +152,7 @@ def weights_bytes(answers: Answers) -> int:
 def token_bytes(answers: Answers) -> int | None:
     """What every token of an answer adds for good: its keys and values. None where more than those stays."""
     asked, text = answers.asked, answers.config.text_config
-    if asked.mode != "baseline" or not asked.use_cache:
+    if MODES[asked.mode].prunes or not asked.use_cache:
         return None
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return int(2 * text.num_hidden_layers * text.num_key_value_heads * head_size * asked.dtype.itemsize * asked.batch)

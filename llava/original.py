@@ -21,7 +21,6 @@ from llava.checkpoint import (
     Checkpoint,
     check_model_type,
     empty_model,
-    image_token_count,
     pretrained,
     read_config,
     reading,
@@ -30,6 +29,7 @@ from llava.conversation import IMAGE_TOKEN
 from llava.errors import BadInput, shown
 from llava.hf_layout import check_token_count, check_tokenizer_files, has_tokenizer
 from llava.load_options import DTYPES
+from llava.model_shape import image_token_count
 from llava.placement import Placement
 from llava.vision_tower import find_vision_tower
 from llava.weight_files import has_weights, open_tensors, shape_of, weight_files

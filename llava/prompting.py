@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from himap import HimapLlavaConfig
-from llava.builder import image_token_count
 from llava.conversation import IMAGE_TOKEN, build_prompt
 from llava.errors import BadInput, shown
+from llava.model_shape import image_token_count
 from llava.questions import Question
 
 

@@ -12,9 +12,11 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llava.argument_types import token_counts, whole
 from llava.errors import BadInput, shown
-from llava.eval.common import Parser, whole
+from llava.eval.command_line import Parser
 from llava.eval.terminal import say
+from llava.modes import MODES
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
     from llava.forecast import Forecast, SampleForecast
     from vram.cards import Card
 
-_MODES = ("baseline", "himap", "custom-fps", "custom-tome")
 _TOLD = 5  # holders on the terminal; the file has ten
 _ROWS = 12  # samples on the terminal; of more, those with a new highest peak
 _MOST_SAMPLES = 2**20
@@ -38,9 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--model", default="7b", help="7b (default), 13b, tiny, or a folder with a config")
-    add("--mode", choices=_MODES, default="baseline")
+    add("--mode", choices=tuple(MODES), default="baseline")
     add("--card", default="24GiB", help="a GPU's name or a size (default 24GiB)")
-    add("--answers", type=_lengths, default=(2, 2, 5, 24), help="tokens of each answer (default 2,2,5,24)")
+    add("--answers", type=token_counts, default=(2, 2, 5, 24), help="tokens of each answer (default 2,2,5,24)")
     add("--prompt-tokens", type=whole(1), help="of each prompt, its image's included (default: 51 and the image's)")
     add("--question-file", type=Path, help="LLaVA-format JSON, whose prompts are taken one after the other")
     add("--image-folder", type=Path, help="where the images of the question file lie")
@@ -354,13 +355,6 @@ def _json(answers: Answers, samples: Sequence[SampleForecast], found: _Found) ->
         "stepwise": found.stepwise,
         "samples": [asdict(one) for one in samples],
     }
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(whole(1)(part) for part in text.split(","))
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"answers must be numbers of tokens, as in 2,2,5,24: {error}") from None
 
 
 def _fail(message: str, code: int) -> int:

@@ -17,13 +17,14 @@ from tqdm import tqdm
 import vram
 from himap import HimapLlavaConfig
 from llava.answering import Answerer
-from llava.builder import image_token_count, open_checkpoint
+from llava.builder import open_checkpoint
 from llava.errors import BadInput, shown
 from llava.eval.ranks import Rank, Report
 from llava.eval.results import Answered, as_json, check_output, print_figures, write_json
 from llava.eval.terminal import say
 from llava.load_options import LoadOptions
-from llava.modes import default_new_tokens, mode_flags, set_mode
+from llava.model_shape import image_token_count
+from llava.modes import MODES, default_new_tokens, mode_flags, set_mode
 from llava.placement import placed, resolve_device
 from llava.prompting import Prompts
 from llava.questions import Question, chunk, embedded_questions, load_questions
@@ -58,7 +59,7 @@ def evaluate(
     checkpoint = open_checkpoint(options.model_path, options.model_base)
     values = mode_flags(checkpoint.config, mode, **flags)
     prompts = Prompts(checkpoint.tokenizer, checkpoint.config, options.conv_mode, options.single_pred_prompt)
-    system_length = values.get("hmap_v_sys_length", values.get("custom_sys_length"))
+    system_length = values.get(MODES[mode].system_length)
     for question in questions:
         prompts.check(question, system_length)
     new_tokens = options.max_new_tokens or default_new_tokens(checkpoint.config)
@@ -84,7 +85,7 @@ def evaluate(
     if options.device_map is not None:
         model_config["device_map"] = options.device_map
     if rank is None or rank.index == 0:
-        say(f"{_technique(mode)} WILL BE USED ------")
+        say(f"{MODES[mode].technique} WILL BE USED ------")
 
     so_far = _Progress()
 
@@ -119,7 +120,9 @@ def evaluate(
             use_cache=not options.no_cache,
             keep_attentions=options.keep_attentions,
         )
-        _answer_all(answerer, questions, _devices(model, device), so_far, _draws(values, checkpoint.config), report)
+        _answer_all(
+            answerer, questions, _devices(model, device), so_far, _draws(mode, values, checkpoint.config), report
+        )
     except BaseException as error:
         ended_early = isinstance(error, KeyboardInterrupt | MemoryError) or is_out_of_memory(error)
         if ended_early or so_far.answers:
@@ -163,11 +166,6 @@ def _devices(model: Any, device: torch.device) -> list[str]:
     return sorted(place for place in places if place.startswith("cuda")) or [str(device)]
 
 
-def _technique(mode: str) -> str:
-    techniques = {"baseline": "NO TOKEN PRUNING TECHNIQUE", "himap": "HiMAP TECHNIQUE"}
-    return techniques.get(mode, "CUSTOM TOKEN SELECTION TECHNIQUE")
-
-
 def _output_file(options: argparse.Namespace, mode: str, prog: str) -> Path:
     if options.output_file is not None:
         return Path(options.output_file)
@@ -195,13 +193,11 @@ def _same_draws() -> Iterator[None]:
         yield
 
 
-def _draws(values: Mapping[str, Any], config: HimapLlavaConfig) -> Callable[[Question], None]:
+def _draws(mode: str, values: Mapping[str, Any], config: HimapLlavaConfig) -> Callable[[Question], None]:
     """What answering a question takes from the generator: one number for an image, where farthest points begin."""
 
     def draw(question: Question) -> None:
-        if values.get("custom_selection_method") != "fps" or values["custom_first_index"] is not None:
-            return
-        if question.image is not None:
+        if question.image is not None and MODES[mode].draws(values):
             torch.randint(0, image_token_count(config), (1,))
 
     return draw

@@ -16,8 +16,9 @@ from transformers.utils import logging
 
 from himap import HimapLlavaForConditionalGeneration
 from llava import placement
-from llava.builder import Checkpoint, image_token_count, load_pretrained_model, open_checkpoint
+from llava.builder import Checkpoint, load_pretrained_model, open_checkpoint
 from llava.errors import BadInput
+from llava.model_shape import image_token_count
 from llava.placement import placed, resolve_device, resolve_dtype
 
 from .layouts import FORMS, plant, write_weights

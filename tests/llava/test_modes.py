@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration, Kept
-from himap.settings import SELECTION_METHODS
+from himap.settings import CUSTOM_FLAGS, HIMAP_FLAGS, SELECTION_METHODS
 from llava.answering import Answer, Answerer
 from llava.builder import Checkpoint
 from llava.errors import BadInput
@@ -78,6 +78,8 @@ def test_defaults_are_valid_for_every_shape(layers: int, image_size: int) -> Non
     )
     for mode in MODES:
         assert mode_flags(config, mode) == default_flags(config, mode)
+    assert tuple(default_flags(config, "himap")) == HIMAP_FLAGS
+    assert tuple(default_flags(config, "custom-fps")) == CUSTOM_FLAGS
 
 
 def test_every_selection_method_is_a_mode() -> None:
@@ -136,7 +138,7 @@ def test_modes_come_and_go(model: HimapLlavaForConditionalGeneration, first_answ
     """Every mode answers in its own way, and baseline afterwards is baseline again; per-run state is dropped."""
     decoder = model.model.language_model
     plain = first_answer()
-    for mode in MODES[1:]:
+    for mode in list(MODES)[1:]:
         set_mode(model, mode)
         assert first_answer() != plain
         decoder.kept = Kept(txt=torch.arange(3))

@@ -13,10 +13,11 @@ import vram
 from himap import HimapLlavaForConditionalGeneration
 from llava import placement, presets
 from llava.answering import Answerer
-from llava.builder import Checkpoint, image_token_count, load_pretrained_model, open_checkpoint
+from llava.builder import Checkpoint, load_pretrained_model, open_checkpoint
 from llava.checkpoint import empty_model
 from llava.errors import BadInput
 from llava.images import open_rgb
+from llava.model_shape import image_token_count
 from llava.modes import MODES, set_mode
 from llava.placement import placed
 from llava.prompting import Prompts
@@ -178,11 +179,11 @@ def test_answers_depend_on_question_picture_and_mode(
     first, second = embedded_questions(2)
     texts = {answerer.answer(first).text, answerer.answer(second).text}
     texts.add(answerer.answer(type(first)(first.id, first.text, image=second.image)).text)
-    for mode in MODES[1:]:
+    for mode in list(MODES)[1:]:
         set_mode(model, mode)
         texts.add(answerer.answer(first).text)
 
-    assert len(texts) == 3 + len(MODES[1:])
+    assert len(texts) == 3 + len(list(MODES)[1:])
 
 
 def test_load_pretrained_model_gives_the_original_four(checkpoint: Checkpoint) -> None:

@@ -16,6 +16,7 @@ from llava.answering import Answer, Answerer
 from llava.builder import Checkpoint
 from llava.errors import BadInput
 from llava.eval import custom_selection_inference, eval_scivqa, loop
+from llava.eval.command_line import build_parser
 from llava.eval.results import Answered, Summary, summarise, write_json
 from llava.load_options import LoadOptions
 from llava.placement import Placement, placed
@@ -556,23 +557,7 @@ def test_a_device_is_never_replaced_by_a_file() -> None:
 
 def test_the_command_line_offers_what_the_library_knows() -> None:
     """Words listed for the parser are the library's own, so neither can change alone."""
-    parser_methods = next(
-        action.choices for action in _actions(custom_selection_inference) if action.dest == "custom_selection_method"
-    )
-    assert tuple(parser_methods) == SELECTION_METHODS
+    parser = build_parser(custom_selection_inference.PROGRAM)
+    methods = next(action.choices for action in parser._actions if action.dest == "custom_selection_method")
+    assert methods == SELECTION_METHODS
     assert loop.EMBEDDED_COUNT == 20
-
-
-def _actions(module: Any) -> list[Any]:
-    found: list[Any] = []
-
-    def run(parser: Any, argv: Any, choose: Any) -> int:
-        found.extend(parser._actions)
-        return 0
-
-    original, module.run_program = module.run_program, run
-    try:
-        module.main([])
-    finally:
-        module.run_program = original
-    return found

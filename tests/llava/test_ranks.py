@@ -17,7 +17,7 @@ import torch
 
 from llava.errors import BadInput
 from llava.eval import custom_selection_inference, eval_scivqa, loop
-from llava.eval.common import build_parser
+from llava.eval.command_line import build_parser
 from llava.eval.ranks import Rank, Told, gather, line, read_report
 from llava.eval.results import Answered
 from llava.placement import placed
@@ -365,7 +365,7 @@ class TestRank:
 
 
 def _options(*argv: str) -> Any:
-    return build_parser("p", "").parse_args(argv)
+    return build_parser(eval_scivqa.PROGRAM).parse_args(argv)
 
 
 class _Meter:

@@ -58,7 +58,7 @@ def test_baseline_enters_no_code_of_ours(
     assert entered == set()
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "baseline"])
+@pytest.mark.parametrize("mode", [mode.name for mode in MODES.values() if mode.prunes])
 def test_the_spy_sees_the_other_modes(
     answerer: Answerer, with_image: Question, mode: str, switched: Callable[..., None]
 ) -> None:
@@ -109,13 +109,13 @@ def test_switching_modes_brings_back_the_same_bytes_and_logits(
 ) -> None:
     """baseline -> himap -> custom -> baseline on one model: the last is the first, to the byte and to the bit."""
     seen = {}
-    for turn, mode in enumerate(("baseline", "himap", "custom-fps", "custom-tome", "baseline")):
+    for turn, mode in enumerate((*MODES, "baseline")):
         switched(mode)
         torch.manual_seed(0)
         seen[turn, mode] = logits(model, answerer, with_image, use_cache=False)
         answerer.answer(with_image)
     switched("baseline")
-    assert torch.equal(seen[0, "baseline"], seen[4, "baseline"])
+    assert torch.equal(seen[0, "baseline"], seen[len(MODES), "baseline"])
     for (_, mode), pruned in seen.items():
         if mode != "baseline":
             assert not torch.equal(pruned[0, -1], seen[0, "baseline"][0, -1]), f"{mode} changes nothing"
@@ -126,7 +126,7 @@ def test_switching_modes_leaves_no_byte_behind(
 ) -> None:
     """After every other mode has answered, baseline holds exactly the bytes it held before."""
     held = []
-    for mode in ("baseline", "himap", "custom-fps", "custom-tome", "baseline"):
+    for mode in (*MODES, "baseline"):
         switched(mode)
         answerer.answer(with_image)
         gc.collect()

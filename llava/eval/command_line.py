@@ -1,0 +1,110 @@
+"""The command line of the programs that answer questions. Imports no torch: usage errors come at once."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from llava.argument_types import positive, sample_count, whole
+from llava.conversation import CONVERSATIONS
+from llava.errors import BadInput
+from llava.load_options import ATTENTIONS, DTYPES
+from llava.modes import MODES, Mode
+
+
+@dataclass(frozen=True)
+class Program:
+    """A program that answers questions. `default_mode` is the one where the command line chooses none."""
+
+    name: str
+    description: str
+    default_mode: str
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises BadInput where argparse would print its usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `message` as BadInput."""
+        raise BadInput(message)
+
+
+def build_parser(program: Program) -> argparse.ArgumentParser:
+    """A parser with the arguments that all programs take, and those of the modes that `program` offers."""
+    parser = Parser(prog=program.name, description=program.description, allow_abbrev=False)
+    _add_questions(parser, program.name)
+    _add_loading(parser)
+    _add_answering(parser)
+    _add_modes(parser, program.name)
+    return parser
+
+
+def chosen_mode(program: Program, options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The mode that the command line chooses, and those of its flags that it sets. Raises BadInput for two modes.
+
+    A mode that prunes nothing goes before all others: their options are ignored then.
+    """
+    chosen = [mode for mode in _offered(program.name) if mode.programs[program.name].is_made(options)]
+    if plain := [mode for mode in chosen if not mode.prunes]:
+        chosen = plain
+    if len(chosen) > 1:
+        names = " and ".join(mode.programs[program.name].option for mode in chosen)
+        raise BadInput(f"one mode must be chosen, got {names}")
+    mode = chosen[0] if chosen else MODES[program.default_mode]
+    values = {option.flag: option.value(options) for option in mode.options}
+    return mode.name, {flag: value for flag, value in values.items() if value is not None}
+
+
+def _offered(prog: str) -> list[Mode]:
+    return [mode for mode in MODES.values() if prog in mode.programs]
+
+
+def _add_modes(parser: argparse.ArgumentParser, prog: str) -> None:
+    """Add how each mode is chosen, then the options of all of them; modes may share either."""
+    group = parser.add_argument_group("mode and its settings")
+    choices = [mode.programs[prog] for mode in _offered(prog)]
+    for option in dict.fromkeys(choice.option for choice in choices):
+        alike = [choice for choice in choices if choice.option == option]
+        if alike[0].value is None:
+            group.add_argument(option, action="store_true", help=alike[0].help)
+        else:
+            group.add_argument(option, choices=tuple(choice.value for choice in alike), help=alike[0].help)
+    for each in dict.fromkeys(option for mode in _offered(prog) for option in mode.options):
+        group.add_argument(each.name, type=each.parse, help=each.help)
+
+
+def _add_questions(parser: argparse.ArgumentParser, prog: str) -> None:
+    add = parser.add_argument_group("questions and results").add_argument
+    add("--question-file", type=Path, help="LLaVA-format JSON (default: 20 questions that come with the package)")
+    add("--image-folder", type=Path, help="folder of the question file's images")
+    add("--conv-mode", choices=tuple(CONVERSATIONS), default="vicuna_v1", help="prompt format")
+    add("--single-pred-prompt", action="store_true", help="ask for the option's letter only")
+    add("--num-chunks", type=whole(1), default=1, help="split the questions into this many chunks")
+    add("--chunk-idx", type=whole(0), default=0, help="answer only this chunk, counted from 0")
+    add("--num-samples", type=sample_count, default=-1, help="answer only the first NUM_SAMPLES questions; -1: all")
+    add("--output-file", type=Path, help=f"results as JSON (default: {prog}-MODE.json in the current folder)")
+
+
+def _add_loading(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("model").add_argument
+    add("--model-path", default="tiny", help="checkpoint folder, hub id, or tiny (default), 7b or 13b")
+    add("--model-base", help="folder or hub id of the LLaMA, for a checkpoint that is a projector only")
+    add("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:NUMBER")
+    add("--device-map", help="spread by accelerate, not with --device: auto, balanced, balanced_low_0 or sequential")
+    add("--offload-folder", type=Path, help="folder for what a device map puts on the disk")
+    add("--dtype", choices=DTYPES, help="default: float16 on CUDA, float32 on the CPU")
+    add("--load-8bit", action="store_true", help="load the decoder in 8 bit, by bitsandbytes on CUDA")
+    add("--load-4bit", action="store_true", help="load the decoder in 4 bit, by bitsandbytes on CUDA")
+    add("--attn", choices=ATTENTIONS, default="sdpa", help="attention implementation")
+
+
+def _add_answering(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("answering").add_argument
+    add("--max-new-tokens", type=whole(1), help="longest answer (default: 1024; 8 on a model under 16 layers)")
+    add("--no-cache", action="store_true", help="compute the whole prompt anew at every token, as the original does")
+    keep_help = "keep attentions and logits, as the first version did: eager, no cache"
+    add("--keep-attentions", action="store_true", help=keep_help)
+    timeout_help = "under torchrun: give up a rank that sends nothing for so long (default: 600)"
+    add("--rank-timeout", type=positive, default=600.0, metavar="SECONDS", help=timeout_help)

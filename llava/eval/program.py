@@ -1,0 +1,61 @@
+"""Running a program that answers questions: whatever happens becomes an exit code. Imports no torch by itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from llava.errors import BadInput
+from llava.eval.command_line import Program, build_parser, chosen_mode
+from llava.eval.ranks import Rank, Report
+from vram.exit_codes import BAD_INPUT, FINE, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
+
+
+def run_program(program: Program, argv: Sequence[str] | None) -> int:
+    """Parse, run, and turn whatever happens into an exit code; a user's error is one line on stderr.
+
+    0 fine, 1 out of memory, 2 bad input, 70 a fault of our own (with its traceback), 130 interrupted. Under torchrun
+    this process is one of several that share the questions (see `llava.eval.supervisor`).
+    """
+    rank = Rank.here(os.environ)
+    if rank is None:
+        code, message = _run(program, argv, None)
+        if message:
+            print(f"{program.name}: error: {message}", file=sys.stderr)
+        return code
+    from llava.eval.supervisor import supervise  # needed under torchrun only
+
+    def work(report: Report) -> int:
+        code, message = _run(program, argv, report)
+        report.ended(code, message or ("a fault of our own" if code else ""))
+        return code
+
+    return supervise(program.name, rank, work)
+
+
+def _run(program: Program, argv: Sequence[str] | None, report: Report | None) -> tuple[int, str]:
+    """The exit code, and one line about it."""
+    try:
+        options = build_parser(program).parse_args(argv)
+        mode, flags = chosen_mode(program, options)
+        from llava.eval.loop import evaluate  # not before the command line is known to be right: this imports torch
+
+        evaluate(options, mode, flags, prog=program.name, report=report)
+    except BadInput as error:
+        return BAD_INPUT, _one_line(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED, "interrupted"
+    except Exception as error:
+        from vram.replaying.out_of_memory import is_out_of_memory  # imports torch
+
+        if isinstance(error, MemoryError) or is_out_of_memory(error):
+            return OUT_OF_MEMORY, _one_line(f"out of memory: {error}")
+        traceback.print_exc()
+        return OUR_FAULT, ""
+    return FINE, ""
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
