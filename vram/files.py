@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Put `data` in the place of `path`, which at every moment holds the old content or all of the new.
+
+    A file that is there keeps its permissions. Raises OSError where it can't be written.
+    """
+    with complete_file(path.with_name(f".{os.getpid()}-{secrets.token_hex(4)}.unfinished"), data) as complete:
+        with suppress(FileNotFoundError):
+            complete.chmod(path.stat().st_mode)
+        complete.replace(path)
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes the place of `path` when the block ends well, and that is gone when it does not.
+def complete_file(path: Path, data: bytes) -> Iterator[Path]:
+    """`path`, made anew with all of `data` on the disk, for the block to give it its name; then it is gone.
 
-    Raises OSError where it can't be written.
+    A killed writer may have left one, half written or as a second name of another file: that is never written into.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name[:20])
+    path.unlink(missing_ok=True)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:  # an interruption too leaves nothing behind
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield path
+    finally:  # an interruption too leaves nothing behind
+        with suppress(OSError):
+            path.unlink()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from llava.errors import BadInput, shown
 from llava.eval.terminal import say
+from vram.files import atomic_write
 
 SCHEMA = 1
 
@@ -117,11 +117,8 @@ def check_output(path: Path, question_file: Path | None, what: str = "output fil
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` to `path`, which at every moment holds the old content or all of the new."""
-    unfinished = path.with_name(f".{os.getpid()}.unfinished.json")
+    data = (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
     try:
-        unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        unfinished.replace(path)
+        atomic_write(path, data)
     except OSError as error:
         raise BadInput(f"the output file must be writable, got {shown(str(path))}: {error}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vram.files import atomic_write
+
 _HEADER = "# Reviewed limits, in bytes, one per key. Changed only by an explicit --vram-accept.\n"
 _LIMIT = "peak_bytes"
 _WAIT_SECONDS = 60.0  # for another writer, which needs milliseconds
@@ -196,18 +198,7 @@ def _lock_of(path: Path) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing, with the permissions that the file had."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f".{path.name}.{os.getpid()}")
-    whole.unlink(missing_ok=True)
-    try:
-        with whole.open("xb") as file:
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            path.open("ab").close()  # replacing asks the folder alone: a file made read-only is meant to stay as it is
-            whole.chmod(path.stat().st_mode)
-        whole.replace(path)
-    finally:
-        whole.unlink(missing_ok=True)
+    if path.exists():
+        path.open("ab").close()  # replacing asks the folder alone: a file made read-only is meant to stay as it is
+    atomic_write(path, text.encode())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vram.explanation.allocations import Allocation, Event
-from vram.files import written_whole
+from vram.files import atomic_write
 from vram.frames import Frame
 
 _PROTOCOL = 4  # the viewer's own unpickler knows 2 to 4
@@ -91,8 +91,7 @@ def write_snapshot(folder: Path, name: str, snapshot: dict[str, Any], taken: set
 
 def dump_snapshot(path: Path, snapshot: dict[str, Any]) -> None:
     """Write `snapshot` to `path`, whole or not at all. Raises OSError where it can't be written."""
-    with written_whole(path) as file:
-        pickle.dump(snapshot, file, protocol=_PROTOCOL)
+    atomic_write(path, pickle.dumps(snapshot, protocol=_PROTOCOL))
 
 
 class _Places:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from vram.exit_codes import FINE, INCONCLUSIVE
-from vram.files import written_whole
+from vram.files import atomic_write
 from vram.history import store
 from vram.report.gathered import gathered, read_report
 
@@ -74,7 +74,6 @@ def _write(path: Path, text: str) -> None:
     """All of it or nothing."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
-            file.write(text.encode(errors="backslashreplace"))
+        atomic_write(path, text.encode(errors="backslashreplace"))
     except OSError as error:
         raise ValueError(f"{path} can't be written: {error.strerror or error}") from None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vram.files import written_whole
+from vram.files import atomic_write
 from vram.text import aligned, apart, rate_text, size_text
 from vram.units import format_bytes
 
@@ -30,8 +30,7 @@ def write_report(
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     report = {"schema": SCHEMA, "environment": dict(environment), "modes": list(modes), "tests": list(tests)}
-    with written_whole(path) as file:
-        file.write((json.dumps(report, indent=1) + "\n").encode())
+    atomic_write(path, (json.dumps(report, indent=1) + "\n").encode())
 
 
 def table(modes: Sequence[Mapping[str, Any]]) -> list[str]:
