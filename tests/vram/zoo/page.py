@@ -6,9 +6,11 @@ from tests.vram.zoo.cases import KINDS, Case, cases
 
 _HEAD = """# The zoo: planted faults and decoys
 
-Each case is one test file of a small project in `tests/vram/zoo/`, run by a real pytest with the plugin; comments at
-its head say what the plugin must answer. For a leak that is the verdict, the line that allocates and who holds it, in
-these words.
+Each case is one test file of a small project in `tests/vram/zoo/`, run by a real pytest with the plugin on the CPU.
+Comments at the head of the file state the result that the plugin must give. For a leak that is the verdict, the line
+that allocates, and the objects that keep the memory, in exactly these words (`…` stands for any text).
+
+*Leaks* must be found. *Raised peaks* must fail their limit. *Decoys* look like leaks and must pass.
 
 ```bash
 python -m tests.vram.zoo --repeat 20   # the whole zoo 20 times; a table of right answers, exit code 1 on any wrong one

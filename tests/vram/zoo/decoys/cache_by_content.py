@@ -1,4 +1,4 @@
-"""What was encoded once is not encoded again: the cache has one entry for each different question."""
+"""A text is encoded only once: the cache has one entry for each different question."""
 # expect: plateau
 
 import torch

@@ -1,4 +1,4 @@
-"""Every other sample fails and is told in words; the exception is not kept."""
+"""Every other sample fails and is reported as text; the exception is not kept."""
 # expect: stable
 
 import torch

@@ -1,4 +1,4 @@
-"""`generate` is asked for attentions, and the whole of what it returns is kept where its text was meant."""
+"""`generate` returns attentions, and its whole output is kept where only the text was meant."""
 # expect: grows
 # line: transformers/*:* *
 # holder: tuple (2 items) in tuple (1 item) at key `attentions` of GenerateDecoderOnlyOutput (3 items) in list

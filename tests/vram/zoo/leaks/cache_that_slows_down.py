@@ -1,4 +1,4 @@
-"""A cache of what was drawn at random: the fuller it is the rarer it grows, and nobody can say that it stops."""
+"""A cache of randomly drawn keys: the fuller it is, the more rarely it grows; no reading shows that it stops."""
 # expect: undecided
 
 import random

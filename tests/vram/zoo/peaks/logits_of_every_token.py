@@ -1,4 +1,4 @@
-"""Logits of all tokens are made where those of the last are wanted."""
+"""Logits of all tokens are computed where only those of the last are needed."""
 # expect: LevelExceeded
 # says: all_logits needs * too much in 10 of 10 samples
 
