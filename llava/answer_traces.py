@@ -23,7 +23,7 @@ from vram.replaying.marks import listening, mark
 from vram.simulated.context import DEVICE, TOKEN, SimulatedCuda
 from vram.simulated.trace import Recorder, Trace, interpolated
 
-MOST_TOKENS = 2**20  # of prompts and answers in a batch: the values of more are not followed, see vram's Shadows
+MOST_TOKENS = 2**20  # of prompts and answers in a batch: the values of more are not followed, see vram's KnownValues
 SYSTEM_TOKENS = 35  # before the image, in LLaVA-1.5's prompt
 ENDLESS_BYTES = 2**50
 _TESTED = ("5.17", "5.23")  # transformers

@@ -14,7 +14,7 @@ settings:
   *retry*); then the request is out of memory, and the segments stay given back.
 
 Assumed of the driver: cudaMalloc hands out whole pages of 2 MiB, which all segments are multiples of, and succeeds
-whenever that much is free: physical memory does not fragment. Each segment's address lies above all earlier ones. A
+whenever that much is free: physical memory does not fragment. Each segment's address is above all earlier ones. A
 card may place them otherwise, and then choose another of two cached blocks of one size.
 
 Not modelled: `record_stream` (a freed block that another stream still uses), CUDA graphs and private pools, peers,
@@ -70,15 +70,15 @@ _REASONS = {
 class SimulatedOutOfMemory(Exception):
     """The card is full. `message`, also `str(error)`, is worded as torch 2.11 to 2.13 words it.
 
-    `requested_bytes` is what the caller wanted, `asked_bytes` what cudaMalloc was asked for and the message says;
-    `tag` is the caller's. All bytes are as they were after the retry.
+    `requested_bytes` is the size that the caller passed, `segment_bytes` that of the segment which cudaMalloc refused
+    (the message has it); `tag` is the caller's. All bytes are as they were after the retry.
     """
 
     def __init__(
         self,
         *,
         requested_bytes: int,
-        asked_bytes: int,
+        segment_bytes: int,
         free_bytes: int,
         total_bytes: int,
         process_bytes: int,
@@ -87,7 +87,7 @@ class SimulatedOutOfMemory(Exception):
         allowed_bytes: int | None = None,
         tag: Any = None,
     ) -> None:
-        self.requested_bytes, self.asked_bytes, self.tag = requested_bytes, asked_bytes, tag
+        self.requested_bytes, self.segment_bytes, self.tag = requested_bytes, segment_bytes, tag
         self.free_bytes, self.total_bytes, self.process_bytes = free_bytes, total_bytes, process_bytes
         self.allocated_bytes, self.reserved_bytes = allocated_bytes, reserved_bytes
         self.allowed_bytes = allowed_bytes
@@ -105,7 +105,7 @@ class SimulatedOutOfMemory(Exception):
             return "CUDA out of memory. Tried to allocate more than 1EB memory."
         allowed = "" if self.allowed_bytes is None else f"{cuda_size(self.allowed_bytes)} allowed; "
         return (
-            f"CUDA out of memory. Tried to allocate {cuda_size(self.asked_bytes)}. GPU 0 has a total capacity of "
+            f"CUDA out of memory. Tried to allocate {cuda_size(self.segment_bytes)}. GPU 0 has a total capacity of "
             f"{cuda_size(self.total_bytes)} of which {cuda_size(self.free_bytes)} is free. Including non-PyTorch "
             f"memory, this process has {cuda_size(self.process_bytes)} memory in use. {allowed}Of the allocated memory "
             f"{cuda_size(self.allocated_bytes)} is allocated by PyTorch, and "
@@ -119,7 +119,7 @@ class SimulatedOutOfMemory(Exception):
 class Block:
     """A piece of a segment: in use from `malloc` to `free`, then cached, alone or as part of a larger one.
 
-    `size` is what `allocated_bytes` counts, `requested` what the caller wanted, in bytes; `tag` is the caller's own.
+    `size` is what `allocated_bytes` counts, `requested` what the caller passed, in bytes; `tag` is the caller's own.
     Once freed it belongs to the allocator, and its address and size may change.
     """
 
@@ -143,7 +143,7 @@ class Block:
 
 
 class Segment:
-    """What one cudaMalloc returned."""
+    """One result of cudaMalloc."""
 
     __slots__ = ("address", "first", "free", "size", "small", "stream")
 
@@ -162,7 +162,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Stat:
-    """Now, and the most since the peaks were reset."""
+    """A figure now, and the most since the peaks were reset."""
 
     current: int = 0
     peak: int = 0
@@ -185,7 +185,7 @@ class Stats:
     ooms: int
 
 
-# Of one pool and stream, ascending; addresses differ, so that blocks are never compared.
+# The cached blocks of one pool and stream, ascending; addresses differ, so that blocks are never compared.
 _Free = list[tuple[int, int, Block]]
 _FIGURES = (
     "allocated_bytes",
@@ -219,9 +219,9 @@ class CachingAllocator:
         self.capacity_bytes, self.context_bytes, self.other_bytes = capacity_bytes, context_bytes, other_bytes
         self.allowed_bytes: int | None = None  # of segments: torch.cuda.set_per_process_memory_fraction
         self.observer: Callable[[str, Block | None], None] | None = None
-        # If set, called with what `hold` is given, before its mallocs and frees are observed like any.
-        self.on_hold: Callable[[Any], None] | None = None
-        self.holding = False
+        # If set, called with the reason for scratch memory, before its mallocs and frees are observed like any.
+        self.on_scratch: Callable[[Any], None] | None = None
+        self.taking_scratch = False
         self.before_reset: list[Callable[[], None]] = []
         self.allocated_bytes = self.requested_bytes = self.reserved_bytes = self.inactive_split_bytes = 0
         self.allocations = self.segments = self.inactive_split = 0
@@ -236,7 +236,7 @@ class CachingAllocator:
 
     @property
     def free_bytes(self) -> int:
-        """What cudaMemGetInfo calls free."""
+        """Free bytes, as cudaMemGetInfo says them."""
         return self.capacity_bytes - self.context_bytes - self.other_bytes - self.reserved_bytes
 
     def malloc(self, n_bytes: int, stream: int = 0, tag: Any = None) -> Block:
@@ -260,7 +260,7 @@ class CachingAllocator:
             empty = Block(0, 0, None)
             empty.allocated = True
             return empty
-        if n_bytes >= _EXBIBYTE:  # before the card is asked, and no cache is given back
+        if n_bytes >= _EXBIBYTE:  # without a cudaMalloc, so that no cache is given back
             raise self._full(n_bytes, n_bytes, tag)
         size = -(-n_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
         small = size <= _SMALL_BYTES
@@ -268,32 +268,8 @@ class CachingAllocator:
         if free is None:
             free = self._free[small, stream] = []
         at = bisect_left(free, (size,))
-        found = free.pop(at)[2] if at < len(free) else self._new_segment(size, stream, small, free, n_bytes, tag)
-
-        segment, previous, rest = found.segment, found.previous, found.size - size
-        assert segment is not None
-        if previous is not None or found.next is not None:
-            self.inactive_split_bytes -= found.size
-            self.inactive_split -= 1
-        if rest < _BLOCK_BYTES if small else rest <= _SMALL_BYTES:
-            block = Block(found.address, found.size, segment)
-            after = found.next
-        else:
-            block = Block(found.address, size, segment)
-            after = found
-            found.address += size
-            found.size = rest
-            insort(free, (rest, found.address, found))
-            self.inactive_split_bytes += rest
-            self.inactive_split += 1
-            self._see_inactive()
-        block.previous, block.next = previous, after
-        if previous is None:
-            segment.first = block
-        else:
-            previous.next = block
-        if after is not None:
-            after.previous = block
+        cached = free.pop(at)[2] if at < len(free) else self._new_segment(size, stream, small, free, n_bytes, tag)
+        block = self._split(cached, size, small, free)
         block.allocated, block.requested, block.tag = True, n_bytes, tag
 
         self.allocated_bytes += block.size
@@ -309,18 +285,49 @@ class CachingAllocator:
             self.observer("malloc", block)
         return block
 
-    def hold(self, sizes: Iterable[int], why: Any = None, tag: Any = None) -> None:
-        """Take blocks of `sizes` bytes together, and give them back. Raises as `malloc`, and then keeps none."""
-        if self.on_hold is not None:
-            self.on_hold(why)
-        self.holding, held = True, []
+    def _split(self, cached: Block, size: int, small: bool, free: _Free) -> Block:
+        """A block of `size` bytes from the start of a cached one, whose rest stays cached where it is large enough."""
+        segment, previous, rest = cached.segment, cached.previous, cached.size - size
+        assert segment is not None
+        if previous is not None or cached.next is not None:
+            self.inactive_split_bytes -= cached.size
+            self.inactive_split -= 1
+        if rest < _BLOCK_BYTES if small else rest <= _SMALL_BYTES:
+            block = Block(cached.address, cached.size, segment)
+            after = cached.next
+        else:
+            block = Block(cached.address, size, segment)
+            after = cached
+            cached.address += size
+            cached.size = rest
+            insort(free, (rest, cached.address, cached))
+            self.inactive_split_bytes += rest
+            self.inactive_split += 1
+            self._see_inactive()
+        block.previous, block.next = previous, after
+        if previous is None:
+            segment.first = block
+        else:
+            previous.next = block
+        if after is not None:
+            after.previous = block
+        return block
+
+    def take_scratch(self, sizes: Iterable[int], why: Any = None, tag: Any = None) -> None:
+        """Take blocks of `sizes` bytes together, and free them at once. Raises as `malloc`, and then keeps none.
+
+        `on_scratch` gets `why`.
+        """
+        if self.on_scratch is not None:
+            self.on_scratch(why)
+        self.taking_scratch, blocks = True, []
         try:
             for n_bytes in sizes:
-                held.append(self.malloc(n_bytes, tag=tag))
+                blocks.append(self.malloc(n_bytes, tag=tag))
         finally:
-            for block in held:
+            for block in blocks:
                 self.free(block)
-            self.holding = False
+            self.taking_scratch = False
 
     def free(self, block: Block) -> None:
         """Put `block` back into the cache. Raises ValueError where it is not in use (freed before).
@@ -409,7 +416,7 @@ class CachingAllocator:
             yield from segment.blocks()
 
     def snapshot(self, frames: Callable[[Any], list[dict[str, Any]]] | None = None) -> dict[str, Any]:
-        """What is alive, as `torch.cuda.memory._snapshot()` has it: PyTorch's memory viewer opens it.
+        """Live memory as `torch.cuda.memory._snapshot()` has it: PyTorch's memory viewer opens it.
 
         `frames` turns a block's tag into its stack, [{"filename", "line", "name"}, ...]; without it there are none.
         """
@@ -421,26 +428,26 @@ class CachingAllocator:
         }
 
     def _new_segment(self, size: int, stream: int, small: bool, free: _Free, n_bytes: int, tag: Any) -> Block:
-        asked_bytes = segment_bytes(size)
-        if not self._has_room(asked_bytes):
+        needed_bytes = segment_bytes(size)
+        if not self._has_room(needed_bytes):
             self._release_segments()
             self._retries += 1
-            if not self._has_room(asked_bytes):
+            if not self._has_room(needed_bytes):
                 self._ooms += 1
-                raise self._full(n_bytes, asked_bytes, tag)
-        segment = Segment(self._next_address, asked_bytes, stream, small, free)
+                raise self._full(n_bytes, needed_bytes, tag)
+        segment = Segment(self._next_address, needed_bytes, stream, small, free)
         self._segments[segment.address] = segment
-        self._next_address += asked_bytes
-        self.reserved_bytes += asked_bytes
+        self._next_address += needed_bytes
+        self.reserved_bytes += needed_bytes
         self.segments += 1
         self._peak_reserved_bytes = max(self._peak_reserved_bytes, self.reserved_bytes)
         self._peak_segments = max(self._peak_segments, self.segments)
         return segment.first
 
-    def _full(self, n_bytes: int, asked_bytes: int, tag: Any) -> SimulatedOutOfMemory:
+    def _full(self, n_bytes: int, needed_bytes: int, tag: Any) -> SimulatedOutOfMemory:
         return SimulatedOutOfMemory(
             requested_bytes=n_bytes,
-            asked_bytes=asked_bytes,
+            segment_bytes=needed_bytes,
             free_bytes=self.free_bytes,
             total_bytes=self.capacity_bytes,
             process_bytes=self.context_bytes + self.reserved_bytes,
@@ -450,9 +457,9 @@ class CachingAllocator:
             tag=tag,
         )
 
-    def _has_room(self, asked_bytes: int) -> bool:
+    def _has_room(self, needed_bytes: int) -> bool:
         allowed_bytes = self.capacity_bytes if self.allowed_bytes is None else self.allowed_bytes
-        return asked_bytes <= min(self.free_bytes, allowed_bytes - self.reserved_bytes)
+        return needed_bytes <= min(self.free_bytes, allowed_bytes - self.reserved_bytes)
 
     def _release_segments(self) -> None:
         for segment in list(self._segments.values()):
@@ -507,7 +514,7 @@ def _segment_entry(segment: Segment, frames: Callable[[Any], list[dict[str, Any]
 
 
 def segment_bytes(block_bytes: int) -> int:
-    """What cudaMalloc is asked for, for a block of that size (rounded to 512 B)."""
+    """The size of a new segment for a block of that size (rounded to 512 B)."""
     if block_bytes <= _SMALL_BYTES:
         return _SMALL_SEGMENT_BYTES
     if block_bytes < _OWN_SEGMENT_BYTES:

@@ -1,4 +1,4 @@
-"""Files inside a simulation: what is read is real first, and what has no bytes is not saved."""
+"""Files inside a simulation: reads are real first, and simulated tensors, which have no bytes, are not saved."""
 
 from __future__ import annotations
 
@@ -16,47 +16,51 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vram.simulated.known_values import is_real, tensors
+from vram.simulated.device import card_index
+from vram.simulated.operations import is_real, tensors
+from vram.simulated.replacements import Places
 
 _ON_CARD = "_vram_on_card"  # an attribute of real storages: their bytes there
 NO_BYTES = "simulated CUDA has no bytes to save: its tensors are shapes and storages alone"
 
 
 class Storages(NamedTuple):
-    """What a simulation does with storages."""
+    """A simulation's functions for storages."""
 
     unknown: Callable[[int], Tensor]  # so many bytes on the card
-    cloned: Callable[[torch.UntypedStorage], torch.UntypedStorage | None]  # another on the card, of one that is there
+    cloned: Callable[[torch.UntypedStorage], torch.UntypedStorage | None]  # a copy on the card of one that is there
     moved: Callable[..., Tensor]  # the bytes of a real one on the card
-    taking_part: Callable[[], AbstractContextManager[object]]  # around what is made there
+    taking_part: Callable[[], AbstractContextManager[object]]  # entered where tensors are made there
 
 
-def file_answers(storages: Storages, only_one: Callable[[Any], int]) -> dict[tuple[Any, str], Callable[..., Any]]:
-    """By owner and name, what reads and saves instead of torch's and safetensors' own.
-
-    `only_one` raises for a device that is another card.
-    """
+def file_places(storages: Storages) -> Places:
+    """Replacements for the functions of torch and safetensors that read and save."""
     base = torch.storage._StorageBase
-    places: dict[tuple[Any, str], Callable[..., Any]] = {
+    return {
         (torch, "save"): _without_bytes(torch.save),
-        (torch, "load"): _read_first(torch.load, storages, only_one),
+        (torch, "load"): _read_first(torch.load, storages),
         (torch._utils, "_rebuild_tensor"): _rebuilt(torch._utils._rebuild_tensor, storages),
         (base, "clone"): _cloning(base.clone, storages),
-        (base, "cuda"): _moving(base.cuda, storages, only_one),
+        (base, "cuda"): _moving(base.cuda, storages),
         (base, "cpu"): _moving_back(base.cpu),
-        (torch.UntypedStorage, "__new__"): _made(torch.UntypedStorage.__new__, storages, only_one),
-    }
-    with suppress(ImportError):  # now, lest it come later and be itself
+        (torch.UntypedStorage, "__new__"): _made(torch.UntypedStorage.__new__, storages),
+    } | _safetensors_places()
+
+
+def _safetensors_places() -> Places:
+    """Its functions that would read from, or write to, addresses, which fake tensors do not have."""
+    with suppress(ImportError):  # imported now: later, it would come without what stands in
         importlib.import_module("safetensors.torch")
     safetensors = sys.modules.get("safetensors.torch")
-    if safetensors is not None:  # would write to addresses that fake tensors have not
-        places[safetensors, "load_file"] = _loaded_first(safetensors.load_file)
-        places |= {(safetensors, name): _without_bytes(getattr(safetensors, name)) for name in ("save", "save_file")}
-        opened = safetensors.safe_open
-        reading = functools.partial(_Opened, opened)
-        for module in list(sys.modules.values()):  # in the tests and programs that have imported it, too
-            if getattr(module, "__dict__", {}).get("safe_open") is opened:
-                places[module, "safe_open"] = reading
+    if safetensors is None:
+        return {}
+    places: Places = {(safetensors, "load_file"): _loaded_first(safetensors.load_file)}
+    places |= {(safetensors, name): _without_bytes(getattr(safetensors, name)) for name in ("save", "save_file")}
+    own = safetensors.safe_open
+    reading = functools.partial(_SafeOpen, own)
+    for module in list(sys.modules.values()):  # tests and programs that have imported it, too
+        if getattr(module, "__dict__", {}).get("safe_open") is own:
+            places[module, "safe_open"] = reading
     return places
 
 
@@ -68,13 +72,13 @@ def _cloning(clone: Callable[..., Any], storages: Storages) -> Callable[..., Any
     return cloning
 
 
-def _made(new: Callable[..., Any], storages: Storages, only_one: Callable[[Any], int]) -> Any:
-    """A storage made by itself, on the card where it is asked for there."""
+def _made(new: Callable[..., Any], storages: Storages) -> Any:
+    """A storage without a tensor, on the card where its device says so."""
 
     def making(cls: Any, *args: Any, device: Any = None, **kwargs: Any) -> Any:
         if device is None or torch.device(device).type != "cuda":
             return new(cls, *args, **kwargs) if device is None else new(cls, *args, device=device, **kwargs)
-        only_one(device)
+        card_index(device)
         if len(args) > 1 or (args and type(args[0]) is not int) or kwargs:
             raise NotImplementedError("simulated CUDA does not model storages of given values: allocate tensors")
         return storages.unknown(*(args or (0,))).untyped_storage()
@@ -82,9 +86,9 @@ def _made(new: Callable[..., Any], storages: Storages, only_one: Callable[[Any],
     return staticmethod(making)
 
 
-def _moving(move: Callable[..., Any], storages: Storages, only_one: Callable[[Any], int]) -> Callable[..., Any]:
+def _moving(move: Callable[..., Any], storages: Storages) -> Callable[..., Any]:
     def moving(storage: Any, device: Any = None, non_blocking: bool = False) -> Any:
-        only_one("cuda" if device is None else device)
+        card_index("cuda" if device is None else device)
         if _is_real(storage):
             return storages.moved(storage, is_read=_is_read(storage)).untyped_storage()
         return move(storage, device, non_blocking)
@@ -102,7 +106,7 @@ def _moving_back(move: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _onto_the_card(storage: Any, storages: Storages) -> torch.UntypedStorage:
-    """Once: what is read from a file is asked for by each of its tensors."""
+    """The storage moved to the card, once: several tensors of a file may share it."""
     if _ON_CARD not in vars(storage):
         vars(storage)[_ON_CARD] = storages.moved(storage, is_read=_is_read(storage))
     moved: Tensor = vars(storage)[_ON_CARD]
@@ -110,7 +114,7 @@ def _onto_the_card(storage: Any, storages: Storages) -> torch.UntypedStorage:
 
 
 def _is_read(storage: Any) -> bool:
-    """Older files are read after their tensors are made."""
+    """Whether its bytes are there: those of older files are read after the tensors are made."""
     return not getattr(storage, "_torch_load_uninitialized", False)
 
 
@@ -118,33 +122,20 @@ def _is_real(storage: Any) -> bool:
     return isinstance(storage, torch.UntypedStorage) and storage.device.type == "cpu"
 
 
-def _read_first(load: Callable[..., Any], storages: Storages, only_one: Callable[[Any], int]) -> Callable[..., Any]:
+def _read_first(load: Callable[..., Any], storages: Storages) -> Callable[..., Any]:
     """`torch.load`: real tensors, and on the card those that `map_location`, or the file, has there."""
 
     @functools.wraps(load)
     def loading(f: Any, map_location: Any = None, *args: Any, mmap: bool | None = None, **options: Any) -> Any:
         def located(storage: Any, location: str) -> Any:
-            found = map_location
-            if callable(found):
-                found = found(storage, location)
-                if found is storage:
-                    return storage
-                if isinstance(found, torch.UntypedStorage):  # as `storage.cuda()` is
-                    found = "cuda"
-            elif isinstance(found, dict):
-                found = found.get(location, location)
-            device = torch.device(location if found is None else found)
-            if device.type == "cuda":
-                only_one(device)
-                _onto_the_card(storage, storages)
-            return storage if device.type in ("cpu", "cuda") else None  # which torch knows
+            return _located(storage, location, map_location, storages)
 
-        there = isinstance(map_location, str | torch.device) and torch.device(map_location).type == "cuda"
-        if there and mmap is None and isinstance(f, str | os.PathLike) and zipfile.is_zipfile(f):
-            mmap = True  # what all goes to the card needs no main memory
+        to_card = isinstance(map_location, str | torch.device) and torch.device(map_location).type == "cuda"
+        if to_card and mmap is None and isinstance(f, str | os.PathLike) and zipfile.is_zipfile(f):
+            mmap = True  # main memory need not hold what all goes to the card
         with _disable_current_modes():
             loaded = load(f, located, *args, mmap=mmap, **options)
-        for tensor in tensors(_opened(loaded)):
+        for tensor in tensors(_unpacked(loaded)):
             if is_real(tensor) and _ON_CARD in vars(tensor.untyped_storage()):
                 raise NotImplementedError(
                     f"simulated CUDA does not load {tensor.dtype} to the card: load it to the CPU"
@@ -154,46 +145,64 @@ def _read_first(load: Callable[..., Any], storages: Storages, only_one: Callable
     return loading
 
 
-def _rebuilt(rebuild: Callable[..., Any], storages: Storages) -> Callable[..., Any]:
-    """What comes out of a file or a pickle with real memory is real, or where that went."""
+def _located(storage: Any, location: str, map_location: Any, storages: Storages) -> Any:
+    """A file's storage, moved to the card where `map_location` or the file's `location` says so; None as torch's."""
+    place = map_location
+    if callable(place):
+        place = place(storage, location)
+        if place is storage:
+            return storage
+        if isinstance(place, torch.UntypedStorage):  # as `storage.cuda()` is
+            place = "cuda"
+    elif isinstance(place, dict):
+        place = place.get(location, location)
+    device = torch.device(location if place is None else place)
+    if device.type == "cuda":
+        card_index(device)
+        _onto_the_card(storage, storages)
+    return storage if device.type in ("cpu", "cuda") else None  # which torch knows
 
-    def rebuilding(storage: Any, *laid: Any) -> Any:
+
+def _rebuilt(rebuild: Callable[..., Any], storages: Storages) -> Callable[..., Any]:
+    """torch's `_rebuild_tensor`: a tensor from a file or a pickle is real, or on the card if its storage went there."""
+
+    def rebuilding(storage: Any, *layout: Any) -> Any:
         untyped = storage._untyped_storage
         if not _is_real(untyped):
-            return rebuild(storage, *laid)
+            return rebuild(storage, *layout)
         if _ON_CARD in vars(untyped):
             with storages.taking_part():
                 there = torch.empty(0, dtype=storage.dtype, device=vars(untyped)[_ON_CARD].device)
-                return there.set_(_onto_the_card(untyped, storages), *laid)
+                return there.set_(_onto_the_card(untyped, storages), *layout)
         with _disable_current_modes(), torch._C.DisableTorchFunction():
-            return rebuild(storage, *laid)
+            return rebuild(storage, *layout)
 
     return rebuilding
 
 
 def _without_bytes(save: Callable[..., Any]) -> Callable[..., Any]:
-    """`save` for what is real alone."""
+    """`save`, for real tensors alone."""
 
     @functools.wraps(save)
     def saving(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(tensor, FakeTensor) for tensor in tensors(_opened((args, kwargs)))):
+        if any(isinstance(tensor, FakeTensor) for tensor in tensors(_unpacked((args, kwargs)))):
             raise NotImplementedError(NO_BYTES)
         return save(*args, **kwargs)
 
     return saving
 
 
-def _opened(saved: Any) -> Any:
-    """With what modules hold in their place."""
+def _unpacked(saved: Any) -> Any:
+    """`saved` in lists, with the tensors of each module in its place."""
     if isinstance(saved, torch.nn.Module):
         return saved.state_dict()
     if isinstance(saved, dict):
-        return list(map(_opened, saved.values()))
-    return list(map(_opened, saved)) if isinstance(saved, list | tuple) else saved
+        return list(map(_unpacked, saved.values()))
+    return list(map(_unpacked, saved)) if isinstance(saved, list | tuple) else saved
 
 
 def _loaded_first(load_file: Callable[..., Any]) -> Callable[..., Any]:
-    """Real tensors, which become fake where they are used; on the card at once where it is asked for."""
+    """`load_file`: real tensors, which become fake where they are used; on the card where `device` says so."""
 
     def loading(filename: Any, device: Any = "cpu", **options: Any) -> Any:
         with _disable_current_modes():
@@ -203,11 +212,11 @@ def _loaded_first(load_file: Callable[..., Any]) -> Callable[..., Any]:
     return loading
 
 
-class _Opened:
-    """A safetensors file as `safe_open` gives it, whose tensors are read into main memory first."""
+class _SafeOpen:
+    """`safe_open`, with tensors that are read into main memory first."""
 
-    def __init__(self, opened: Any, filename: Any, framework: str = "pt", device: Any = "cpu", **options: Any) -> None:
-        self._file, self._device = opened(filename, framework, device="cpu", **options), device
+    def __init__(self, own: Any, filename: Any, framework: str = "pt", device: Any = "cpu", **options: Any) -> None:
+        self._file, self._device = own(filename, framework, device="cpu", **options), device
 
     def __enter__(self) -> Self:
         self._file.__enter__()

@@ -43,17 +43,17 @@ def made_on_the_cpu() -> Iterator[None]:
 
 
 def release() -> tuple[int, int]:
-    """Of torch."""
+    """The release of torch: major and minor."""
     major, minor = str(torch.__version__).split(".")[:2]
     return int(major), int(minor)
 
 
-def check(made_of_others: Iterable[Any]) -> None:
+def check(composed: Iterable[Any]) -> None:
     """Raises RuntimeError, with the name of what is missing, where this torch can't be simulated on.
 
-    `made_of_others`: operations that have to be composed in C++ alone. Asked for what is not there, torch crashes.
+    `composed`: operations that C++ must compose of others. torch crashes where one has no such kernel.
     """
-    for operation in made_of_others:
+    for operation in composed:
         if not torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CompositeExplicitAutograd"):
             raise RuntimeError(
                 f"simulated CUDA takes {operation} apart, which torch {torch.__version__} does not compose"

@@ -1,4 +1,4 @@
-"""What an allocator was asked, written down so that another can be asked the same: on another card, or a hundred times.
+"""Requests to an allocator, recorded so that they can be replayed: on another card, or a hundred times.
 
     recorder = Recorder(allocator)              # before anything is allocated
     model = build()
@@ -38,25 +38,25 @@ from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemo
 _NOTHING = "nothing"
 
 
-class Law(Protocol):
-    """How what is held for a moment follows from a length that grows with that of the work."""
+class ScratchSizes(Protocol):
+    """A rule for scratch memory, by a length that grows with the work."""
 
     def sizes_at(self, length: int) -> list[int]:
-        """Bytes of what is held together, and given back at once."""
+        """Bytes of the blocks that are alive together, and freed at once."""
 
 
 @dataclass(frozen=True)
-class Held:
-    """Where an allocator is asked for what `law` says, at this length, and given it back."""
+class Scratch:
+    """Blocks by the rule `sizes`, at this length, that are allocated together and freed at once."""
 
-    law: Law
+    sizes: ScratchSizes
     length: int
     tag: Any = None
 
 
 @dataclass(frozen=True)
 class _Outside:
-    """A block of another trace: that of the name, else the one played `back` traces ago."""
+    """A block of another trace: of the one with that name, else of the one played `back` traces ago."""
 
     trace: str
     back: int
@@ -71,7 +71,7 @@ class Trace:
     name: str = ""
     # Above 0: a malloc of so many bytes. Below: the free of this trace's malloc number -op - 1. 0: see `others`.
     ops: array[int] = field(default_factory=lambda: array("q"))
-    others: dict[int, _Outside | Held | str] = field(default_factory=dict)  # by position in `ops`
+    others: dict[int, _Outside | Scratch | str] = field(default_factory=dict)  # by position in `ops`
     streams: dict[int, int] = field(default_factory=dict)  # by number of the malloc; 0 where absent
     tags: list[Any] = field(default_factory=list)  # by number of the malloc
 
@@ -91,7 +91,7 @@ class Trace:
 
 def interpolated(known: Mapping[int, Trace]) -> Callable[[int], Trace] | None:
     """Traces of the same work at any length, from those at some lengths; None unless they differ in sizes alone, and
-    each size, and each length that decides what is held, lies on one line through all of them.
+    each size, and each length of scratch memory, is on one line through all of them.
 
     Sizes that never shrink as the length grows are then right at every length between. Tags are those of the least
     length, and so are the blocks that are freed of named traces.
@@ -111,29 +111,29 @@ def interpolated(known: Mapping[int, Trace]) -> Callable[[int], Trace] | None:
         plain, outside = sizes[: len(least)], sizes[len(least) :]
         others = dict(least.others)
         for (position, other), size in zip(_outsides(least), outside.tolist(), strict=True):
-            others[position] = replace(other, length=size) if isinstance(other, Held) else replace(other, size=size)
+            others[position] = replace(other, length=size) if isinstance(other, Scratch) else replace(other, size=size)
         return Trace(least.name, array("q", plain.tobytes()), others, least.streams, least.tags)
 
     return at
 
 
-def _outsides(trace: Trace) -> list[tuple[int, _Outside | Held]]:
-    """What may change with the length beside the sizes of mallocs: of unnamed traces' blocks, and what decides."""
+def _outsides(trace: Trace) -> list[tuple[int, _Outside | Scratch]]:
+    """Operations that may differ by length beside mallocs: frees of unnamed traces' blocks, and scratch memory."""
     return [
         (at, other)
         for at, other in trace.others.items()
-        if isinstance(other, Held) or (isinstance(other, _Outside) and not other.trace)
+        if isinstance(other, Scratch) or (isinstance(other, _Outside) and not other.trace)
     ]
 
 
 def _sizes(trace: Trace) -> npt.NDArray[np.int64]:
-    others = (other.length if isinstance(other, Held) else other.size for _, other in _outsides(trace))
+    others = (other.length if isinstance(other, Scratch) else other.size for _, other in _outsides(trace))
     return np.array([*trace.ops, *others], dtype=np.int64)
 
 
-def _bare(other: _Outside | Held | str) -> object:
-    if isinstance(other, Held):
-        return other.law
+def _bare(other: _Outside | Scratch | str) -> object:
+    if isinstance(other, Scratch):
+        return other.sizes
     if isinstance(other, _Outside):
         return "named" if other.trace else (other.back, other.number)
     return other
@@ -156,7 +156,7 @@ def _alike(one: Trace, other: Trace) -> bool:
 
 @dataclass(frozen=True)
 class Played:
-    """What one play did to the allocator; bytes, as `torch.cuda` would say them. Peaks are of this play alone.
+    """The allocator's figures after one play; bytes, as `torch.cuda` would say them. Peaks are of this play alone.
 
     `peak_position` is the operation at which the allocated peak was first reached. `oom`, if the card was full at
     operation `position`: nothing after it was played, and what the trace had allocated is in `left`.
@@ -176,7 +176,7 @@ class Played:
 
 
 class Recorder:
-    """Writes down what `allocator` is asked, from now on; nothing may be allocated yet. One at a time."""
+    """Records the requests to `allocator`, from now on; nothing may be allocated yet. One at a time."""
 
     def __init__(self, allocator: CachingAllocator) -> None:
         if allocator.observer is not None or allocator.allocations:
@@ -188,7 +188,7 @@ class Recorder:
         self._places: dict[Block, tuple[int, int]] = {}  # which trace, which malloc of it
         self._names: list[str] = []
         self._trace = Trace()
-        allocator.observer, allocator.on_hold = self._note, self._note_held
+        allocator.observer, allocator.on_scratch = self._note, self._note_scratch
 
     @property
     def position(self) -> int:
@@ -196,7 +196,7 @@ class Recorder:
         return len(self._trace)
 
     def cut(self, name: str = "") -> Trace:
-        """What was asked since the last cut. `name`, given once in a recording, is for what later ones refer to."""
+        """The requests since the last cut. Later ones refer to `name`, which is new in the recording."""
         if name and name in self._names:
             raise ValueError(f"a trace's name must be new in its recording, got {name!r} again")
         trace, self._trace = self._trace, Trace()
@@ -213,17 +213,17 @@ class Recorder:
         return [block for block, (cut, _) in self._places.items() if first <= cut < until]
 
     def stop(self) -> None:
-        """Write down no more."""
-        self._allocator.observer = self._allocator.on_hold = None
+        """Record no more."""
+        self._allocator.observer = self._allocator.on_scratch = None
 
-    def _note_held(self, held: Held) -> None:
-        self._trace.others[len(self._trace)] = held
+    def _note_scratch(self, scratch: Scratch) -> None:
+        self._trace.others[len(self._trace)] = scratch
         self._trace.ops.append(0)
 
     def _note(self, action: str, block: Block | None) -> None:
         trace, current = self._trace, len(self._names)
-        if self._allocator.holding:
-            return  # it is written down as a whole
+        if self._allocator.taking_scratch:
+            return  # it is recorded as a whole
         if block is None:
             trace.others[len(trace)] = action
             trace.ops.append(0)
@@ -252,43 +252,18 @@ class Replay:
         self._named: dict[str, dict[int, Block]] = {}
 
     def play(self, trace: Trace, until: int | None = None) -> Played:
-        """Ask all that `trace` asked, or its first `until` operations. The card being full ends it, and is in `oom`.
+        """Replay `trace`, or its first `until` operations. The card being full ends it, and is in `oom`.
 
         Raises ValueError where the trace frees what the traces before it, as played, did not leave.
         """
-        allocator = self._allocator
-        allocator.reset_peak()
-        alive: dict[int, Block] = {}
-        number = position = peak_position = 0
-        peak_bytes = allocator.allocated_bytes
-        oom = None
-        malloc, free, tags, streams = allocator.malloc, allocator.free, trace.tags, trace.streams
-        for position, op in enumerate(trace.ops if until is None else trace.ops[:until]):
-            if op > 0:
-                try:
-                    alive[number] = malloc(op, streams.get(number, 0), tags[number])
-                except SimulatedOutOfMemory as error:
-                    oom = error
-                    break
-                number += 1
-                if allocator.allocated_bytes > peak_bytes:
-                    peak_bytes, peak_position = allocator.allocated_bytes, position
-            elif op < 0:
-                free(alive.pop(-op - 1))
-            else:
-                try:
-                    self._other(trace, position)
-                except SimulatedOutOfMemory as error:
-                    oom = error
-                    break
-                if isinstance(trace.others[position], Held) and allocator.stats.allocated_bytes.peak > peak_bytes:
-                    peak_bytes, peak_position = allocator.stats.allocated_bytes.peak, position
-        else:
-            position = len(trace) if until is None else min(until, len(trace))
-        self._played.append(alive)
+        self._allocator.reset_peak()
+        left: dict[int, Block] = {}
+        end = len(trace) if until is None else min(until, len(trace))
+        position, peak_position, oom = self._run(trace, end, left)
+        self._played.append(left)
         if trace.name:
-            self._named[trace.name] = alive
-        stats = allocator.stats
+            self._named[trace.name] = left
+        stats = self._allocator.stats
         return Played(
             trace=trace,
             allocated_peak_bytes=stats.allocated_bytes.peak,
@@ -299,26 +274,51 @@ class Replay:
             reserved_bytes=stats.reserved_bytes.current,
             position=position,
             peak_position=peak_position,
-            left=alive,
+            left=left,
             oom=oom,
         )
 
+    def _run(self, trace: Trace, end: int, left: dict[int, Block]) -> tuple[int, int, SimulatedOutOfMemory | None]:
+        """Where the trace ended, where its peak was, and why it ended early; `left` gets what is alive."""
+        allocator = self._allocator
+        number = position = peak_position = 0
+        peak_bytes = allocator.allocated_bytes
+        malloc, free, tags, streams = allocator.malloc, allocator.free, trace.tags, trace.streams
+        try:
+            for position, op in enumerate(trace.ops[:end]):
+                if op > 0:
+                    left[number] = malloc(op, streams.get(number, 0), tags[number])
+                    number += 1
+                    if allocator.allocated_bytes > peak_bytes:
+                        peak_bytes, peak_position = allocator.allocated_bytes, position
+                elif op < 0:
+                    free(left.pop(-op - 1))
+                else:
+                    other = trace.others[position]
+                    self._other(other, position)
+                    if isinstance(other, Scratch) and allocator.stats.allocated_bytes.peak > peak_bytes:
+                        peak_bytes, peak_position = allocator.stats.allocated_bytes.peak, position
+        except SimulatedOutOfMemory as error:
+            return position, peak_position, error
+        return end, peak_position, None
+
     def drop(self, played: Played | None, which: Callable[[Block], bool] | None = None) -> None:
-        """Free what that play left and is still there: all of it, or the blocks that `which` picks."""
+        """Free the blocks that a play left and that are still there: all, or those that `which` picks."""
         left = played.left if played is not None else {}
         for number, block in list(left.items()):
             if which is None or which(block):
                 self._allocator.free(left.pop(number))
 
-    def _other(self, trace: Trace, position: int) -> None:
-        other = trace.others[position]
-        if isinstance(other, Held):
-            self._allocator.hold(other.law.sizes_at(other.length), other, other.tag)
-            return
-        if isinstance(other, str):
-            if other != _NOTHING:
-                self._allocator.empty_cache()
-            return
+    def _other(self, other: _Outside | Scratch | str, position: int) -> None:
+        """An operation that is neither a malloc nor the free of a block of the same trace."""
+        if isinstance(other, Scratch):
+            self._allocator.take_scratch(other.sizes.sizes_at(other.length), other, other.tag)
+        elif isinstance(other, _Outside):
+            self._free_outside(other, position)
+        elif other != _NOTHING:
+            self._allocator.empty_cache()
+
+    def _free_outside(self, other: _Outside, position: int) -> None:
         if other.trace:
             left = self._named.get(other.trace, {})
         else:

@@ -354,7 +354,7 @@ def test_what_an_error_tells() -> None:
         device.malloc(61 * MIB - 5, tag="softmax")
 
     error = caught.value
-    assert (error.requested_bytes, error.asked_bytes, error.tag) == (61 * MIB - 5, 62 * MIB, "softmax")
+    assert (error.requested_bytes, error.segment_bytes, error.tag) == (61 * MIB - 5, 62 * MIB, "softmax")
     assert (error.free_bytes, error.total_bytes, error.process_bytes) == (60 * MIB, 100 * MIB, 36 * MIB)
     assert (error.allocated_bytes, error.reserved_bytes, error.reserved_unallocated_bytes) == (
         3 * MIB,
@@ -376,7 +376,7 @@ def test_cudas_words() -> None:
     """The message is that of torch 2.11 and later, letter by letter, with the figures of a public report of it."""
     error = SimulatedOutOfMemory(
         requested_bytes=4 * GIB,
-        asked_bytes=4 * GIB,
+        segment_bytes=4 * GIB,
         free_bytes=round(3.49 * GIB),
         total_bytes=round(10.56 * GIB),
         process_bytes=round(7.06 * GIB),

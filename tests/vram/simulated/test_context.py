@@ -28,7 +28,7 @@ import vram
 from vram.cards import Card
 from vram.meters.simulated import SimulatedCudaMeter
 from vram.simulated.context import DEVICE, SimulatedCuda
-from vram.simulated.known_values import Shadows, UnknownValue
+from vram.simulated.known_values import KnownValues, UnknownValue
 
 MiB = 2**20
 A_CARD = Card("8GiB", 8 * 2**30, (8, 0), context_bytes=0)
@@ -211,13 +211,13 @@ def test_masks_that_look_like_activations_are_known() -> None:
 def test_what_is_too_large_to_be_known_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The mask of a prompt of 100,000 tokens would take 10 GB of main memory, to be forgotten at once."""
     computed: list[str] = []
-    own = Shadows._on_values
+    own = KnownValues._on_values
 
-    def spied(shadows: Shadows, func: Any, args: Any, kwargs: Any) -> Any:
+    def spied(known_values: KnownValues, func: Any, args: Any, kwargs: Any) -> Any:
         computed.append(func._schema.name)
-        return own(shadows, func, args, kwargs)
+        return own(known_values, func, args, kwargs)
 
-    monkeypatch.setattr(Shadows, "_on_values", spied)
+    monkeypatch.setattr(KnownValues, "_on_values", spied)
     with device():
         places = torch.arange(2000, device="cuda")
         assert (places[:, None] >= places).shape == torch.eye(2000, device="cuda").shape
@@ -539,7 +539,7 @@ def test_known_values_come_to_numpy_and_into_texts() -> None:
         with pytest.raises(TypeError, match="can't convert cuda:0 device type tensor to numpy"):
             ids.numpy()
         for ask in (lambda: scores.cpu().numpy(), lambda: np.asarray(scores.cpu()), lambda: f"{scores.sum():.2f}"):
-            with pytest.raises(UnknownValue, match=r" at .*test_context\.py:\d+ .*keep it on the device"):
+            with pytest.raises(UnknownValue, match=r" at .*test_context\.py:\d+ .*avoid the read"):
                 ask()
 
 
@@ -580,7 +580,7 @@ def test_what_depends_on_activations_is_refused_by_operation_and_line() -> None:
             lambda: activations[activations > 0],
             lambda: bool(activations[0]),
         ):
-            with pytest.raises(UnknownValue, match=r"aten\.\w+.* at .*test_context\.py:\d+ .*keep it on the device"):
+            with pytest.raises(UnknownValue, match=r"aten\.\w+.* at .*test_context\.py:\d+ .*avoid the read"):
                 ask()
 
 

@@ -106,7 +106,7 @@ def test_a_number_on_the_card_is_the_same_text_as_in_main_memory() -> None:
     with device():
         keys = {f"layer {layer}" for layer in torch.arange(3, device="cuda")}
         assert keys == {"layer 0", "layer 1", "layer 2"}
-        with pytest.raises(UnknownValue, match="keep it on the device"):
+        with pytest.raises(UnknownValue, match="avoid the read"):
             f"{on_card(1)[0]}"
 
 

@@ -182,7 +182,7 @@ def test_a_smaller_card_is_full_at_the_operation_that_asks_too_much() -> None:
     played = replay.play(sample)
 
     assert played.oom is not None
-    assert (played.position, played.oom.tag, played.oom.asked_bytes) == (3, "output", 32 * MIB)
+    assert (played.position, played.oom.tag, played.oom.segment_bytes) == (3, "output", 32 * MIB)
     assert [block.tag for block in played.left.values()] == ["scratch"]
     assert played.allocated_bytes == 70 * MIB
     replay.drop(played)

@@ -1,1 +1,1 @@
-"""What CUDA kernels allocate: rules by subject, each read off the CUDA sources of torch."""
+"""Allocations of CUDA kernels: rules by subject, each read off the CUDA sources of torch."""

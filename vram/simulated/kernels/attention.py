@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -23,8 +24,8 @@ _EFFICIENT_FUNC = _aten._scaled_dot_product_efficient_attention.default
 _CUDNN_FUNC = _aten._scaled_dot_product_cudnn_attention.default
 _CUDNN, _FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
 _EFFICIENT, _MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
-# What torch tries, from the first to the last: in general, and where it prefers cuDNN. It settles that once in a
-# process, by the GPU that is there, which need not be the simulated one.
+# The order in which torch tries them: in general, and where it prefers cuDNN. It settles that once in a process, for
+# the GPU that is there, which need not be the simulated one.
 _ORDER, _CUDNN_ORDER = [_FLASH, _EFFICIENT, _MATH, _CUDNN], [_CUDNN, _FLASH, _EFFICIENT, _MATH]
 _CUDNN_PREFERRED_ABOVE = 91500  # the CUDA builds of torch 2.11 and later bring a newer one
 _HALF = (torch.float16, torch.bfloat16)
@@ -98,6 +99,34 @@ class FusedAttention(TorchFunctionMode):
             return _first(plain(q, k, v, mask, dropout_p, is_causal, None, scale=scale, enable_gqa=enable_gqa))
 
 
+class _Operands(NamedTuple):
+    """Arguments that decide which kernel runs."""
+
+    capability: tuple[int, int]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    mask: Tensor | None
+    dropout_p: float
+    is_causal: bool
+    grouped: bool  # enable_gqa
+
+    @property
+    def is_half(self) -> bool:
+        return self.q.dtype in _HALF
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Sizes of a head: of its queries and keys, of its values."""
+        return self.q.shape[-1], self.v.shape[-1]
+
+    def heads_fit(self, takes_groups: bool) -> bool:
+        heads, key_heads, value_heads = (each.shape[1] for each in (self.q, self.k, self.v))
+        if self.grouped and takes_groups:
+            return heads % key_heads == 0 and key_heads == value_heads
+        return heads == key_heads == value_heads
+
+
 def kernel(
     capability: tuple[int, int],
     q: Tensor,
@@ -109,59 +138,73 @@ def kernel(
     is_causal: bool = False,
     grouped: bool = False,
 ) -> SDPBackend:
-    """What a card of that compute capability runs; q, k, v [batch, heads, tokens, size], `grouped`: enable_gqa.
+    """The kernel that a card of that compute capability runs; q, k, v [batch, heads, tokens, size].
 
-    Raises RuntimeError, in torch's words, where all that could are disabled.
+    `grouped`: enable_gqa. Raises RuntimeError, in torch's words, where all that could are disabled.
     """
-    half, size, value_size = q.dtype in _HALF, q.shape[-1], v.shape[-1]
-    fusable = (
-        q.dim() == k.dim() == v.dim() == 4
-        and q.dtype == k.dtype == v.dtype
-        and size == k.shape[-1]
-        and q.shape[0] == k.shape[0] == v.shape[0]
-        and min(q.shape[2], k.shape[2]) > 0
-        and (size == 1 or q.stride(-1) == k.stride(-1) == v.stride(-1) == 1)
-        and (mask is None or mask.stride(-1) == 1)
-        and (q.dtype != torch.bfloat16 or capability >= (8, 0))
-    )
-
-    def heads(takes_groups: bool) -> bool:
-        divisible = q.shape[1] % k.shape[1] == 0 and k.shape[1] == v.shape[1]
-        return divisible if grouped and takes_groups else q.shape[1] == k.shape[1] == v.shape[1]
-
-    def flash() -> bool:
-        square = not is_causal or q.shape[2] == k.shape[2]
-        return half and mask is None and square and size == value_size <= _MOST_FLASH_HEAD and heads(True)
-
-    def efficient() -> bool:
-        if not half and (q.dtype != torch.float32 or (size == 1 and q.stride(-1) != 1)):
-            return False
-        alignment = 8 if half and capability >= (7, 0) else 4 if capability >= (8, 0) else 1
-        return size % alignment == value_size % alignment == 0 and heads(release() >= _GROUPED_EFFICIENT)
-
-    def cudnn() -> bool:
-        most = 256 if capability == (9, 0) else 128
-        sizes = size <= most and value_size <= most
-        sizes |= (size, value_size) == (192, 128) and capability[0] in (9, 10)
-        exact = (
-            torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
-        )
-        shaped = mask is None or mask.dim() in (2, 4)
-        aligned = size % 8 == value_size % 8 == 0 and (dropout_p * 16).is_integer()
-        return half and sizes and aligned and shaped and k.shape[2] > 1 and not exact and heads(True)
-
-    fits = {_FLASH: (flash, (8, 0)), _EFFICIENT: (efficient, (5, 0)), _CUDNN: (cudnn, (8, 0))}
+    operands = _Operands(capability, q, k, v, mask, dropout_p, is_causal, grouped)
+    fusable = _is_fusable(operands)
     for backend in _order(capability):
         if backend == _MATH:
             return backend
-        can, least = fits[backend]
-        if fusable and capability >= least and can():
+        least, fits = _FUSED[backend]
+        if fusable and capability >= least and fits(operands):
             return backend
     raise RuntimeError("No available kernel. Aborting execution.")
 
 
+def _is_fusable(operands: _Operands) -> bool:
+    """Whether any fused kernel takes these operands."""
+    capability, q, k, v, mask = operands[:5]
+    return (
+        q.dim() == k.dim() == v.dim() == 4
+        and q.dtype == k.dtype == v.dtype
+        and q.shape[-1] == k.shape[-1]
+        and q.shape[0] == k.shape[0] == v.shape[0]
+        and min(q.shape[2], k.shape[2]) > 0
+        and (q.shape[-1] == 1 or q.stride(-1) == k.stride(-1) == v.stride(-1) == 1)
+        and (mask is None or mask.stride(-1) == 1)
+        and (q.dtype != torch.bfloat16 or capability >= (8, 0))
+    )
+
+
+def _fits_flash(operands: _Operands) -> bool:
+    size, value_size = operands.sizes
+    square = not operands.is_causal or operands.q.shape[2] == operands.k.shape[2]
+    fits = operands.is_half and operands.mask is None and square and size == value_size <= _MOST_FLASH_HEAD
+    return fits and operands.heads_fit(takes_groups=True)
+
+
+def _fits_efficient(operands: _Operands) -> bool:
+    capability, q, (size, value_size) = operands.capability, operands.q, operands.sizes
+    if not operands.is_half and (q.dtype != torch.float32 or (size == 1 and q.stride(-1) != 1)):
+        return False
+    alignment = 8 if operands.is_half and capability >= (7, 0) else 4 if capability >= (8, 0) else 1
+    return size % alignment == value_size % alignment == 0 and operands.heads_fit(release() >= _GROUPED_EFFICIENT)
+
+
+def _fits_cudnn(operands: _Operands) -> bool:
+    capability, size, value_size = operands.capability, *operands.sizes
+    most = 256 if capability == (9, 0) else 128
+    sizes = size <= most and value_size <= most
+    sizes |= (size, value_size) == (192, 128) and capability[0] in (9, 10)
+    exact = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    shaped = operands.mask is None or operands.mask.dim() in (2, 4)
+    aligned = size % 8 == value_size % 8 == 0 and (operands.dropout_p * 16).is_integer()
+    fits = operands.is_half and sizes and aligned and shaped and operands.k.shape[2] > 1 and not exact
+    return fits and operands.heads_fit(takes_groups=True)
+
+
+# Fused kernels: the least compute capability, and whether one takes the operands.
+_FUSED: dict[SDPBackend, tuple[tuple[int, int], Callable[[_Operands], bool]]] = {
+    _FLASH: ((8, 0), _fits_flash),
+    _EFFICIENT: ((5, 0), _fits_efficient),
+    _CUDNN: ((8, 0), _fits_cudnn),
+}
+
+
 def allocated(func: Any, result: Any, args: Any) -> Any:
-    """Of what a fused kernel returns to a fake tensor, what it allocates on a card where no gradient is wanted."""
+    """The part of a fused kernel's result that it allocates on a card where no gradient is computed."""
     if func is _CUDNN_FUNC and not args[4]:
         return (result[0], *result[2:])  # no logsumexp
     if func in (_EFFICIENT_FUNC, _aten._efficient_attention_forward.default):
@@ -170,7 +213,7 @@ def allocated(func: Any, result: Any, args: Any) -> Any:
 
 
 class Parts(NamedTuple):
-    """What flash attention holds of parts of the keys, before it puts them together, by the number of keys."""
+    """Results of flash attention for parts of the keys, before it combines them; a rule by the number of keys."""
 
     blocks: int
     multiprocessors: int
@@ -178,13 +221,13 @@ class Parts(NamedTuple):
     part_bytes: tuple[int, int]  # sums of exponentials, and results
 
     def sizes_at(self, length: int) -> list[int]:
-        """With so many keys; nothing where they are done in one go."""
+        """Bytes with so many keys; nothing where they are done in one go."""
         splits = _splits(self.blocks, 2 * self.multiprocessors, self.size, length)
         return [splits * n_bytes for n_bytes in self.part_bytes] if splits > 1 else []
 
 
 def parts(func: Any, args: Any, multiprocessors: int) -> tuple[Parts, int] | None:
-    """Of flash attention, and how many keys there are now."""
+    """The rule for a call of flash attention, and its number of keys; None for other operations."""
     if func is not _FLASH_FUNC or _dropout(args, 3):
         return None
     (batch, heads, queries, size), (_, key_heads, keys, _) = args[0].shape, args[1].shape
@@ -196,7 +239,7 @@ def parts(func: Any, args: Any, multiprocessors: int) -> tuple[Parts, int] | Non
 
 
 def sum_bytes(func: Any, args: Any) -> int:
-    """Of the float32 sum where half precision has too long a row for one go (kernel_forward.h); else 0."""
+    """Bytes of the float32 sum where half precision has too long a row for one go (kernel_forward.h); else 0."""
     if func is not _EFFICIENT_FUNC or args[0].dtype not in _HALF:
         return 0
     (batch, heads, queries, size), value_size = args[0].shape, args[2].shape[-1]
@@ -209,7 +252,7 @@ def _dropout(args: Any, position: int) -> float:
 
 @functools.cache
 def _splits(blocks: int, multiprocessors: int, size: int, keys: int) -> int:
-    """In how many parts flash attention does the keys: `num_splits_heuristic` of flash_attn/flash_api.cpp."""
+    """The number of parts in which flash attention does the keys: `num_splits_heuristic` of flash_api.cpp."""
     if blocks >= 0.8 * multiprocessors:
         return 1
     columns = 256 if size <= 64 else 128 if size <= 128 else 64
@@ -224,10 +267,10 @@ def _splits(blocks: int, multiprocessors: int, size: int, keys: int) -> int:
 
 
 def _order(capability: tuple[int, int]) -> list[SDPBackend]:
-    """What is enabled, from the first to be tried to the last."""
+    """Enabled kernels, in the order in which they are tried."""
     order = [each for each in _cur_sdpa_kernel_backends(with_priority=True) if each in _ORDER]
     for default in (_ORDER, _CUDNN_ORDER):
-        if order == [each for each in default if each in order]:  # nobody asked for another
+        if order == [each for each in default if each in order]:  # nobody chose another
             chosen = _CUDNN_ORDER if _prefers_cudnn(capability) else _ORDER
             return [each for each in chosen if each in order]
     return order
@@ -251,7 +294,7 @@ def _flash(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, is_causal: bool, s
 
 
 def _cast(tensor: Tensor) -> Tensor:
-    """As autocast does."""
+    """The tensor in the dtype that autocast gives it."""
     if not tensor.is_floating_point() or tensor.dtype == torch.float64:
         return tensor
     return tensor.to(torch.get_autocast_dtype("cuda"))
@@ -268,7 +311,7 @@ def _aligned(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
 
 
 class _MathOnCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, the plain mathematics allocates what it does on a card: C++ takes another way where modes look on."""
+    """Inside, the plain mathematics allocates as on a card: C++ takes another path where a mode is on."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _aten.add.Tensor and not torch.is_grad_enabled():
@@ -282,7 +325,7 @@ class _MathOnCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _safe_softmax(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
-    """One operation to a dispatch mode; on a card several, of which each allocates."""
+    """The operations that a card runs for it, each of which allocates; a dispatch mode sees one."""
     out = scores.softmax(dim, dtype)
     excluded = scores.isneginf()
     rows = excluded.all(dim, keepdim=True)

@@ -1,4 +1,4 @@
-"""What a rule is told of an operation, and what it tells: the operations that a card runs besides."""
+"""A rule's input, an operation that has run, and its output: the operations that a card runs besides."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vram.cards import Card
+from vram.simulated.device import DEVICE
 
 _aten = torch.ops.aten
-_DEVICE = torch.device("cuda", 0)
 HALF = (torch.float16, torch.bfloat16)
 
 
 class Call(NamedTuple):
-    """An operation that has run. `version`: of torch; `known` tells what a tensor holds."""
+    """An operation that has run. `version`: of torch; `known` gives a tensor's value, if it is known."""
 
     func: Any
     args: Any
@@ -29,7 +29,7 @@ class Call(NamedTuple):
     known: Callable[[Tensor], Tensor | None]
 
     def argument(self, position: int, name: str, default: Any = None) -> Any:
-        """By either way of giving it."""
+        """An argument, passed by position or by name."""
         return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
 
 
@@ -40,11 +40,11 @@ Rules = dict[str, Callable[[Call], Steps]]  # by the name of an operation, witho
 
 def empty(shape: Any, dtype: torch.dtype) -> Step:
     """Memory for so many numbers."""
-    return _aten.empty.memory_format, (list(shape),), {"dtype": dtype, "device": _DEVICE}
+    return _aten.empty.memory_format, (list(shape),), {"dtype": dtype, "device": DEVICE}
 
 
 def meta(shape: Any, dtype: torch.dtype) -> Tensor:
-    """A shape alone, of what lies without gaps."""
+    """A contiguous tensor without memory."""
     with _disable_current_modes():
         return torch.empty(shape, dtype=dtype, device="meta")
 
@@ -60,13 +60,13 @@ def clone(x: Tensor, memory_format: torch.memory_format = torch.contiguous_forma
 
 
 def contiguous(x: Tensor) -> Steps:
-    """A copy where `x` does not lie without gaps."""
+    """A copy where `x` is not contiguous."""
     if not x.is_contiguous():
         yield clone(x)
 
 
 @functools.cache
 def name(func: Any) -> str:
-    """Without its variant: "index_put" of aten.index_put_.default too."""
+    """The operation's name without its variant: "index_put" for aten.index_put_.default too."""
     full: str = func._schema.name
     return full.removeprefix("aten::").removesuffix("_")

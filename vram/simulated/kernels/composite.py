@@ -1,4 +1,4 @@
-"""Operations that a card makes otherwise than fake tensors do."""
+"""Operations that a card composes otherwise than fake tensors do, or has a kernel of its own for."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 _aten = torch.ops.aten
-# Composed in C++ of operations that allocate, which are to be counted.
-MADE_OF_OTHERS = {
+RMS_NORM = _aten._fused_rms_norm.default
+# Composed in C++ of operations that allocate, and so are taken apart.
+COMPOSED = {
     _aten._safe_softmax.default,
     _aten.affine_grid_generator.default,
     _aten.binary_cross_entropy_with_logits.default,
@@ -27,10 +28,10 @@ MADE_OF_OTHERS = {
 def grouped_product(
     first: Tensor, second: Tensor, offsets: Tensor | None = None, bias: Any = None, out_dtype: torch.dtype | None = None
 ) -> Tensor:
-    """What `grouped_mm` returns: rows of whole 16 bytes; of two matrices a product for each group.
+    """The result of `grouped_mm`: rows of whole 16 bytes; for two matrices, a product for each group.
 
-    As `create_grouped_gemm_output_tensor` in aten/src/ATen/native/GroupedMMUtils.h. Fake tensors take bfloat16 alone,
-    and fill rows up only in a torch that was built with CUDA.
+    Source: `create_grouped_gemm_output_tensor` in aten/src/ATen/native/GroupedMMUtils.h. Fake tensors take bfloat16
+    alone, and pad rows only in a torch that was built with CUDA.
     """
     groups = [offsets.shape[0]] if offsets is not None and first.dim() == second.dim() == 2 else []
     groups += [first.shape[0]] if first.dim() == second.dim() == 3 else []
@@ -42,21 +43,21 @@ def grouped_product(
 
 
 def rms_norm(x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """What the kernel returns: the result, and a number of each row, which half precision has in float32.
+    """The kernel's result, and a number for each row, in float32 for half precision.
 
-    As `_fused_rms_norm_cuda` in aten/src/ATen/native/cuda/layer_norm_kernel.cu; elsewhere it is composed of others.
+    Source: `_fused_rms_norm_cuda` in aten/src/ATen/native/cuda/layer_norm_kernel.cu. The CPU composes it of others.
     """
     rows = [*x.shape[: x.dim() - len(shape)], *[1] * len(shape)]
     precise = torch.float64 if x.dtype is torch.float64 else torch.float32
     return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(rows, dtype=precise)
 
 
-def whole_on_card(tensor: Any) -> bool:
-    """Whether these are numbers that `one_hot` takes; of others, torch says what is wrong."""
+def takes_one_hot(tensor: Any) -> bool:
+    """Whether these are classes on a card; with others, torch's own function says what is wrong."""
     return isinstance(tensor, FakeTensor) and tensor.device.type == "cuda" and tensor.dtype == torch.int64
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """As C++ makes it for a card; with fake tensors it compares with each class."""
+    """One hot as C++ makes it on a card; with fake tensors it would compare with each class."""
     n_classes = int(tensor.max()) + 1 if num_classes == -1 else num_classes
     return tensor.new_zeros((*tensor.shape, n_classes)).scatter_(-1, tensor.unsqueeze(-1), 1)

@@ -1,4 +1,4 @@
-"""Of what has to lie otherwise: convolutions, windows, rolls, copies between the CPU and the card."""
+"""Rules for operations that copy to another layout: convolutions, windows, rolls, copies between CPU and card."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vram.simulated.kernels.call import Call, Rules, Steps, clone, contiguous, e
 
 
 def _convolved(call: Call) -> Steps:
-    """cuDNN reads both as one of them lies: `cudnn_conv_suggest_memory_format` of native/ConvUtils.h."""
+    """cuDNN reads both in one memory format: `cudnn_conv_suggest_memory_format` of native/ConvUtils.h."""
     operands = call.args[:2]
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(operands[0].dim())
-    asked = {suggest_memory_format(each) for each in operands if each.dtype != torch.float64}
-    lies = last if last is not None and last in asked else torch.contiguous_format
+    formats = {suggest_memory_format(each) for each in operands if each.dtype != torch.float64}
+    chosen = last if last is not None and last in formats else torch.contiguous_format
     for each in operands:
-        if not each.is_contiguous(memory_format=lies):
-            yield clone(each, lies)
+        if not each.is_contiguous(memory_format=chosen):
+            yield clone(each, chosen)
 
 
 def _of_windows(call: Call) -> Steps:
-    """The result begins as large as the input, and is made anew where it is larger (Im2Col.cu, Col2Im.cu)."""
+    """The result starts at the size of the input, and is made anew where it is larger (Im2Col.cu, Col2Im.cu)."""
     x = call.args[0]
     yield from contiguous(x)
     if call.result.numel() > x.numel():
@@ -32,7 +32,7 @@ def _of_windows(call: Call) -> Steps:
 
 
 def _rolled(call: Call) -> Steps:
-    """Dimension by dimension; of none, as one row (TensorTransformations.cpp)."""
+    """One dimension after the other; without dimensions, as one row (TensorTransformations.cpp)."""
     x, dims = call.args[0], call.argument(2, "dims", ())
     if len(dims) < 2:
         yield from contiguous(x)
@@ -41,7 +41,7 @@ def _rolled(call: Call) -> Steps:
 
 
 def _distances(call: Call) -> Steps:
-    """By a matrix product of each point beside its norm and a one (Distance.cpp)."""
+    """A matrix product of the points, each with its norm and a one appended (Distance.cpp)."""
     for each in call.args[:2]:
         yield empty((*each.shape[:-1], each.shape[-1] + 2), each.dtype)
 
@@ -59,7 +59,7 @@ def _copied(call: Call) -> Steps:
 
 
 def _copying(call: Call, into: Tensor, source: Tensor, on_card: bool) -> Steps:
-    """`on_card`: it casts there, as what does not block does, and else on the CPU."""
+    """`on_card`: it casts on the card, as a copy that does not block does, else on the CPU."""
     same = into.dtype == source.dtype
     if into.device == source.device or not into.numel() or (same and _alike(into, source)):
         return
@@ -73,7 +73,7 @@ def _copying(call: Call, into: Tensor, source: Tensor, on_card: bool) -> Steps:
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:
-    """Whether both lie without gaps, in the same order."""
+    """Whether both are without gaps, in the same order of dimensions."""
     expected = 1
     for stride, size in sorted(zip(first.stride(), first.shape, strict=True)):
         if size != 1:

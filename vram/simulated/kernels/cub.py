@@ -1,7 +1,7 @@
-"""What algorithms of CUB, NVIDIA's library of primitives, ask for while they run: their `temp_storage_bytes`.
+"""Temporary storage of algorithms in CUB, NVIDIA's library of primitives: their `temp_storage_bytes`.
 
-By the layouts of cub/device/dispatch. How much a tile takes depends on the architecture; the numbers are those of CUDA
-13.0, as PyTorch 2.11 to 2.14 ask for them (benchmarks/cardless).
+The layouts are those of cub/device/dispatch. The size of a tile depends on the architecture; the numbers are those of
+CUDA 13.0, as PyTorch 2.11 to 2.14 request them (benchmarks/cardless).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MOST_IN_ONE_TILE = 2304  # pairs that a single block sorts, by itself
 
 
 def scan_bytes(n: int, itemsize: int, *, apart: bool = False) -> int:
-    """Of `DeviceScan` over `n` elements. `apart`: of a kind that no single word holds with its state."""
+    """Bytes for `DeviceScan` over `n` elements. `apart`: their kind does not fit a single word with its state."""
     tiles = -(-n // _SCAN_TILES[itemsize]) + _PADDING
     if apart:
         return _sum(4 * tiles, itemsize * tiles, itemsize * tiles, 1)
@@ -27,13 +27,13 @@ def scan_bytes(n: int, itemsize: int, *, apart: bool = False) -> int:
 
 
 def scan_by_key_bytes(n: int) -> int:
-    """Of `DeviceScan::InclusiveSumByKey` over `n` numbers of 4 bytes."""
+    """Bytes for `DeviceScan::InclusiveSumByKey` over `n` numbers of 4 bytes."""
     tiles = -(-n // _SCAN_BY_KEY_TILE)
     return _sum(16 * (tiles + _PADDING), 4 * tiles)
 
 
 def select_bytes(n: int, capability: tuple[int, int]) -> int:
-    """Of `DeviceSelect` among `n` elements, which gives out places."""
+    """Bytes for `DeviceSelect` among `n` elements, which returns places."""
     tile = _SELECT_TILE_OF_A100 if capability == (8, 0) else _SELECT_TILES[min(max(capability[0], 7), 10)]
     return _sum(8 * (-(-n // tile) + _PADDING), 1)
 
@@ -41,7 +41,7 @@ def select_bytes(n: int, capability: tuple[int, int]) -> int:
 def sort_bytes(
     n: int, key_bytes: int, capability: tuple[int, int], bits: int | None = None, value_bytes: int = 8
 ) -> int:
-    """Of `DeviceRadixSort` of `n` pairs, of which `bits` of the keys count.
+    """Bytes for `DeviceRadixSort` of `n` pairs by `bits` of their keys.
 
     Not counted for keys of 2 bytes before compute capability 9.0: it depends on how many blocks fit a multiprocessor.
     Tiles are those of values of 8 bytes.
@@ -58,10 +58,10 @@ def sort_bytes(
 
 
 def segmented_sort_bytes(n: int, key_bytes: int) -> int:
-    """Of `DeviceSegmentedRadixSort` of `n` pairs with values of 8 bytes."""
+    """Bytes for `DeviceSegmentedRadixSort` of `n` pairs with values of 8 bytes."""
     return _sum(n * key_bytes, n * 8)
 
 
 def _sum(*parts: int) -> int:
-    """As CUB lays them out in one piece of memory that may begin anywhere."""
+    """The size of one piece of memory, which may begin anywhere, for CUB's parts of it."""
     return sum(-(-part // _ALIGNMENT) * _ALIGNMENT for part in parts) + _ALIGNMENT - 1

@@ -1,7 +1,7 @@
-"""What cuBLAS costs: workspaces that PyTorch takes from its caching allocator and keeps, and copies of odd operands.
+"""Memory for cuBLAS: workspaces that PyTorch takes from its caching allocator and keeps, and copies of odd operands.
 
-By `aten/src/ATen/cuda/CublasHandlePool.cpp` and `aten/src/ATen/native/cuda/Blas.cpp`, whose rules changed from version
-to version.
+Sources: `aten/src/ATen/cuda/CublasHandlePool.cpp` and `aten/src/ATen/native/cuda/Blas.cpp`, whose rules changed from
+version to version.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 _KIB = 1024
 _LT_WORKSPACE_BYTES = 1024 * _KIB
-# By operation: where its matrices are among the arguments.
+# The positions of its matrices among the arguments, by operation.
 _MATRICES = {"mm": (0, 1), "bmm": (0, 1), "mv": (0,), "_int_mm": (0, 1)}
 _MATRICES |= dict.fromkeys(("addmm", "baddbmm", "addbmm", "_addmm_activation"), (1, 2)) | {"addmv": (1,)}
 _OTHERS = {"dot", "vdot", "_scaled_mm", "_euclidean_dist"}
@@ -30,10 +30,10 @@ def is_product(func: Any) -> bool:
 
 
 def workspace_bytes(capability: tuple[int, int], version: tuple[int, int], setting: str | None) -> int:
-    """Of a handle and stream; `setting` is CUBLAS_WORKSPACE_CONFIG, as ":4096:2:16:8" is (KiB and number, in turn)."""
-    asked = re.findall(r":([0-9]+):([0-9]+)", setting or "")
-    if asked:
-        return sum(int(size) * int(number) for size, number in asked) * _KIB
+    """Bytes for a handle and stream; `setting`: CUBLAS_WORKSPACE_CONFIG, as ":4096:2:16:8" (KiB, number, in turn)."""
+    buffers = re.findall(r":([0-9]+):([0-9]+)", setting or "")
+    if buffers:
+        return sum(int(size) * int(number) for size, number in buffers) * _KIB
     # Compute capability 9.0 first, Blackwell in 2.12 (pull request 175344), any of those in 2.14 (189312).
     if version >= (2, 14):
         large = 9 <= capability[0] <= 12
@@ -45,7 +45,7 @@ def workspace_bytes(capability: tuple[int, int], version: tuple[int, int], setti
 
 
 def lt_workspace_bytes(version: tuple[int, int]) -> int:
-    """Of cuBLASLt, which shares cuBLAS's from 2.12 on (pull request 175879)."""
+    """Bytes for cuBLASLt, which shares cuBLAS's from 2.12 on (pull request 175879)."""
     return 0 if version >= (2, 12) else _LT_WORKSPACE_BYTES
 
 
@@ -64,8 +64,8 @@ def takes_lt(func: Any, args: Any, kwargs: Any) -> bool:
     )
 
 
-def copies(func: Any, args: Any) -> Iterator[Tensor]:
-    """The operands that cuBLAS can't read as they lie, of which PyTorch makes a contiguous copy for the moment."""
+def unreadable_operands(func: Any, args: Any) -> Iterator[Tensor]:
+    """Operands with strides that cuBLAS can't read; PyTorch copies them for the time of the product."""
     for position in _MATRICES.get(_name(func), ()):
         if not _readable(args[position]):
             yield args[position]
@@ -73,13 +73,13 @@ def copies(func: Any, args: Any) -> Iterator[Tensor]:
 
 @functools.cache
 def _name(func: Any) -> str:
-    """Of the operation without its variant: "addmm" of aten.addmm_.default and aten.addmm.out too."""
+    """The operation's name without its variant: "addmm" for aten.addmm_.default and aten.addmm.out too."""
     name: str = func._schema.name.removeprefix("aten::")
     return name.removesuffix("_")
 
 
 def _readable(matrix: Tensor) -> bool:
-    """By rows or by columns, with a fixed distance from each to the next."""
+    """Whether its rows or columns are whole, with a fixed distance from each to the next."""
     *_, rows, columns = matrix.shape
     *_, down, right = matrix.stride()
     if (right == 1 and down >= max(1, columns)) or (down == 1 and right >= max(1, rows)):

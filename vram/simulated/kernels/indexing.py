@@ -1,4 +1,4 @@
-"""Of prefix sums, masks and places."""
+"""Rules for prefix sums, masks and places."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _scanned(call: Call) -> Steps:
 
 
 def scan_bytes_of(n: int, dtype: torch.dtype) -> int:
-    """Of CUB's prefix sum over `n` of that kind."""
+    """Bytes for CUB's prefix sum over `n` numbers of that kind."""
     return scan_bytes(n, dtype.itemsize, apart=dtype in HALF or dtype.is_complex)
 
 
@@ -66,7 +66,7 @@ def _placing(call: Call, n: int) -> Steps:
 
 def _indexed(call: Call) -> Steps:
     x, indices = call.args[:2]
-    asked = None
+    mask_here = None
     for index in indices:
         if index is None:
             continue
@@ -75,8 +75,8 @@ def _indexed(call: Call) -> Steps:
             shape = (index.dim(), _trues(index, call.known(index))) if mask else index.shape
             yield empty(shape, torch.int64)
             if mask and index.device == x.device:
-                asked = index
-    # Several are to lie alike, when they are as large as one another.
+                mask_here = index
+    # Several must have the same strides, once they have the same shape.
     places = [index for index in indices if index is not None and index.dtype not in MASKS]
     if len(places) > 1:
         spread = torch.broadcast_tensors(*places)  # type: ignore[no-untyped-call]
@@ -84,24 +84,24 @@ def _indexed(call: Call) -> Steps:
             for each in spread:
                 if not each.is_contiguous():
                     yield empty(each.shape, torch.int64)
-    if asked is not None:  # what finding the places of one took is gone before the next
-        yield from _placing(call, asked.numel())
+    if mask_here is not None:  # the memory for finding the places of one is free before the next
+        yield from _placing(call, mask_here.numel())
 
 
 def _put(call: Call) -> Steps:
     into, indices, value = call.args[:3]
-    found = [index for index in indices if index is not None]
+    places = [index for index in indices if index is not None]
     accumulated = call.argument(3, "accumulate", False)
     if value.device.type == "cpu":
-        if len(found) == 1 and found[0].dtype in MASKS and found[0].device == into.device and not accumulated:
+        if len(places) == 1 and places[0].dtype in MASKS and places[0].device == into.device and not accumulated:
             return  # a fill where the mask is true
         yield empty(value.shape, value.dtype)
-    if not accumulated or not found:
+    if not accumulated or not places:
         yield from _indexed(call)
         return
-    # Indexing.cu sorts where each value goes. What became of masks is gone by then.
-    wide = [index.dim() if index.dtype in MASKS else 1 for index in found]
-    shapes = [[_trues(index, call.known(index))] if index.dtype in MASKS else index.shape for index in found]
+    # Indexing.cu sorts the places of the values. The memory for masks is free by then.
+    wide = [index.dim() if index.dtype in MASKS else 1 for index in places]
+    shapes = [[_trues(index, call.known(index))] if index.dtype in MASKS else index.shape for index in places]
     n = torch.broadcast_shapes(*shapes).numel()  # type: ignore[no-untyped-call]
     first = next(at for at, index in enumerate(indices) if index is not None)
     sizes = into.shape[first : first + sum(wide)]
@@ -120,12 +120,12 @@ def _is_in(call: Call) -> Steps:
 
 
 def _averaged(call: Call) -> Steps:
-    """How many values meet at each place: ones are added there as the values are."""
+    """Ones, added as the values are, count how many values meet at each place."""
     into, source, reduce = call.args[0], call.args[3], call.argument(4, "reduce")
     if reduce == "mean":
         yield empty(into.shape, into.dtype)
         ones_bytes, none_bytes = source.numel() * source.dtype.itemsize, into.numel()
-        if name(call.func) == "index_reduce":  # there, one is gone before the other is asked for
+        if name(call.func) == "index_reduce":  # there, one is freed before the other is allocated
             yield of_bytes(max(ones_bytes, none_bytes))
         else:
             yield of_bytes(ones_bytes)

@@ -1,4 +1,4 @@
-"""What a reduction holds on a card while several blocks work on one result: ATen/native/cuda/Reduce.cuh."""
+"""Buffers of a reduction in which several blocks work on one result: ATen/native/cuda/Reduce.cuh."""
 
 from __future__ import annotations
 
@@ -22,10 +22,19 @@ class _Dimension(NamedTuple):
     result_stride: int  # 0: it is reduced
 
 
-def buffers(x: Tensor, dims: Collection[int], value_bytes: int, card: Card) -> tuple[int, int] | None:
-    """Bytes of what blocks hand each other, of `value_bytes` a result, and of their semaphores; None where none do.
+class _Block(NamedTuple):
+    """How the threads of a block share the work, as `setReduceConfig` has it."""
 
-    `dims`: that are reduced; none means all.
+    columns: int
+    rows: int
+    along: bool  # columns are values of one result, else results
+    vector: int  # results that a thread takes at once
+
+
+def buffers(x: Tensor, dims: Collection[int], value_bytes: int, card: Card) -> tuple[int, int] | None:
+    """Bytes of values that blocks pass on, of `value_bytes` each, and of their semaphores; None for blocks alone.
+
+    `dims`: those that are reduced; none means all.
     """
     reduced = {dim % x.dim() for dim in dims} if x.dim() else set()
     shape = _dimensions(x, reduced or set(range(x.dim())))
@@ -33,6 +42,23 @@ def buffers(x: Tensor, dims: Collection[int], value_bytes: int, card: Card) -> t
     outputs = math.prod(each.size for each in shape if each.result_stride)
     if inputs < _MOST_VALUES or not outputs:
         return None
+    block = _block(x, shape, inputs, outputs)
+    values = -(-inputs // (block.columns if block.along else 1))  # of a thread
+    if values < min(block.rows * 16, _MOST_VALUES):  # a warp for each result
+        return None
+    values = -(-inputs // ((block.columns if block.along else 1) * block.rows))
+    grid = -(-(outputs // block.vector) // (1 if block.along else block.columns))
+    blocks = _threads(card.compute_capability) // (block.columns * block.rows) * card.multiprocessors
+    if values < _MOST_VALUES or grid > blocks:
+        return None
+    shares = max(min(-(-blocks // grid), -(-values // _LEAST_VALUES)), -(-values // _MOST_VALUES))
+    if shares <= 1:
+        return None
+    n_bytes = value_bytes * outputs * shares * (1 if block.along else block.columns * block.vector)
+    return n_bytes, 4 * grid
+
+
+def _block(x: Tensor, shape: list[_Dimension], inputs: int, outputs: int) -> _Block:
     n_reduced = sum(not each.result_stride for each in shape)
     along = n_reduced == len(shape) or shape[0].stride < shape[n_reduced].stride
     vector = 1
@@ -47,37 +73,21 @@ def buffers(x: Tensor, dims: Collection[int], value_bytes: int, card: Card) -> t
             first //= vector
     most = _MOST_THREADS // vector
     width, height = (min(most, _last_power_of_two(size)) for size in (first, second))
-    columns = min(width, _WARP)
-    rows = min(height, most // columns)
-    columns = min(width, most // rows)
-    step_in, step_out = (columns, 1) if along else (1, columns)
-    values = -(-inputs // step_in)
-    if values < min(rows * 16, _MOST_VALUES):  # a warp for each result
-        return None
-    step_in *= rows
-    values = -(-inputs // step_in)
-    grid = -(-(outputs // vector) // step_out)
-    blocks = _threads(card.compute_capability) // (columns * rows) * card.multiprocessors
-    if values < _MOST_VALUES or grid > blocks:
-        return None
-    shares = max(min(-(-blocks // grid), -(-values // _LEAST_VALUES)), -(-values // _MOST_VALUES))
-    if shares <= 1:
-        return None
-    n_bytes = value_bytes * outputs * shares * (1 if along else columns * vector)
-    return n_bytes, 4 * grid
+    rows = min(height, most // min(width, _WARP))
+    return _Block(min(width, most // rows), rows, along, vector)
 
 
 def _dimensions(x: Tensor, reduced: Collection[int]) -> list[_Dimension]:
-    """As TensorIterator orders and merges them: those that are reduced first, the fastest first."""
-    found, result_stride = [], 1
+    """Dimensions as TensorIterator orders and merges them: those that are reduced first, the fastest first."""
+    dimensions, result_stride = [], 1
     for dim in reversed(range(x.dim())):
         if x.shape[dim] != 1:
-            found.append(_Dimension(x.shape[dim], x.stride(dim), 0 if dim in reduced else result_stride))
+            dimensions.append(_Dimension(x.shape[dim], x.stride(dim), 0 if dim in reduced else result_stride))
         if dim not in reduced:
             result_stride *= x.shape[dim]
-    found.sort(key=lambda each: (bool(each.result_stride), each.stride))
+    dimensions.sort(key=lambda each: (bool(each.result_stride), each.stride))
     merged: list[_Dimension] = []
-    for each in found:
+    for each in dimensions:
         if merged and all(merged[-1].size * merged[-1][at] == each[at] for at in (1, 2)):
             merged[-1] = merged[-1]._replace(size=merged[-1].size * each.size)
         else:
@@ -86,7 +96,7 @@ def _dimensions(x: Tensor, reduced: Collection[int]) -> list[_Dimension]:
 
 
 def _output_vector(x: Tensor, shape: list[_Dimension], fastest: int) -> int:
-    """How many results a thread takes at once."""
+    """Results that a thread takes at once."""
     vector = _VECTOR
     strides = [each.stride for at, each in enumerate(shape) if at != fastest]
     for size in (x.storage_offset(), shape[fastest].size, *strides):
@@ -100,5 +110,5 @@ def _last_power_of_two(size: int) -> int:
 
 
 def _threads(capability: tuple[int, int]) -> int:
-    """That a multiprocessor holds, by the CUDA programming guide."""
+    """Threads that a multiprocessor holds, from the CUDA programming guide."""
     return {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}.get(capability, 2048)

@@ -1,4 +1,4 @@
-"""Of rows, groups, reductions and losses."""
+"""Rules for rows, groups, reductions and losses."""
 
 from __future__ import annotations
 
@@ -104,13 +104,13 @@ def _shared(call: Call, dims: tuple[int, ...], value_bytes: int, x: Tensor) -> S
 # Losses (Loss.cpp): those of all elements are there before their mean
 
 
-def _lost(call: Call) -> Steps:
+def _loss(call: Call) -> Steps:
     if call.argument(2, "reduction", 1):
         yield from _mean_of_losses(call)
 
 
-def _lost_in_place(call: Call) -> Steps:
-    """The mean is made apart, and copied to where the losses are."""
+def _loss_in_place(call: Call) -> Steps:
+    """The mean has memory of its own, and is copied to where the losses are."""
     if call.argument(3, "reduction", 1):
         yield empty((), call.result.dtype)
         yield from _mean_of_losses(call, 0)
@@ -124,7 +124,7 @@ def _mean_of_losses(call: Call, times: int = 1) -> Steps:
 
 
 def _loss_bytes(args: Any, result: Tensor) -> int:
-    """The mean is written where there was room for the loss of each element."""
+    """Bytes of the losses of all elements: the mean is written there, and keeps that memory."""
     return int(_loss_shape(args).numel()) * result.dtype.itemsize
 
 
@@ -139,8 +139,8 @@ RULES: Rules = {
     **dict.fromkeys(("amax", "amin", "max", "min", "argmax", "argmin"), _extreme),
     **dict.fromkeys(("all", "any"), _true),
     **dict.fromkeys(("linalg_vector_norm", "norm"), _normed),
-    **dict.fromkeys(("mse_loss", "smooth_l1_loss", "huber_loss"), _lost),
-    "binary_cross_entropy": _lost_in_place,
+    **dict.fromkeys(("mse_loss", "smooth_l1_loss", "huber_loss"), _loss),
+    "binary_cross_entropy": _loss_in_place,
     "native_group_norm": _by_groups,
     "count_nonzero": _counted,
     "logsumexp": _log_summed,

@@ -1,7 +1,7 @@
-"""What CUDA's kernels hold for a moment beside their result, by torch's sources.
+"""Scratch memory of CUDA's kernels: the rules of all subjects in one table, read off torch's sources.
 
-`benchmarks/cardless` holds it against what torch's own CUDA code allocates. Not here, and not counted: workspaces that
-cuDNN chooses, and what depends on how many blocks of a kernel fit a multiprocessor.
+`benchmarks/cardless` compares it with the allocations of torch's own CUDA code. Not counted: workspaces that cuDNN
+chooses, and sizes that depend on how many blocks of a kernel fit a multiprocessor.
 """
 
 from __future__ import annotations
@@ -10,10 +10,9 @@ from typing import Any
 
 import torch
 
-from vram.simulated.kernels import attention, indexing, reductions, sorting
-from vram.simulated.kernels import copies as copying
+from vram.simulated.kernels import attention, copies, indexing, reductions, sorting
 from vram.simulated.kernels.call import Call, Rules, Steps, clone, empty, name, of_bytes
-from vram.simulated.kernels.cublas import copies
+from vram.simulated.kernels.cublas import unreadable_operands
 
 __all__ = ["Call", "allocated", "preparation", "scratch"]
 
@@ -22,15 +21,15 @@ _MOST_NORMALISED_BY_CUDNN = 65535  # samples
 
 
 def preparation(call: Call) -> Steps:
-    """What a card runs, and drops, before it takes memory for the result."""
+    """Operations that a card runs, and drops, before it takes memory for the result."""
     rule = _BEFORE.get(name(call.func))
     return iter(()) if rule is None else rule(call)
 
 
 def scratch(call: Call) -> Steps:
-    """The operations that a card runs besides, and whose results it drops when the operation ends.
+    """Operations that a card runs besides; it drops their results when the operation ends.
 
-    A mask of which it is not known what it holds counts as true everywhere.
+    A mask without a known value counts as true everywhere.
     """
     rule = _RULES.get(name(call.func))
     if rule is not None:
@@ -38,12 +37,12 @@ def scratch(call: Call) -> Steps:
         return
     if n_bytes := attention.sum_bytes(call.func, call.args):
         yield of_bytes(n_bytes)
-    for operand in copies(call.func, call.args):
+    for operand in unreadable_operands(call.func, call.args):
         yield clone(operand)
 
 
 def allocated(func: Any, result: Any, args: Any) -> Any:
-    """Of what an operation returns to a fake tensor, what a card allocates: what keeps more than it shows grows."""
+    """The part of an operation's result that a card allocates; one that keeps more memory than it shows is resized."""
     kept = _KEPT.get(name(func))
     if kept is not None and (n_bytes := kept(args, result)) > result.untyped_storage().nbytes():
         result.untyped_storage().resize_(n_bytes)
@@ -53,7 +52,7 @@ def allocated(func: Any, result: Any, args: Any) -> Any:
 
 
 def _by_cudnn(args: Any) -> bool:
-    """Whether cuDNN normalises, and that with the means that are given: `_select_batch_norm_backend`."""
+    """Whether cuDNN normalises, with running means: `_select_batch_norm_backend`."""
     x, weight, bias, mean, variance, training = args[:6]
     return (
         not training
@@ -75,8 +74,8 @@ _RULES: Rules = {
     **reductions.RULES,
     **indexing.RULES,
     **sorting.RULES,
-    **copying.RULES,
+    **copies.RULES,
     "_scaled_dot_product_flash_attention": _dropped_out,
 }
 _BEFORE: Rules = indexing.BEFORE | sorting.BEFORE
-_KEPT = reductions.KEPT | copying.KEPT
+_KEPT = reductions.KEPT | copies.KEPT

@@ -1,4 +1,4 @@
-"""Of order and chance (Sort.cpp, Sort.cu, TensorTopK.cu, Distributions.cpp, Randperm.cu)."""
+"""Rules for order and chance (Sort.cpp, Sort.cu, TensorTopK.cu, Distributions.cpp, Randperm.cu)."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _most_frequent(call: Call) -> Steps:
 
 
 def _shuffled(call: Call) -> Steps:
-    """By random keys, of as many bits as make it unlikely that two are alike (Randperm.cu)."""
+    """A sort by random keys with so many bits that two alike are unlikely (Randperm.cu)."""
     n, dtype = call.result.numel(), call.result.dtype
     if n:
         bits = min(64, math.ceil(math.log2(n - (6 * n * n + 1) / (12 * math.log(0.9)))))
@@ -125,7 +125,7 @@ def _normal(call: Call) -> Steps:
 
 
 def _drawn_by(call: Call) -> Steps:
-    """Half precision is widened to draw by it."""
+    """Probabilities in half precision are widened first."""
     position = {_aten.bernoulli.default: 0, _aten.bernoulli_.Tensor: 1}.get(call.func)
     if position is not None and call.args[position].dtype in HALF:
         yield empty(call.args[position].shape, torch.float32)

@@ -1,0 +1,119 @@
+"""Dispatch modes of a simulation: fake tensors, and what follows each operation on them in this thread and others."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Protocol, Self
+
+import torch
+from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vram.frames import line_here
+from vram.simulated.kernels.composite import COMPOSED, RMS_NORM
+from vram.simulated.operations import tensors, unmodelled
+from vram.simulated.serialization import NO_BYTES
+from vram.torch_hooks.dispatch import composite, in_parts
+
+_aten = torch.ops.aten
+_LINEAR = _aten.linear.default
+
+
+class Simulation(Protocol):
+    """A simulated card, as the modes use it."""
+
+    device: torch.device
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """One operation."""
+        ...
+
+    def taking_a_turn(self) -> AbstractContextManager[object]:
+        """Entered around each operation of another thread."""
+        ...
+
+
+class CardMode(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """Fake tensors that work inside their simulation only: nobody counts what they make elsewhere."""
+
+    _open = False
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Allow operations inside the block."""
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Itself: its tensors have it among their attributes, which a copy of a module copies."""
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise NotImplementedError(NO_BYTES)  # a pickle of one of its tensors comes here
+
+    def __enter__(self) -> Self:
+        if not self._open:  # a fake tensor enters its own mode to run an operation where no mode is
+            func = sys._getframe(1).f_locals.get("func", "an operation")
+            raise RuntimeError(
+                f"{func} at {line_here()} is of a tensor on a simulated card, outside the simulation, where nothing is "
+                "counted: do it inside `with vram.on_device():` (or the `with SimulatedCuda(...)` that it was made in)"
+            )
+        return super().__enter__()
+
+
+class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, every operation runs on the simulated card, taken apart where its parts allocate."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._simulation = simulation
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if isinstance(func, HigherOrderOperator):
+            raise unmodelled(func, args)
+        try:
+            # The parts of a composite operation are what allocates; but a card has a kernel for one of them.
+            on_card = self._simulation.device.type == "cuda"
+            if composite(func) and not (func is RMS_NORM and on_card and args[0].device.type == "cuda"):
+                in_place = _InPlace() if func is _LINEAR and on_card else nullcontext()  # type: ignore[no-untyped-call]
+                with self, in_place:
+                    return in_parts(func, args, kwargs or {})
+            if func in COMPOSED and on_card:
+                with self:
+                    return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
+            return self._simulation.run(func, args, kwargs or {})
+        except torch.OutOfMemoryError as error:
+            del args, kwargs  # what was made until now ends here, as on a card: no frame of a traceback keeps it
+            raise error.with_traceback(None)  # noqa: B904 (it is the same)
+
+
+class _InPlace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, a bias is added in place, as C++ does where no mode is on (aten/src/ATen/native/Linear.cpp)."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0].add_(args[1]) if func is _aten.add.Tensor else func(*args, **(kwargs or {}))
+
+
+class Elsewhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """In another thread. Operations on real tensors alone, as in reading a file, are real."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._simulation = simulation
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        device = kwargs.get("device")
+        there = device is not None and torch.device(device).type == "cuda"
+        if there or any(isinstance(tensor, FakeTensor) for tensor in tensors((args, kwargs))):
+            with self._simulation.taking_a_turn():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)

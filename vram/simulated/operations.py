@@ -1,0 +1,101 @@
+"""Questions about an operation and its tensors, whatever their values are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from vram.frames import line_here
+
+_QUANTISED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
+_TORCH_S_OWN = ("aten", "prims", "prim", "profiler")
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from tensors(part)
+    elif isinstance(value, dict):
+        yield from tensors(list(value.values()))
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Whether it has bytes, in main memory."""
+    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu"
+
+
+def arguments(func: Any, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """An operation's arguments by name, with the defaults of those that the call leaves out."""
+    defaults: dict[str, Any] = {each.name: each.default_value for each in func._schema.arguments}
+    return defaults | dict(zip(defaults, args, strict=False)) | kwargs
+
+
+@functools.cache
+def aliases(func: Any) -> bool:
+    """Whether an operation returns, or writes into, memory that it is passed."""
+    return any(each.alias_info is not None for each in func._schema.arguments)
+
+
+@functools.cache
+def makes_views(func: Any) -> bool:
+    """Whether the result is a view of the first argument."""
+    aliases = [argument.alias_info for argument in func._schema.arguments[:1]]
+    return any(alias is not None and not alias.is_write for alias in aliases)
+
+
+def touches_real_memory_alone(func: Any, operands: Sequence[Tensor], args: Any, kwargs: Any) -> bool:
+    """Whether an operation reads or writes the memory of real tensors alone, so that they stay real."""
+    if not operands or not all(map(is_real, operands)):
+        return False
+    storages = [each for each in args if isinstance(each, torch.UntypedStorage)]
+    return aliases(func) and "device" not in kwargs and all(each.device.type == "cpu" for each in storages)
+
+
+def is_quantised(func: Any, operands: Sequence[Tensor], kwargs: Any) -> bool:
+    """Whether quantised tensors are read or made. Fake ones count wrong: they keep the dtype from before."""
+    if any(tensor.dtype in _QUANTISED for tensor in operands) or kwargs.get("dtype") in _QUANTISED:
+        return True
+    return _quantises(func)
+
+
+@functools.cache
+def _quantises(func: Any) -> bool:
+    name = func._schema.name.removeprefix("aten::")
+    return name.startswith(("quantize_per_", "_make_per_")) or "_affine_quantized" in name
+
+
+@functools.cache
+def is_custom(func: Any) -> bool:
+    """Whether another library than torch registered the operation."""
+    return func.namespace not in _TORCH_S_OWN
+
+
+def unmodelled(func: Any, args: Any) -> NotImplementedError:
+    """The refusal of an operation, with its name and the user's line."""
+    kind = " of sparse tensors" if any(tensor.layout is not torch.strided for tensor in tensors(args)) else ""
+    return NotImplementedError(f"simulated CUDA does not model {func}{kind}, at {line_here()}: measure on a GPU")
+
+
+def with_real_strides(base: Tensor, view: Tensor) -> Tensor:
+    """A fake view of `base` with the strides of a real one.
+
+    They differ where a size is 1, and torch tells by them whether channels come last: whether a convolution copies.
+    """
+    if 1 not in view.shape or not view.numel():
+        return view
+    strides = _strides_of_view(base.shape, base.stride(), view.shape)
+    return view if view.stride() == strides else view.as_strided(view.shape, strides)
+
+
+@functools.lru_cache(maxsize=4096)
+def _strides_of_view(shape: Any, strides: Any, new_shape: Any) -> tuple[int, ...]:
+    with _disable_current_modes():
+        return torch.empty_strided(shape, strides, device="meta").view(new_shape).stride()
