@@ -1,19 +1,24 @@
 """GPU-memory regression testing for PyTorch inference: measure, judge, explain, remember.
 
 Inside pytest use the fixture `vram`; outside, the same as plain functions: `vram.replay`, `vram.assert_stable`,
-`with vram.measure() as m:`. Importing this imports no torch: pytest loads it in every run.
+`with vram.measure() as m:`. Importing this imports neither torch nor NumPy: pytest loads it in every run, and a name
+brings its module when it is first used.
 """
 
-from vram.api import assert_peak, assert_ratio, assert_stable, replay, verdicts
-from vram.budgets.file import Budget, read_budget
-from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, MemoryLeak, OutOfMemory, PeakExceeded, Undecided
-from vram.recording import Recording
-from vram.replaying.marks import mark
-from vram.replaying.measurement import Measurement, measure
-from vram.units import format_bytes, parse_bytes
-from vram.verdict.growth import Forecast, Verdict, judge_growth
-from vram.verdict.peak import Overrun, judge_peak
-from vram.verdict.ratio import Level, judge_level
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vram.api import assert_peak, assert_ratio, assert_stable, replay, verdicts
+    from vram.budgets.file import Budget, read_budget
+    from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, MemoryLeak, OutOfMemory, PeakExceeded, Undecided
+    from vram.recording import Recording
+    from vram.replaying.marks import mark
+    from vram.replaying.measurement import Measurement, measure
+    from vram.units import format_bytes, parse_bytes
+    from vram.verdict.growth import Forecast, Verdict, judge_growth
+    from vram.verdict.peak import Overrun, judge_peak
+    from vram.verdict.ratio import Level, judge_level
 
 __all__ = [
     "Budget",
@@ -44,3 +49,45 @@ __all__ = [
     "replay",
     "verdicts",
 ]
+
+_NAMES = {
+    "vram.api": ("assert_peak", "assert_ratio", "assert_stable", "replay", "verdicts"),
+    "vram.budgets.file": ("Budget", "read_budget"),
+    "vram.errors": (
+        "Inconclusive",
+        "LevelExceeded",
+        "MemoryGrowth",
+        "MemoryLeak",
+        "OutOfMemory",
+        "PeakExceeded",
+        "Undecided",
+    ),
+    "vram.recording": ("Recording",),
+    "vram.replaying.marks": ("mark",),
+    "vram.replaying.measurement": ("Measurement", "measure"),
+    "vram.units": ("format_bytes", "parse_bytes"),
+    "vram.verdict.growth": ("Forecast", "Verdict", "judge_growth"),
+    "vram.verdict.peak": ("Overrun", "judge_peak"),
+    "vram.verdict.ratio": ("Level", "judge_level"),
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
+
+if not TYPE_CHECKING:  # which would take any name for one of ours
+
+    def __getattr__(name):
+        """A public name from its module, or a module that nobody has imported yet."""
+        if name in _HOMES:
+            value = getattr(import_module(_HOMES[name]), name)
+            globals()[name] = value
+            return value
+        if not name.startswith("_"):
+            try:
+                return import_module(f"{__name__}.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"{__name__}.{name}":
+                    raise
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
