@@ -20,8 +20,9 @@ from typing import Any
 
 from pytest_benchmark.plugin import pytest_benchmark_generate_machine_info
 
-from vram.history import gate as plugin_part
+from vram.history import saver
 from vram.history.entries import Entry, of_marked, of_summary
+from vram.summary import ChannelSummary, MarkedSummary, RecordingSummary
 
 ENVIRONMENT = {
     "device": "NVIDIA A100-SXM4-40GB",
@@ -49,22 +50,22 @@ def entries(run: int, draw: random.Random) -> list[Entry]:
             "reserved": noisy,
             "driver": noisy,
         }
-        summary = {
-            "mode": mode,
-            "laps": 5,
-            "samples": 20,
-            "verdict": "stable",
-            "reason": "no sample ends above its own lowest level",
-            "seconds": 100 + draw.random(),
-            "facts": FACTS,
-            "channels": {
-                name: {"exact": "req" in name, "bytes": laps, "bytes_per_sample": 0.0, "verdict": "stable"}
+        summary = RecordingSummary(
+            mode,
+            laps=5,
+            samples=20,
+            verdict="stable",
+            reason="every sample ended at its lowest level",
+            seconds=100 + draw.random(),
+            facts=FACTS,
+            channels={
+                name: ChannelSummary("req" in name, laps, 0, verdict="stable", bytes_per_sample=0.0)
                 for name, laps in channels.items()
             },
-        }
+        )
         found.append(of_summary(summary, ENVIRONMENT, f"tests/memory/test_growth.py::test_it_is_stable[{mode}]"))
-    marked = {"test": "tests/test_forward.py::test_forward", "peak_bytes": 48 * 2**20, "kept_bytes": 0}
-    return [*found, of_marked({**marked, "verdict": "passed"}, ENVIRONMENT)]
+    marked = MarkedSummary("tests/test_forward.py::test_forward", peak_bytes=48 * 2**20, kept_bytes=0)
+    return [*found, of_marked(marked, ENVIRONMENT)]
 
 
 def write(folder: Path, runs: int) -> None:
@@ -77,7 +78,7 @@ def write(folder: Path, runs: int) -> None:
         made: Any = FileStorage
         session = SimpleNamespace(benchmarks=[], save="made", autosave=None, json=None)
         session.storage = made(folder, logger, default_machine_id="Linux-CPython-3.11-64bit")
-        plugin_part.Saver(session).put(entries(run, draw), {})
+        saver.Saver(session).put(entries(run, draw), {})
         told = {
             "machine_info": machine,
             "commit_info": {"id": f"{run:040x}", "dirty": False},

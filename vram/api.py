@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from vram.budgets.file import Budget
 from vram.cards import Card
@@ -14,7 +14,8 @@ from vram.meters import Meter
 from vram.recording import CHANNELS, Recording, check_recording, judged_figures
 from vram.replaying.loop import planned, record
 from vram.replaying.rerunnable import forget
-from vram.text import rate_text
+from vram.summary import Check
+from vram.text import apart, rate_text
 from vram.units import format_bytes, parse_bytes
 from vram.verdict.growth import Forecast, Status, Verdict, judge_growth
 from vram.verdict.peak import judge_peak
@@ -141,20 +142,39 @@ def assert_peak(
     measured or the budget is new; ValueError for a size that cannot be read.
     """
     __tracebackhide__ = True
+    check = check_peak(recording, limit, channel, besides_bytes=besides_bytes)
+    raise_unless_passed(recording.name, check)
+
+
+def check_peak(
+    recording: Recording, limit: str | int | Budget, channel: str = "requested_peak", *, besides_bytes: int = 0
+) -> Check:
+    """The check that `assert_peak` makes of it, as every report shows it. Raises ValueError for an unreadable size."""
     check_recording(recording, channel)
-    if isinstance(limit, Budget):
-        if limit.limit_bytes is None:
-            raise Inconclusive(f"new: no {limit}; record it with --vram-accept")
-        limit_bytes = limit.limit_bytes
-    else:
-        limit_bytes = parse_bytes(limit)
+    kind: Literal["budget", "limit"] = "budget" if isinstance(limit, Budget) else "limit"
+    limit_bytes = limit.limit_bytes if isinstance(limit, Budget) else parse_bytes(limit)
+    if limit_bytes is None:
+        return Check(kind, "new", f"new: no {limit}; record it with --vram-accept", channel)
     if channel not in recording.channels:
-        raise Inconclusive(f"{channel} was not measured: {recording.absent.get(channel, 'no meter reads it')}")
-    tolerance_bytes = recording.tolerance_bytes.get(channel, 0)
-    overrun = judge_peak(recording.peak_bytes(channel) - besides_bytes, limit_bytes, tolerance_bytes)
-    if overrun is not None:
-        lap, sample = divmod(int(recording.channels[channel].argmax()), recording.samples)
-        raise PeakExceeded(f"{recording.name}: {channel} {overrun}, first in sample {sample} of lap {lap}")
+        reason = recording.absent.get(channel, "no meter reads it")
+        return Check(kind, "inconclusive", f"{channel} was not measured: {reason}", channel, limit_bytes=limit_bytes)
+    figure_bytes = recording.peak_bytes(channel) - besides_bytes
+    overrun = judge_peak(figure_bytes, limit_bytes, recording.tolerance_bytes.get(channel, 0))
+    if overrun is None:
+        text = "{} of {} allowed".format(*apart(figure_bytes, limit_bytes))
+        return Check(kind, "passed", f"{channel} {text}", channel, figure_bytes, limit_bytes, besides_bytes)
+    lap, sample = divmod(int(recording.channels[channel].argmax()), recording.samples)
+    text = f"{channel} {overrun}, first in sample {sample} of lap {lap}"
+    return Check(kind, "over", text, channel, figure_bytes, limit_bytes, besides_bytes, overrun.excess_bytes)
+
+
+def raise_unless_passed(name: str, check: Check) -> None:
+    """Raise PeakExceeded for what is over, Inconclusive for what is new or could not be compared."""
+    __tracebackhide__ = True
+    if check.status == "over":
+        raise PeakExceeded(f"{name}: {check.text}")
+    if check.status != "passed":
+        raise Inconclusive(check.text)
 
 
 def assert_ratio(
@@ -208,9 +228,9 @@ def _growth_text(
         lines.append(f"  since sample {sample} of lap {lap}")
     lines += _forecast_text(recording, channel, verdict, card)
     for other, its in judged.items():
-        # A noisy channel has a figure of its own in every run: it is told where it says something.
+        # A noisy channel reads otherwise in every run: it is reported where it says something.
         if other != channel and (other in recording.exact or its.status == "grows"):
-            role = "" if other in recording.convicting else ", noisy: told, does not decide"
+            role = "" if other in recording.convicting else ", noisy: reported, never fails a test"
             lines.append(f"  {other}: {its.status}, {_rate_text(its)} a sample{role}")
     if judged.get("requested") and "reserved" in judged:
         live, reserved = judged["requested"].status, judged["reserved"].status

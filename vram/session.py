@@ -5,11 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from vram import api as checks
+from vram import api
 from vram.budgets.accepted import Accepted, record
 from vram.budgets.file import Budget, read_budget
 from vram.cards import find_card
@@ -20,9 +20,10 @@ from vram.recording import Recording, check_recording
 from vram.replaying.marks import mark
 from vram.replaying.measurement import Measurement, measure
 from vram.replaying.rerunnable import forget, name_of
-from vram.report.github import merged
-from vram.verdict.growth import Verdict
+from vram.summary import NEEDS_ATTENTION, Check, RatioSummary, RecordingSummary, merged_environment
+from vram.summary.recording import OWN_KEYS
 from vram.verdict.ratio import compare
+from vram.verdict.summarize import summarize, summarize_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +33,7 @@ Sample = TypeVar("Sample")
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """What the options and their ini twins say. `laps` and `samples` are None where nobody said.
+    """Values of the options and their ini twins. `laps` and `samples` are None where neither sets them.
 
     `card` is the one to forecast for. Snapshots for PyTorch's memory viewer go into the folder `snapshots`.
     """
@@ -47,19 +48,20 @@ class SessionOptions:
 
 
 class VramSession:
-    """Replays, judges and remembers. `summaries` holds one dictionary a recording, ready for JSON."""
+    """Replays, judges and remembers: `summaries` has one `RecordingSummary` a recording, in the order of replays."""
 
     mark = staticmethod(mark)
-    judge = staticmethod(checks.verdicts)
+    judge = staticmethod(api.verdicts)
 
     def __init__(self, options: SessionOptions) -> None:
         self.options = options
-        self.summaries: list[dict[str, Any]] = []
+        self.summaries: list[RecordingSummary] = []
         self.accepted: list[Accepted] = []
-        self._by_recording: dict[int, dict[str, Any]] = {}  # by its id, as long as it lives
-        self._snapshots: set[Path] = set()
         self.environment: dict[str, object] = {}
-        self._touched: dict[int, dict[str, Any]] = {}  # by the summary's id: since somebody last asked
+        self._index: dict[int, int] = {}  # in `summaries`, by the recording's id, as long as it lives
+        self._touched: dict[int, None] = {}  # indices, in order, since `touched` was last called
+        self._failed: set[int] = set()  # indices of recordings with a failure that nobody expected
+        self._snapshots: set[Path] = set()
 
     @property
     def device(self) -> str:
@@ -94,12 +96,12 @@ class VramSession:
         Only a recording that grows keeps `step` and `samples`, for the explanation: until that is given, or as long as
         somebody else keeps the recording.
         """
-        __tracebackhide__ = checks.hidden_on_oom
+        __tracebackhide__ = api.hidden_on_oom
         if not isinstance(facts, Mapping | None):
             raise TypeError(f'facts must be a dictionary of text, as in {{"model": "llava-7b"}}, got {facts!r}')
-        known = {"named": name is not None, "facts": dict(facts or {})}
+        key: dict[str, Any] = {"named": name is not None, "facts": dict(facts or {})}
         try:
-            recording = checks.replay(
+            recording = api.replay(
                 step,
                 samples,
                 laps=self.options.laps if laps is None else laps,
@@ -108,17 +110,17 @@ class VramSession:
                 name=name,
             )
         except OutOfMemory as error:
-            self.summaries.append({**_failed(name or name_of(step), error), **known})
+            self._add(replace(summarize_out_of_memory(name or name_of(step), error), **key))
             self.environment = self.environment or environment([default_meter(self.device)])
             raise
         self._remember(recording)
-        self._by_recording[id(recording)].update(known)
+        self._change(recording, **key)
         if self.options.breakdown:
-            from vram.explanation.peak import breakdown
+            from vram.explanation.peak import breakdown  # it needs the tracer, which imports torch
 
-            self._by_recording[id(recording)]["at_peak"] = breakdown(recording)
-        if self._by_recording[id(recording)]["verdict"] not in ("grows", "undecided"):
-            # No check will ask why: a model kept for that would count in the peaks of all later tests.
+            self._change(recording, at_peak=breakdown(recording))
+        if self.summary(recording).verdict not in ("grows", "undecided"):
+            # No check will need a rerun: a model kept for one would count in the peaks of all later tests.
             forget(recording)
         return recording
 
@@ -129,20 +131,26 @@ class VramSession:
     def assert_stable(self, recording: Recording) -> None:
         """See `vram.assert_stable`. What explains growth goes into the summary too, and a snapshot into a file."""
         __tracebackhide__ = True
+        check_recording(recording)
         self._touch(recording)
         try:
-            checks.assert_stable(
+            api.assert_stable(
                 recording,
                 save=lambda snapshot: self._save(recording.name, snapshot),
                 card=find_card(self.options.card) if self.options.card else None,
             )
         except (MemoryGrowth, Undecided) as growth:
+            self._remember(recording)
             if growth.explanation is not None:
-                self._summary(recording)["explanation"] = growth.explanation
+                self._change(recording, explanation=growth.explanation)
+            raise
+        except Inconclusive as error:
+            if self._touch(recording):
+                self._check(recording, Check("growth", "inconclusive", f"inconclusive: {error}"))
             raise
 
     def _save(self, name: str, snapshot: dict[str, Any]) -> Path:
-        from vram.explanation.snapshot import write_snapshot
+        from vram.explanation.snapshot import write_snapshot  # only where something grows
 
         return write_snapshot(self.options.snapshots, name, snapshot, self._snapshots)
 
@@ -151,15 +159,15 @@ class VramSession:
         return read_budget(path, **key)
 
     def accept(self, budget: Budget, peak_bytes: int) -> Budget:
-        """The budget to hold `peak_bytes` to: under `--vram-accept` rewritten to that, else as it is.
+        """The budget to compare `peak_bytes` with: under `--vram-accept` rewritten to that, else as it is.
 
         One that can't be rewritten stays as it is too; `accepted` says why.
         """
         if not self.options.accept:
             return budget
-        held, told = record(budget, peak_bytes, self.accepted)
-        self.accepted.append(told)
-        return held
+        recorded, accepted = record(budget, peak_bytes, self.accepted)
+        self.accepted.append(accepted)
+        return recorded
 
     def assert_peak(
         self,
@@ -175,11 +183,14 @@ class VramSession:
         self._touch(recording)
         if isinstance(limit, Budget) and channel in recording.channels:
             limit = self.accept(limit, recording.peak_bytes(channel) - besides_bytes)
+        check = api.check_peak(recording, limit, channel, besides_bytes=besides_bytes)
+        self._check(recording, check)
         if isinstance(limit, Budget):
-            self.note(recording, budget_bytes=limit.limit_bytes, besides_bytes=besides_bytes)
-            if limit.limit_bytes is None:
-                self._summary(recording)["absent"]["budget"] = "new: record it with --vram-accept"
-        checks.assert_peak(recording, limit, channel, besides_bytes=besides_bytes)
+            self._change(recording, budget_bytes=limit.limit_bytes)
+        if check.kind == "budget" and check.status == "new":
+            absent = {**self.summary(recording).absent, "budget": "new: record it with --vram-accept"}
+            self._change(recording, absent=absent)
+        api.raise_unless_passed(recording.name, check)
 
     def assert_ratio(
         self,
@@ -194,136 +205,88 @@ class VramSession:
     ) -> None:
         """See `vram.assert_ratio`. How much it needs goes into the summary of a recording of this session."""
         __tracebackhide__ = True
-        level = compare(
-            recording,
-            reference,
-            channel,
-            at_most=at_most,
-            besides_bytes=besides_bytes,
-            lengths=lengths,
-            samples=samples,
-        )
-        summary = self._touch(recording)
-        if summary is not None:
-            summary.setdefault("ratios", []).append(level.summary())
+        try:
+            level = compare(
+                recording,
+                reference,
+                channel,
+                at_most=at_most,
+                besides_bytes=besides_bytes,
+                lengths=lengths,
+                samples=samples,
+            )
+        except Inconclusive as error:
+            if self._touch(recording):
+                self._check(recording, Check("ratio", "inconclusive", f"inconclusive: {error}", channel))
+            raise
+        if self._touch(recording):
+            ratios = (*self.summary(recording).ratios, RatioSummary(**level.summary()))
+            self._change(recording, ratios=ratios)
         if level.over:
             raise LevelExceeded(level.explanation())
-
-    def touched(self) -> list[dict[str, Any]]:
-        """Summaries of the recordings that were made or judged since this was last asked."""
-        touched, self._touched = list(self._touched.values()), {}
-        return touched
 
     def note(self, recording: Recording, **figures: int | float | str | None) -> None:
         """Add figures measured elsewhere to the recording's summary, as in `note(recording, softmax_peak_bytes=0)`."""
         for name, value in figures.items():
+            if name in OWN_KEYS:
+                raise ValueError(f"a note must have a name of its own, got {name}, which the report has already")
             if not isinstance(value, int | float | str | None):
                 raise TypeError(f"{name} must be a number or text of Python's own, for the report, got {value!r}")
-        self._summary(recording).update(figures)
+        self._remember(recording)
+        self._change(recording, notes={**self.summary(recording).notes, **figures})
 
-    def _summary(self, recording: Recording) -> dict[str, Any]:
-        if id(recording) not in self._by_recording:
-            self._remember(recording)
-        self._touch(recording)
-        return self._by_recording[id(recording)]
+    def summary(self, recording: Recording) -> RecordingSummary:
+        """The summary of a recording that this session made or noted. Raises KeyError for another."""
+        return self.summaries[self._index[id(recording)]]
 
-    def _touch(self, recording: Recording) -> dict[str, Any] | None:
-        """The recording's summary, None for one that this session neither made nor noted; a test uses it now."""
-        summary = self._by_recording.get(id(recording))
-        if summary is not None:
-            self._touched[id(summary)] = summary
-        return summary
+    def touched(self) -> list[int]:
+        """Indices into `summaries` of the recordings that were made or judged since this was last called."""
+        touched, self._touched = list(self._touched), {}
+        return touched
+
+    def settle(self, touched: Iterable[int], *, expected: bool) -> None:
+        """A test that judged these recordings failed; `expected`: it is marked xfail."""
+        for index in touched:
+            if self.summaries[index].worst not in NEEDS_ATTENTION:
+                continue
+            self._failed |= set() if expected else {index}
+            self.summaries[index] = replace(self.summaries[index], expected=index not in self._failed)
+
+    def add_check(self, index: int, check: Check) -> None:
+        """Note a check of another (the gate) in a summary; one that was made again replaces the earlier."""
+        summary = self.summaries[index]
+        earlier = (one for one in summary.checks if _same_kind(one) != _same_kind(check))
+        self.summaries[index] = replace(summary, checks=(*earlier, check))
+
+    def _check(self, recording: Recording, check: Check) -> None:
+        self._remember(recording)
+        self.add_check(self._index[id(recording)], check)
+
+    def _change(self, recording: Recording, **changes: Any) -> None:
+        index = self._index[id(recording)]
+        self.summaries[index] = replace(self.summaries[index], **changes)
+
+    def _touch(self, recording: Recording) -> bool:
+        """Whether this session made or noted the recording, which a test uses now."""
+        index = self._index.get(id(recording))
+        if index is not None:
+            self._touched[index] = None
+        return index is not None
+
+    def _add(self, summary: RecordingSummary) -> int:
+        self.summaries.append(summary)
+        index = len(self.summaries) - 1
+        self._touched[index] = None
+        return index
 
     def _remember(self, recording: Recording) -> None:
-        self._by_recording[id(recording)] = summary = summarize(recording)
-        weakref.finalize(recording, self._by_recording.pop, id(recording), None)
-        self._touch(recording)
-        self.summaries.append(summary)
-        self.environment = merged([self.environment, recording.environment])
+        """Summarize a recording that is new to this session; a test uses it now."""
+        if self._touch(recording):
+            return
+        self._index[id(recording)] = self._add(summarize(recording))
+        weakref.finalize(recording, self._index.pop, id(recording), None)
+        self.environment = merged_environment([self.environment, recording.environment])
 
 
-def summarize(recording: Recording) -> dict[str, Any]:
-    """The recording as one entry of the report's `modes` (schema 1)."""
-    judged = checks.verdicts(recording)
-    absent = dict(recording.absent)
-    try:
-        channel, verdict = checks.overall(recording, judged)
-        decided: dict[str, Any] = {
-            "verdict": verdict.status,
-            "verdict_channel": channel,
-            "reason": verdict.reason,
-            "bytes_per_sample": verdict.bytes_per_sample,
-        }
-    except Inconclusive as error:
-        decided = {"verdict": None, "verdict_channel": None, "reason": str(error), "bytes_per_sample": None}
-        absent["verdict"] = "growth is judged over laps, and one was run" if recording.laps == 1 else str(error)
-    return {
-        "mode": recording.name,
-        "laps": recording.laps,
-        "samples": recording.samples,
-        **decided,
-        "peak_bytes": recording.peak_bytes() if "requested_peak" in recording.channels else None,
-        "softmax_peak_bytes": None,
-        "budget_bytes": None,
-        "seconds": float(recording.seconds.sum()),
-        "channels": {name: _channel(recording, name, judged.get(name)) for name in judged or recording.channels},
-        "marks": _marks(recording),
-        "environment": dict(recording.environment),
-        "absent": absent,
-    }
-
-
-def _marks(recording: Recording) -> dict[str, Any]:
-    """Of each mark the readings of the sample that needs most, lap by lap."""
-    sample = int(recording.channels[_most(recording)].max(axis=0).argmax()) if recording.channels else 0
-    return {
-        name: {
-            "sample": sample,
-            "channels": {
-                channel: [lap[sample].tolist() for lap in laps]
-                for channel, laps in channels.items()
-                if any(lap[sample].size for lap in laps)
-            },
-        }
-        for name, channels in recording.marks.items()
-    }
-
-
-def _most(recording: Recording) -> str:
-    return "requested_peak" if "requested_peak" in recording.channels else next(iter(recording.channels))
-
-
-def _channel(recording: Recording, name: str, verdict: Verdict | None) -> dict[str, Any]:
-    judged: dict[str, Any] = dict.fromkeys(
-        ("verdict", "bytes_per_sample", "interval_bytes", "onset_run", "resolution_bytes", "rare_leak_bound")
-    )
-    if verdict is not None:
-        judged = {
-            "verdict": verdict.status,
-            "bytes_per_sample": verdict.bytes_per_sample,
-            "interval_bytes": [verdict.low_bytes, verdict.high_bytes],
-            "onset_run": verdict.onset_run,
-            "resolution_bytes": verdict.resolution_bytes,
-            "rare_leak_bound": verdict.rare_leak_bound,
-        }
-    return {
-        **judged,
-        "exact": name in recording.exact,
-        "tolerance_bytes": recording.tolerance_bytes.get(name, 0),
-        "before_bytes": recording.before[name],
-        "bytes": recording.channels[name].tolist(),
-    }
-
-
-def _failed(name: str, error: OutOfMemory) -> dict[str, Any]:
-    nothing = ("bytes_per_sample", "peak_bytes", "softmax_peak_bytes", "budget_bytes", "seconds", "laps", "samples")
-    return {
-        "mode": name,
-        **dict.fromkeys(nothing),
-        "verdict": "out of memory",
-        "verdict_channel": None,
-        "reason": str(error).partition("\n")[0],
-        "explanation": {"lines": str(error).splitlines()[1:]},
-        "channels": {},
-        "absent": dict.fromkeys(nothing, "the replay ran out of memory"),
-    }
+def _same_kind(check: Check) -> tuple[object, ...]:
+    return check.kind, check.channel, check.limit_bytes, check.besides_bytes, check.text if check.kind == "base" else ""

@@ -88,10 +88,10 @@ def test_the_interval_is_told_where_there_is_one() -> None:
     assert verdict.low_bytes < 4096 < verdict.high_bytes
 
 
-def test_a_noisy_channel_is_told_where_it_grows() -> None:
+def test_a_noisy_channel_is_reported_where_it_grows() -> None:
     """A quiet one has other figures in every run, and says nothing."""
     noisy = told(recorded(requested=leak, allocated=flat, host=lambda r: r * MiB, reserved=flat))
-    assert noisy.splitlines()[-1] == "  host: grows, 1,048,576 B a sample, noisy: told, does not decide"
+    assert noisy.splitlines()[-1] == "  host: grows, 1,048,576 B a sample, noisy: reported, never fails a test"
     assert "allocated" not in noisy
 
 

@@ -16,7 +16,7 @@ from vram.history import store
 from vram.history.compare import MEMORY, Change, Comparison, Judged
 from vram.history.criteria import GROWTH, PEAK, Criterion, figures, parse
 from vram.history.entries import Entry
-from vram.history.gate import told_unsaid
+from vram.history.gate import open_text
 from vram.history.keys import Key, name_of, place_of
 from vram.history.runs import RECORDED, History, Run, steps_of, with_recorded, with_run, with_the_one_before
 from vram.history.steps import Step
@@ -137,7 +137,7 @@ def _comparison_text(comparison: Comparison, head: Run, base: str, code: int, ea
     for judged in comparison.judged:
         by_status.setdefault(judged.status, []).append(judged)
     for status in ("new", "inconclusive"):
-        lines += [told_unsaid(judged, earlier) for judged in by_status.get(status, ())]
+        lines += [open_text(judged, earlier) for judged in by_status.get(status, ())]
     lines += [f"{one.entry.name}: in {one.run}, not measured in this run" for one in comparison.gone]
     changes = [(judged, change) for judged in comparison.judged for change in judged.changes]
     lines += [f"{judged.entry.name}: {change}" for judged, change in changes if change.status == "drifted"]
@@ -202,7 +202,7 @@ def _comparison_json(comparison: Comparison, head: Run, base: str, code: int, hi
                     }
                     for change in judged.changes
                 ],
-                "why": told_unsaid(judged, history.before(head)) if judged.status in ("new", "inconclusive") else "",
+                "why": open_text(judged, history.before(head)) if judged.status in ("new", "inconclusive") else "",
             }
             for judged in comparison.judged
         ],
@@ -241,7 +241,7 @@ def _key_text(key: Key, runs: Sequence[tuple[Run, Entry]], last: int) -> list[st
     steps = steps_of(runs)
     stepped = {step.index: figure for figure, found in steps.items() for step in found}
     first = max(0, len(runs) - last) if last else 0
-    rows = [("run", "date", "commit", "peak", "growth/sample", "verdict", "")]
+    rows = [("run", "date", "commit", "peak", "growth/sample", "outcome", "")]
     for index, (run, entry) in enumerate(runs[first:], start=first):
         told = figures(entry)
         notes = ["accepted"] if entry.accepted else []
@@ -255,7 +255,7 @@ def _key_text(key: Key, runs: Sequence[tuple[Run, Entry]], last: int) -> list[st
                 run.commit[:8] + ("+" if run.dirty else ""),
                 size_text(told.get(PEAK)),
                 rate_text(told.get(GROWTH)),
-                entry.verdict or "inconclusive",
+                entry.outcome_text,
                 ", ".join(notes),
             )
         )
@@ -291,6 +291,7 @@ def _history_json(wanted: Mapping[Key, Sequence[tuple[Run, Entry]]], saved: Hist
                     {
                         **_run_json(run),
                         "verdict": entry.verdict,
+                        "outcome": entry.outcome_text,
                         "accepted": entry.accepted,
                         "figures": dict(figures(entry)),
                     }

@@ -1,4 +1,4 @@
-"""One entry of a run: what a recording or a marked test needed, as it travels in `extra_info["vram"]`."""
+"""One entry of a saved run: the figures of a recording or a marked test, as they travel in `extra_info["vram"]`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from vram.history.keys import Key, canonical, key_of, name_of
+from vram.summary import ChannelSummary, MarkedSummary, RecordingSummary
 
 SCHEMA = 1
 OUT_OF_MEMORY = "out of memory"
@@ -36,7 +37,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Entry:
-    """What one key needed in one run. `test` is the test that measured it; `accepted`: recorded as the key's base."""
+    """The figures of one key in one run. `test` measured it; `accepted`: recorded as the key's base."""
 
     key: Key
     test: str
@@ -45,10 +46,16 @@ class Entry:
     channels: Mapping[str, Channel]
     accepted: bool = False
     seconds: float | None = None
+    outcome: str = ""
+
+    @property
+    def outcome_text(self) -> str:
+        """What happened to the run; for runs saved by earlier versions, which have no outcome, the verdict."""
+        return self.outcome or self.verdict or "inconclusive"
 
     @property
     def name(self) -> str:
-        """What was measured."""
+        """Name of the recording or of the test."""
         return name_of(self.key)
 
     @property
@@ -59,71 +66,72 @@ class Entry:
 
 
 def of_summary(
-    summary: Mapping[str, Any], environment: Mapping[str, object], test: str, *, occurrence: int = 1
+    summary: RecordingSummary, environment: Mapping[str, object], test: str, *, occurrence: int = 1
 ) -> Entry:
-    """The entry of a recording's summary (see `vram.session.summarize`), made by `test`.
+    """The entry of a recording, made by `test`.
 
     A recording with a name of its own is known by that, whichever test makes it; one without by its test and step, and
-    the second of the same step in a test by a number too. `environment` is of one that does not say its own.
+    the second of the same step in a test by a number too. `environment` is for one that has none of its own.
     """
-    named = summary.get("named", True)
-    mode = summary["mode"] if named or occurrence == 1 else f"{summary['mode']} {occurrence}"
+    name = summary.name if summary.named or occurrence == 1 else f"{summary.name} {occurrence}"
     key = key_of(
-        summary.get("environment", environment),
-        mode=mode,
-        test=None if named else test,
-        samples=summary.get("samples"),
-        facts=summary.get("facts"),
+        summary.environment or environment,
+        mode=name,
+        test=None if summary.named else test,
+        samples=summary.samples,
+        facts=summary.facts,
     )
     return Entry(
         key=key,
         test=test,
-        verdict=summary["verdict"],
-        reason=summary["reason"],
-        channels={name: _channel(told) for name, told in summary["channels"].items()},
+        verdict=summary.verdict,
+        reason=summary.reason,
+        channels={name: _channel(channel) for name, channel in summary.channels.items()},
         seconds=_seconds(summary),
+        outcome=summary.outcome,
     )
 
 
-def _channel(told: Mapping[str, Any]) -> Channel:
-    laps = told["bytes"]
+def _channel(channel: ChannelSummary) -> Channel:
+    growing = channel.verdict in ("grows", "undecided") and channel.bytes_per_sample is not None
     return Channel(
-        exact=told["exact"],
-        most_bytes=max(map(max, laps)),
-        last_bytes=laps[-1][-1],
-        growth=float(told["bytes_per_sample"]) if told["verdict"] in ("grows", "undecided") else 0.0,
-        verdict=told["verdict"],
-        tolerance_bytes=told.get("tolerance_bytes", 0),
-        before_bytes=told.get("before_bytes"),
-        laps=packed(laps),
+        exact=channel.exact,
+        most_bytes=channel.most_bytes,
+        last_bytes=channel.last_bytes,
+        growth=float(channel.bytes_per_sample or 0.0) if growing else 0.0,
+        verdict=channel.verdict,
+        tolerance_bytes=channel.tolerance_bytes,
+        before_bytes=channel.before_bytes,
+        laps=packed(channel.bytes),
     )
 
 
-def _seconds(summary: Mapping[str, Any]) -> float | None:
-    """Of one sample, on average."""
-    if not summary.get("seconds") or not summary.get("laps"):
+def _seconds(summary: RecordingSummary) -> float | None:
+    """Seconds of one sample, on average."""
+    if not summary.seconds or not summary.laps or not summary.samples:
         return None
-    return float(summary["seconds"]) / int(summary["laps"] * summary["samples"])
+    return float(summary.seconds) / (summary.laps * summary.samples)
 
 
-def of_marked(figures: Mapping[str, Any], environment: Mapping[str, object]) -> Entry:
-    """The entry of a marked test's figures: `test`, `peak_bytes`, `kept_bytes` (None where it was not asked for)."""
-    told = {BODY_PEAK: figures["peak_bytes"], BODY_KEPT: figures["kept_bytes"]}
+def of_marked(summary: MarkedSummary, environment: Mapping[str, object]) -> Entry:
+    """The entry of a marked test; bytes that it leaves behind only where a marker limits them."""
+    figures = {BODY_PEAK: summary.peak_bytes, BODY_KEPT: summary.kept_bytes}
     return Entry(
-        key=key_of(environment, test=figures["test"]),
-        test=figures["test"],
-        verdict=figures["verdict"],
+        key=key_of(environment, test=summary.test),
+        test=summary.test,
+        verdict="failed" if summary.over else "passed",
         reason="",
         channels={
             name: Channel(exact=True, most_bytes=n_bytes, last_bytes=n_bytes)
-            for name, n_bytes in told.items()
+            for name, n_bytes in figures.items()
             if n_bytes is not None
         },
+        outcome=summary.outcome,
     )
 
 
 def merged(entries: Sequence[Entry]) -> list[Entry]:
-    """One entry a key. Of several by one test (tried again) the last; of several tests' (workers') the largest."""
+    """One entry a key: the last of one test that was tried again, the largest of several tests' (workers')."""
     found: dict[Key, Entry] = {}
     for entry in entries:
         known = found.get(entry.key)
@@ -148,44 +156,45 @@ def to_json(entry: Entry) -> dict[str, Any]:
     return {**asdict(entry), "key": dict(entry.key)}
 
 
-def from_json(told: Mapping[str, Any]) -> Entry:
+def from_json(data: Mapping[str, Any]) -> Entry:
     """Read back what `to_json` gave. ValueError for anything else."""
     try:
-        key = told["key"]
+        key = data["key"]
         if not isinstance(key, dict) or not name_of(canonical(key)):
             raise ValueError(f"key must name a mode or a test, got {key!r}")
         return Entry(
             key=canonical(key),
-            test=str(told["test"]),
-            verdict=told["verdict"],
-            reason=str(told["reason"]),
-            channels={str(name): _read(channel) for name, channel in told["channels"].items()},
-            accepted=bool(told.get("accepted", False)),
-            seconds=told.get("seconds"),
+            test=str(data["test"]),
+            verdict=data["verdict"],
+            reason=str(data["reason"]),
+            channels={str(name): _read(channel) for name, channel in data["channels"].items()},
+            accepted=bool(data.get("accepted", False)),
+            seconds=data.get("seconds"),
+            outcome=str(data.get("outcome") or ""),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an entry: {type(error).__name__}: {error}") from None
 
 
-def _read(told: Mapping[str, Any]) -> Channel:
-    whole = {name: told[name] for name in ("most_bytes", "last_bytes")}
-    whole["tolerance_bytes"] = told.get("tolerance_bytes", 0)
-    if told.get("before_bytes") is not None:
-        whole["before_bytes"] = told["before_bytes"]
+def _read(data: Mapping[str, Any]) -> Channel:
+    whole = {name: data[name] for name in ("most_bytes", "last_bytes")}
+    whole["tolerance_bytes"] = data.get("tolerance_bytes", 0)
+    if data.get("before_bytes") is not None:
+        whole["before_bytes"] = data["before_bytes"]
     for name, figure in whole.items():
         if not isinstance(figure, int) or isinstance(figure, bool):
             raise ValueError(f"{name} must be a whole number, got {figure!r}")
     return Channel(
-        exact=bool(told["exact"]),
-        growth=float(told.get("growth", 0.0)),
-        verdict=told.get("verdict"),
-        laps=tuple(told.get("laps", ())),
+        exact=bool(data["exact"]),
+        growth=float(data.get("growth", 0.0)),
+        verdict=data.get("verdict"),
+        laps=tuple(data.get("laps", ())),
         **whole,
     )
 
 
 def packed(laps: Sequence[Sequence[int]]) -> tuple[str, ...]:
-    """Readings as one text a lap: "4096x20 8192" is twenty times 4096, then 8192; "=" is the lap before once more."""
+    """One text a lap of readings: "4096x20 8192" is twenty times 4096, then 8192; "=" is the lap before once more."""
     texts: list[str] = []
     before: Sequence[int] | None = None
     for lap in laps:

@@ -16,7 +16,7 @@ import torch
 from vram.explanation.holders.search import holder
 from vram.meters import torch_device
 from vram.meters.tensor import has_bytes, storages_of
-from vram.plugin.markers import Wanted
+from vram.plugin.markers import MarkerLimits
 from vram.replaying.collector import unfrozen
 from vram.replaying.measurement import measure
 from vram.units import format_bytes
@@ -38,13 +38,13 @@ class Body:
 
 
 @contextmanager
-def measured(asked: Wanted, device: str, let_go: Callable[[], None]) -> Iterator[Body]:
+def measured(limits: MarkerLimits, device: str, let_go: Callable[[], None]) -> Iterator[Body]:
     """Measure the block for what `asked` needs. `let_go` drops what the test runner itself keeps of the body.
 
     A body that itself resets the peak statistics of a real GPU hides what it needed before that.
     """
     body = Body()
-    leaks = asked.allow_bytes is not None
+    leaks = limits.allow_bytes is not None
     if device != "cpu":  # whose meter collects when it starts
         gc.collect()
     if leaks:
@@ -55,14 +55,14 @@ def measured(asked: Wanted, device: str, let_go: Callable[[], None]) -> Iterator
         if before is not None:
             _clear_workspaces(device)
             gc.collect()
-            if measurement.live_bytes - measurement.before_bytes > (asked.allow_bytes or 0):
+            if measurement.live_bytes - measurement.before_bytes > (limits.allow_bytes or 0):
                 time.sleep(_MOMENT_SECONDS)  # a worker thread hands its result over before it lets go of it
                 let_go()
                 gc.collect()
     body.peak_bytes = measurement.peak_bytes - measurement.before_bytes
     if before is not None:
         body.kept_bytes = measurement.live_bytes - measurement.before_bytes
-        if body.kept_bytes > (asked.allow_bytes or 0):
+        if body.kept_bytes > (limits.allow_bytes or 0):
             body.kept = before.lines()
 
 

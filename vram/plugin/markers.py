@@ -35,14 +35,14 @@ class Mark(Protocol):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class MarkerLimits:
     """What a test's markers ask for, in bytes; None where they don't ask."""
 
     limit_bytes: int | None
     allow_bytes: int | None
 
 
-def wanted(marks: Iterable[Mark]) -> Wanted | None:
+def marker_limits(marks: Iterable[Mark]) -> MarkerLimits | None:
     """What the markers of one test ask for, those of others left aside; None where there is nothing.
 
     Raises ValueError for two of one kind, arguments that are not its own, and sizes that cannot be read.
@@ -58,25 +58,25 @@ def wanted(marks: Iterable[Mark]) -> Wanted | None:
         return None
     limit = [_limit(mark) for mark in found[LIMIT]]
     allow = [_allow(mark) for mark in found[LEAK_FREE]]
-    return Wanted(limit[0] if limit else None, allow[0] if allow else None)
+    return MarkerLimits(limit[0] if limit else None, allow[0] if allow else None)
 
 
 def judge(
-    asked: Wanted, peak_bytes: int, kept_bytes: int | None, kept: Sequence[str] = ()
+    limits: MarkerLimits, peak_bytes: int, kept_bytes: int | None, kept: Sequence[str] = ()
 ) -> PeakExceeded | MemoryLeak | None:
     """What to fail the test with; None where it kept to what was asked: exactly the limit, exactly what is allowed.
 
     `kept` are lines that tell of what was kept.
     """
     found: list[PeakExceeded | MemoryLeak] = []
-    if asked.limit_bytes is not None:
-        overrun = judge_peak(peak_bytes, asked.limit_bytes)
+    if limits.limit_bytes is not None:
+        overrun = judge_peak(peak_bytes, limits.limit_bytes)
         if overrun is not None:
             found.append(PeakExceeded(f"{LIMIT}: {overrun}, above what was alive before the test"))
-    if asked.allow_bytes is not None and kept_bytes is not None and kept_bytes > asked.allow_bytes:
+    if limits.allow_bytes is not None and kept_bytes is not None and kept_bytes > limits.allow_bytes:
         text = f"{LEAK_FREE}: the test keeps {kept_bytes:,} B ({format_bytes(kept_bytes)})"
-        if asked.allow_bytes:
-            text += f", {kept_bytes - asked.allow_bytes:,} B over the allowed {asked.allow_bytes:,} B"
+        if limits.allow_bytes:
+            text += f", {kept_bytes - limits.allow_bytes:,} B over the allowed {limits.allow_bytes:,} B"
         found.append(MemoryLeak("\n".join([text, *kept])))
     if len(found) == 2:
         return type(found[0])(f"{found[0]}\n{found[1]}")

@@ -8,7 +8,8 @@ from pathlib import Path
 from vram.exit_codes import FINE, INCONCLUSIVE
 from vram.files import atomic_write
 from vram.history import store
-from vram.report.gathered import gathered, read_report
+from vram.report.gathered import gathered
+from vram.summary.reader import read_run
 
 _REPORT, _OUTPUT = Path("reports/memory.json"), Path("reports/memory.html")
 SUMMARY = "write what was measured, and how it changed over time, as one HTML page and as Markdown"
@@ -32,7 +33,7 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 def report(arguments: argparse.Namespace) -> tuple[int, str]:
     """Exit code and text of `vram report`. Raises ValueError for what can't be read or written."""
     path = arguments.report or (_REPORT if _REPORT.is_file() else None)
-    page = gathered(None if path is None else read_report(path), store.read(arguments.storage))
+    page = gathered(None if path is None else read_run(path), store.read(arguments.storage))
     if not page.modes and not page.tests and not page.history:
         return INCONCLUSIVE, f"nothing to report: no measurement in {path or _REPORT}, no run in {arguments.storage}"
     lines = []

@@ -1,113 +1,55 @@
-"""Where figures go besides the terminal: JUnit properties, GitHub annotations and job summary, and which GPU a worker
-of pytest-xdist takes. Text and numbers only; nothing is written here."""
+"""GitHub: annotations beside the code, and Markdown for the job summary. Text only; nothing is written here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from vram.report.terminal import outcome, ranked
-from vram.text import apart
+from vram.summary import Failure, RunSummary
 
-PROPERTY = "vram."  # what our properties begin with
 _MOST_ANNOTATIONS = 10  # GitHub shows no more of a step
 _MOST_ROWS = 50  # a job summary ends at 1 MiB
+_RECORDING = ("recording", "outcome", "growth/sample", "peak", "limit")
+_TEST = ("test", "outcome", "peak above its start", "limit", "kept", "allowed")
 
 
-def header(device: str, source: str, absent: Mapping[str, str]) -> str:
-    """One line: the device, what it is measured with, what is absent and why."""
-    missing = "; ".join(f"{channel}: {reason}" for channel, reason in absent.items())
-    return f"vram: {device}, measured with {source}" + (f"; not measured: {missing}" if missing else "")
-
-
-def worker_device(device: str, worker: str | None, devices: int) -> str:
-    """The device of worker "gw3": its own GPU, round robin over `devices`, unless a device was named."""
-    if worker is None or device not in ("auto", "cuda") or devices < 2:
-        return device
-    return f"cuda:{int(worker.removeprefix('gw')) % devices}"
-
-
-def merged(environments: Iterable[Mapping[str, object]]) -> dict[str, object]:
-    """One environment of several; where they differ (each worker has its own GPU) the values side by side."""
-    found: dict[str, object] = {}
-    for environment in environments:
-        for fact, value in environment.items():
-            known = found.setdefault(fact, value)
-            if value != known and str(value) not in str(known).split(" and "):
-                found[fact] = f"{known} and {value}"
-    return found
-
-
-def mode_properties(mode: Mapping[str, Any]) -> list[tuple[str, int | float | str]]:
-    """JUnit properties of one recording; a figure that is absent has none."""
-    figures = ("verdict", "bytes_per_sample", "peak_bytes", "budget_bytes", "laps", "samples")
-    stem = f"{PROPERTY}{mode['mode']}."
-    own = [(stem + figure, mode[figure]) for figure in figures if mode.get(figure) is not None]
-    ratios = [ratio for ratio in mode.get("ratios", ()) if ratio["ratio"] is not None]
-    return own + [(f"{stem}ratio.{ratio['reference']}", ratio["ratio"]) for ratio in ratios]
-
-
-def marked_properties(test: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """JUnit properties of one marked test."""
-    figures = ("peak_bytes", "limit_bytes", "kept_bytes", "allow_bytes")
-    return [(PROPERTY + figure, test[figure]) for figure in figures if test[figure] is not None]
-
-
-def error_commands(failures: Sequence[Mapping[str, Any]], root: Path, workspace: Path) -> list[str]:
-    """Workflow commands that show failures beside the code in GitHub. Paths are told from `workspace`, the checkout."""
+def error_commands(failures: Sequence[Failure], root: Path, workspace: Path) -> list[str]:
+    """Workflow commands that show failures beside the code. Paths are relative to `workspace`, the checkout."""
     lines = []
     for failure in failures[:_MOST_ANNOTATIONS]:
-        path = (root / failure["file"]).resolve()
+        path = (root / failure.file).resolve()
         if path.is_relative_to(workspace.resolve()):
             path = path.relative_to(workspace.resolve())
-        where = f"file={_escaped(path.as_posix(), ':,')},line={failure['line']}"
-        title = _escaped(f"{failure['kind']}: {failure['test']}", ":,")
-        lines.append(f"::error {where},title={title}::{_escaped(failure['message'])}")
+        where = f"file={_escaped(path.as_posix(), ':,')},line={failure.line}"
+        title = _escaped(f"{failure.kind}: {failure.test}", ":,")
+        lines.append(f"::error {where},title={title}::{_escaped(failure.message)}")
     return lines
 
 
-def job_summary(
-    modes: Sequence[Mapping[str, Any]],
-    tests: Sequence[Mapping[str, Any]],
-    failures: Sequence[Mapping[str, Any]],
-    measured: str,
-) -> str:
-    """Markdown for `GITHUB_STEP_SUMMARY`: the tables of the terminal, and what failed in its own words."""
-    parts = ["## GPU memory", "", measured, ""]
-    if modes:
-        rows: list[tuple[str, ...]] = [
-            (
-                mode["mode"],
-                mode["verdict"] or "inconclusive",
-                "-" if mode["bytes_per_sample"] is None else f"{mode['bytes_per_sample']:,.1f} B",
-                *apart(mode["peak_bytes"], mode["budget_bytes"]),
-            )
-            for mode in modes[:_MOST_ROWS]
-        ]
-        parts += [*_markdown(("mode", "verdict", "growth/sample", "peak", "budget"), rows, len(modes)), ""]
-    if tests:
-        rows = [
-            (
-                test["test"],
-                outcome(test),
-                *apart(test["peak_bytes"], test["limit_bytes"]),
-                *apart(test["kept_bytes"], test["allow_bytes"]),
-            )
-            for test in ranked(tests)[:_MOST_ROWS]
-        ]
-        head = ("test", "verdict", "peak above its start", "limit", "kept", "allowed")
-        parts += [*_markdown(head, rows, len(tests)), ""]
-    for failure in failures[:_MOST_ANNOTATIONS]:
+def job_summary(run: RunSummary) -> str:
+    """Markdown for `GITHUB_STEP_SUMMARY`: the section of the terminal, and what failed in its own words."""
+    parts = [f"## GPU memory: {_cell(run.headline)}", "", *run.measured_lines, ""]
+    if run.recordings:
+        rows = [(one.name, one.outcome, one.growth_text, one.peak_text, one.limit_text) for one in run.recordings]
+        parts += [*_table(_RECORDING, rows), ""]
+    if run.tests:
+        parts += [*_table(_TEST, [(test.test, test.outcome_text, *test.cells) for test in run.tests]), ""]
+    remarks = [*run.reasons, *run.remarks, *run.absences]
+    parts += [*(f"- {_cell(line)}" for line in remarks[:_MOST_ROWS]), *_more(len(remarks) - _MOST_ROWS), ""]
+    for failure in run.failures[:_MOST_ANNOTATIONS]:
         fence = "````"
-        parts += [f"**{_cell(failure['test'])}**", "", fence, failure["message"].replace(fence, "```"), fence, ""]
+        parts += [f"**{_cell(failure.test)}**", "", fence, failure.message.replace(fence, "```"), fence, ""]
     return "\n".join(parts)
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]], total: int) -> list[str]:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    lines += [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]
-    return lines + ([f"| and {total - len(rows)} more{' |' * len(head)}"] if total > len(rows) else [])
+    lines += [f"| {' | '.join(map(_cell, row))} |" for row in rows[:_MOST_ROWS]]
+    return lines + [f"| {line[2:]}{' |' * len(head)}" for line in _more(len(rows) - _MOST_ROWS)]
+
+
+def _more(count: int) -> list[str]:
+    return [f"- and {count} more"] if count > 0 else []
 
 
 def _cell(text: str) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vram.report.gathered import Page, is_failing, over_bytes, why
-from vram.report.terminal import outcome
 from vram.text import apart, rate_text
 from vram.units import format_bytes
 
@@ -61,10 +60,10 @@ def _templates() -> Environment:
         "bytes": format_bytes,
         "cut": _cut,
         "in_a_fence": _in_a_fence,
-        "outcome": outcome,
+        "outcome": lambda test: test["text"],
         "peak_and_budget": _peak_and_budget,
         "rate": rate_text,
-        "verdict": lambda mode: mode["verdict"] or ("peaks alone" if mode["laps"] == 1 else "inconclusive"),
+        "verdict": lambda mode: mode["outcome"],
     }
     environment.tests["failing"] = is_failing
     return environment

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from vram.report.gathered import Page, Series, is_failing, over_bytes, why
-from vram.report.terminal import outcome, table_of_tests
+from vram.report.terminal import table_of_tests
 from vram.text import apart, rate_text
 from vram.units import format_bytes
 
@@ -55,14 +55,14 @@ def _templates() -> Environment:
         "choices": _choices,
         "class": _class,
         "figure": _figure,
-        "outcome": outcome,
+        "outcome": lambda test: test["text"],
         "over_bytes": over_bytes,
         "peak_and_budget": lambda mode: apart(_own_peak(mode), mode.get("budget_bytes")),
         "rate": rate_text,
         "seconds": lambda seconds: "-" if seconds is None else f"{seconds:.1f}",
         "stepped": _stepped,
         "table_of_tests": table_of_tests,
-        "verdict": lambda mode: mode["verdict"] or ("peaks alone" if mode["laps"] == 1 else "inconclusive"),
+        "verdict": lambda mode: mode["outcome"],
         "why": why,
     }
     environment.tests["failing"] = is_failing

@@ -14,10 +14,14 @@ class Overrun:
     peak_bytes: int
     limit_bytes: int
 
+    @property
+    def excess_bytes(self) -> int:
+        """Bytes over the limit."""
+        return self.peak_bytes - self.limit_bytes
+
     def __str__(self) -> str:
-        excess = self.peak_bytes - self.limit_bytes
         return (
-            f"peak {self.peak_bytes:,} B ({format_bytes(self.peak_bytes)}) is {excess:,} B over "
+            f"peak {self.peak_bytes:,} B ({format_bytes(self.peak_bytes)}) is {self.excess_bytes:,} B over "
             f"the allowed {self.limit_bytes:,} B ({format_bytes(self.limit_bytes)})"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,15 @@ import pytest
 from tests.vram.history.made import CPU, entry, write_runs
 from vram.errors import Inconclusive
 from vram.history.entries import of_summary
-from vram.history.gate import Gate, Gatherer, MemoryRegression
+from vram.history.gate import Gate, Gatherer, MemoryRegression, error_of
+from vram.summary import ChannelSummary, RecordingSummary
 
 
-def summary(mode: str = "himap", peak: int = 1000, **more: Any) -> dict[str, Any]:
-    """As `vram.session.summarize` gives it."""
-    channel = {"verdict": "stable", "exact": True, "bytes_per_sample": 0.0, "bytes": [[peak - 1, peak], [peak, peak]]}
-    told = {"mode": mode, "laps": 2, "samples": 2, "verdict": "stable", "reason": "", "seconds": 1.0}
-    return {**told, "channels": {"requested_peak": channel}, "absent": {}, **more}
+def summary(mode: str = "himap", peak: int = 1000, **more: Any) -> RecordingSummary:
+    """A recording of two laps, or one with other figures."""
+    channel = ChannelSummary(True, [[peak - 1, peak], [peak, peak]], 0, verdict="stable", bytes_per_sample=0.0)
+    figures: dict[str, Any] = {"laps": 2, "samples": 2, "verdict": "stable", "seconds": 1.0}
+    return RecordingSummary(mode, **{**figures, "channels": {"requested_peak": channel}, **more})
 
 
 def keys(gatherer: Gatherer, test: str) -> list[dict[str, str]]:
@@ -77,9 +79,8 @@ def test_facts_and_samples_are_part_of_the_key() -> None:
 def test_growth_is_the_rate_of_what_grows() -> None:
     """Stable and plateau are 0, though their rate is not; undecided counts."""
     for verdict, growth in (("stable", 0.0), ("plateau", 0.0), ("undecided", 512.0), ("grows", 512.0)):
-        told = summary()
-        told["channels"]["requested_peak"].update(verdict=verdict, bytes_per_sample=512.0)
-        assert of_summary(told, CPU, "a").growth == growth
+        channel = replace(summary().channels["requested_peak"], verdict=verdict, bytes_per_sample=512.0)
+        assert of_summary(summary(channels={"requested_peak": channel}), CPU, "a").growth == growth
 
 
 @pytest.fixture
@@ -89,24 +90,24 @@ def store(tmp_path: Path) -> str:
 
 def test_a_test_is_held_to_the_recorded_base(store: str) -> None:
     """The accepted run, not the newest; a regression tells both figures."""
-    assert Gate(store).check([entry(1040)]) is None
-    error = Gate(store).check([entry(1041)])
+    assert error_of(Gate(store).findings([entry(1040)])) is None
+    error = error_of(Gate(store).findings([entry(1041)]))
     assert isinstance(error, MemoryRegression)
     assert str(error) == (
         "himap: peak 1.02 KiB (1,041 B), 1 B (0.10%) more than 1.02 KiB (1,040 B) in run 0002; allowed 0 more"
     )
-    assert Gate(store, criteria=["peak:5%"]).check([entry(1092)]) is None
-    assert Gate(store, "0003", ["peak:0"]).check([entry(1080)]) is None
-    assert isinstance(Gate(store, "0001", ["peak:0"]).check([entry(1080)]), MemoryRegression)
+    assert error_of(Gate(store, criteria=["peak:5%"]).findings([entry(1092)])) is None
+    assert error_of(Gate(store, "0003", ["peak:0"]).findings([entry(1080)])) is None
+    assert isinstance(error_of(Gate(store, "0001", ["peak:0"]).findings([entry(1080)])), MemoryRegression)
 
 
 def test_what_has_no_base_is_inconclusive_with_the_command(store: str) -> None:
     """New, never passed; a regression beside it comes first."""
-    error = Gate(store).check([entry(mode="fresh")])
+    error = error_of(Gate(store).findings([entry(mode="fresh")]))
     assert isinstance(error, Inconclusive)
     assert str(error) == ("fresh is new: no run has measured it; record it with --benchmark-autosave --vram-accept")
-    assert isinstance(Gate(store).check([entry(mode="fresh"), entry(2000)]), MemoryRegression)
-    assert isinstance(Gate(f"{store}/none").check([entry()]), Inconclusive)
+    assert isinstance(error_of(Gate(store).findings([entry(mode="fresh"), entry(2000)])), MemoryRegression)
+    assert isinstance(error_of(Gate(f"{store}/none").findings([entry()])), Inconclusive)
 
 
 def test_a_run_that_is_not_there_is_refused_at_once(store: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from tests.vram.history.hammer import storage
 from tests.vram.history.made import MACHINE, entry, run_json, write_runs
 from vram.history import store
-from vram.history.gate import Saver
+from vram.history.saver import Saver
 
 ROOT = Path(__file__).parents[3]
 KILLS = int(os.environ.get("VRAM_HISTORY_KILLS", "40"))  # all 200: VRAM_HISTORY_KILLS=200 pytest tests/vram/history

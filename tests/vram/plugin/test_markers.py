@@ -12,7 +12,7 @@ import torch
 
 import vram
 from vram.plugin.body import Leftovers
-from vram.plugin.markers import Mark, Wanted, judge, wanted
+from vram.plugin.markers import Mark, MarkerLimits, judge, marker_limits
 
 
 @pytest.fixture
@@ -33,14 +33,14 @@ def mark(name: str, *args: Any, **kwargs: Any) -> Mark:
     [
         ([], None),
         ([mark("skip"), mark("vram_other", 1)], None),
-        ([mark("vram_limit", "1 MiB")], Wanted(2**20, None)),
-        ([mark("vram_limit", 7), mark("vram_leak_free")], Wanted(7, 0)),
-        ([mark("vram_leak_free", allow="1 KiB")], Wanted(None, 1024)),
+        ([mark("vram_limit", "1 MiB")], MarkerLimits(2**20, None)),
+        ([mark("vram_limit", 7), mark("vram_leak_free")], MarkerLimits(7, 0)),
+        ([mark("vram_leak_free", allow="1 KiB")], MarkerLimits(None, 1024)),
     ],
 )
-def test_markers_are_read(marks: list[Mark], asked: Wanted | None) -> None:
+def test_markers_are_read(marks: list[Mark], asked: MarkerLimits | None) -> None:
     """A size as text or bytes, a known leak with its budget; other plugins' markers are none of ours."""
-    assert wanted(marks) == asked
+    assert marker_limits(marks) == asked
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,16 @@ def test_markers_are_read(marks: list[Mark], asked: Wanted | None) -> None:
 def test_markers_that_cannot_be_read_are_refused(marks: list[Mark], message: str) -> None:
     """The rule, then what was written."""
     with pytest.raises(ValueError, match=message):
-        wanted(marks)
+        marker_limits(marks)
 
 
 def test_exactly_what_is_asked_passes_and_one_byte_more_does_not() -> None:
     """Both edges; the words give the excess in bytes, so that two figures never read alike."""
-    assert judge(Wanted(2**20, 1024), 2**20, 1024) is None
-    over = judge(Wanted(2**20, None), 2**20 + 1, None)
+    assert judge(MarkerLimits(2**20, 1024), 2**20, 1024) is None
+    over = judge(MarkerLimits(2**20, None), 2**20 + 1, None)
     assert isinstance(over, vram.PeakExceeded)
     assert "1,048,577 B (1.00 MiB) is 1 B over the allowed 1,048,576 B" in str(over)
-    kept = judge(Wanted(None, 1024), 2**30, 1025, ["  1 float32"])
+    kept = judge(MarkerLimits(None, 1024), 2**30, 1025, ["  1 float32"])
     assert isinstance(kept, vram.MemoryLeak)
     assert str(kept).splitlines()[0].endswith("keeps 1,025 B (1.00 KiB), 1 B over the allowed 1,024 B")
     assert str(kept).endswith("\n  1 float32")
@@ -78,14 +78,14 @@ def test_exactly_what_is_asked_passes_and_one_byte_more_does_not() -> None:
 
 def test_both_findings_are_told() -> None:
     """A test that breaks both markers says so, as the first."""
-    both = judge(Wanted(1, 0), 2, 3)
+    both = judge(MarkerLimits(1, 0), 2, 3)
     assert isinstance(both, vram.PeakExceeded)
     assert "vram_leak_free: the test keeps 3 B" in str(both)
 
 
 def test_less_alive_than_before_is_no_leak() -> None:
     """A body that frees what others made keeps less than nothing."""
-    assert judge(Wanted(None, 0), 0, -5) is None
+    assert judge(MarkerLimits(None, 0), 0, -5) is None
 
 
 BODIES = """
@@ -263,6 +263,7 @@ def test_a_retried_test_is_measured_once_a_try(pytester: pytest.Pytester) -> Non
         ("vram.peak_bytes", 1536),
         ("vram.kept_bytes", 1024),
         ("vram.allow_bytes", 2048),
+        ("vram.outcome", "passed"),
     ]
     assert dict(over.user_properties)["vram.peak_bytes"] == 4096
     assert (broken.outcome, broken.user_properties) == ("failed", [])

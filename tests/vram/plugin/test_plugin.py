@@ -53,7 +53,9 @@ def test_a_three_line_test_gets_its_verdict(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(CLEAN)
     result = pytester.runpytest("--vram-device", "cpu")
     result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*= vram =*", "measured: CPU tensors, torch *", "mode *verdict*", "clean *stable*"])
+    result.stdout.fnmatch_lines(
+        ["*= vram =*", "nothing needs attention: 1 stable", "measured: CPU tensors, torch *", "clean *stable*"]
+    )
     result.stdout.fnmatch_lines(["not measured on a GPU:*"])
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from vram.history.entries import of_summary
 from vram.history.runs import History, Run
+from vram.summary.reader import recording_from_json
 
 HOSTILE = (
     "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=1> <!-- | `@everyone` "
@@ -74,7 +75,7 @@ def history() -> History:
     runs = []
     for number in range(12):
         modes = [a_mode("quiet", peak=(42 if number >= 6 else 40) * MIB), a_mode(HOSTILE, peak=30 * MIB)]
-        entries = [of_summary(mode, ENVIRONMENT, "tests/test_x.py::test_it") for mode in modes]
+        entries = [of_summary(recording_from_json(mode), ENVIRONMENT, "tests/test_x.py::test_it") for mode in modes]
         name = f"{number + 1:04d}_made"
         runs.append(Run(f"m/{name}.json", f"2026-01-{number + 1:02d}T10:00:00", f"{number:040x}", False, entries))
     return History(runs, ("m/0099_broken.json: not JSON",))

@@ -12,6 +12,7 @@ import pytest
 from vram.history.runs import History
 from vram.report.gathered import gathered
 from vram.report.page import html
+from vram.summary.reader import run_from_json
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 offline = pytest.importorskip("plotly.offline", reason="plotly is not installed")
@@ -38,7 +39,7 @@ def wrong() -> list[str]:
 @pytest.fixture
 def page(browser: Any, report: dict[str, Any], history: History, tmp_path: Path, wrong: list[str]) -> Iterator[Any]:
     path = tmp_path / "page.html"
-    path.write_text(html(gathered(report, history), offline.get_plotlyjs()), encoding="utf-8")
+    path.write_text(html(gathered(run_from_json(report), history), offline.get_plotlyjs()), encoding="utf-8")
     opened = browser.new_page(color_scheme="light", viewport={"width": 1100, "height": 900})
     opened.on("console", lambda told: wrong.append(told.text) if told.type in ("error", "warning") else None)
     opened.on("pageerror", lambda error: wrong.append(str(error)))

@@ -14,9 +14,10 @@ import pytest
 from tests.vram.report.conftest import HOSTILE, MIB, a_mode
 from vram.cli import main
 from vram.history.runs import History
-from vram.report.gathered import gathered, read_report
+from vram.report.gathered import Page, gathered
 from vram.report.markdown import MOST_LINES, escaped, markdown
 from vram.report.page import html
+from vram.summary.reader import read_run, run_from_json
 
 
 class Read(HTMLParser):
@@ -44,21 +45,27 @@ class Read(HTMLParser):
         return (attributes for found, attributes in self.found if found == tag)
 
 
+def page_of(*modes: dict[str, Any]) -> Page:
+    return gathered(run_from_json({"environment": {}, "modes": list(modes), "tests": []}), History(()))
+
+
 def test_hostile_names_are_text(report: dict[str, Any], history: History) -> None:
     """In the HTML and in its data: three scripts are ours, no image is there, and the name reads as it is."""
-    text = html(gathered(report, history), "var Plotly;")
+    text = html(gathered(run_from_json(report), history), "var Plotly;")
     read = Read(text)
     assert len(list(read.all("script"))) == 3
     assert list(read.all("img")) == []
     assert HOSTILE in read.text
     data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
     assert data is not None
-    assert json.loads(data[1])["modes"][0]["lines"][0][0] == f"model.py:4 {HOSTILE}"
+    assert [lines for mode in json.loads(data[1])["modes"] for lines in mode["lines"]] == [
+        [f"model.py:4 {HOSTILE}", 9 * MIB]
+    ]
 
 
 def test_nothing_is_fetched(report: dict[str, Any], history: History) -> None:
     """No element names another place, and the page's own policy forbids it."""
-    read = Read(html(gathered(report, history), "var Plotly;"))
+    read = Read(html(gathered(run_from_json(report), history), "var Plotly;"))
     places = [attributes.get(name) for _, attributes in read.found for name in ("src", "href", "action")]
     assert all(place is None or place.startswith("#") for place in places)
     policies = [meta.get("content") or "" for meta in read.all("meta") if meta.get("http-equiv")]
@@ -67,9 +74,9 @@ def test_nothing_is_fetched(report: dict[str, Any], history: History) -> None:
 
 def test_the_page_tells_everything(report: dict[str, Any], history: History) -> None:
     """Verdict first; who grows, from which line, who holds it; what changed since which run; what is absent and why."""
-    text = Read(html(gathered(report, history), "")).text
+    text = Read(html(gathered(run_from_json(report), history), "")).text
     for told in (
-        "GPU memory: 3 of 5 need attention",
+        "GPU memory: 3 of 5 need attention: 1 grows, 1 over limit, 1 inconclusive, 1 stable, 1 marked test over limit",
         "4,096 B a sample: model.py:4",
         "held by: list",
         "1 B over its budget",
@@ -85,7 +92,7 @@ def test_the_page_tells_everything(report: dict[str, Any], history: History) -> 
 def test_what_is_not_there_is_said(report: dict[str, Any]) -> None:
     """No history, no breakdown by line, no budget: in words, and no chart of it."""
     del report["modes"][0]["at_peak"]
-    read = Read(html(gathered(report, History(())), ""))
+    read = Read(html(gathered(run_from_json(report), History(())), ""))
     assert "what peaks are made of was not recorded: run pytest with --vram-breakdown" in read.text
     assert "No run is saved" in read.text
     kinds = {place.get("data-chart") for place in read.all("div")}
@@ -94,20 +101,24 @@ def test_what_is_not_there_is_said(report: dict[str, Any]) -> None:
 
 def test_an_undecided_suite_is_not_called_stable() -> None:
     """A mode without a verdict is inconclusive; one lap, made for its peak alone, is not."""
-    page = gathered({"environment": {}, "modes": [a_mode("m", verdict=None)], "tests": []}, History(()))
-    assert page.verdict == "inconclusive: no decision on 1 of 1"
-    page = gathered({"environment": {}, "modes": [a_mode("m", verdict=None, laps=1)], "tests": []}, History(()))
-    assert page.verdict == "1 measured for peaks alone"
+    page = page_of(a_mode("m", verdict=None))
+    assert page.headline == "no decision on 1 of 1: 1 inconclusive"
+    page = gathered(
+        run_from_json({"environment": {}, "modes": [a_mode("m", verdict=None, laps=1)], "tests": []}), History(())
+    )
+    assert page.headline == "nothing needs attention: 1 peaks alone"
     modes = [a_mode("a"), a_mode("b"), a_mode("m", verdict=None, laps=1)]
-    page = gathered({"environment": {}, "modes": modes, "tests": []}, History(()))
-    assert page.verdict == "stable in 2 of 2 recordings; 1 measured for peaks alone"
+    page = page_of(*modes)
+    assert page.headline == "nothing needs attention: 1 peaks alone, 2 stable"
 
 
 def test_more_than_the_reference_allows_needs_attention() -> None:
     """A recording that is stable and within its budget may still be over its ratio."""
     ratio = {"text": "m needs 1.5 x of b", "over": 2, "ratio": 1.5}
-    page = gathered({"environment": {}, "modes": [a_mode("m", ratios=[ratio])], "tests": []}, History(()))
-    assert page.verdict == "1 of 1 need attention"
+    page = gathered(
+        run_from_json({"environment": {}, "modes": [a_mode("m", ratios=[ratio])], "tests": []}), History(())
+    )
+    assert page.headline == "1 of 1 need attention: 1 over limit"
     assert "m needs 1.5 x of b" in markdown(page)
     assert '<span class="bad">' in html(page, "")
 
@@ -126,8 +137,8 @@ def test_out_of_memory_is_told(pytester: pytest.Pytester, tmp_path: Path, capsys
     )
     pytester.runpytest("--vram-device", "cpu", "--vram-report", "r.json").assert_outcomes(failed=1)
     path = pytester.path / "r.json"
-    page = gathered(read_report(path), History(()))
-    assert page.verdict == "out of memory: 1 of 1 need attention"
+    page = gathered(read_run(path), History(()))
+    assert page.headline == "1 of 1 need attention: 1 out of memory"
     for text in (Read(html(page, "")).text, markdown(page)):
         assert "asking for 48.00 MiB" in text
         assert "test_out_of_memory_is_told.py:4" in text
@@ -175,13 +186,13 @@ def test_a_report_of_another_shape_is_refused_or_read(
     assert code in (0, 2)
     assert (str(path) in told.err and told.err.count("\n") == 1) if code else told.err == ""
     if code == 0:
-        html(gathered(read_report(path), History(())), "")
+        html(gathered(read_run(path), History(())), "")
 
 
 def test_the_markdown_is_text_too(report: dict[str, Any], history: History) -> None:
     """Nothing in a name is a mention, a link, a cell, HTML or a fence; failures come first."""
-    text = markdown(gathered(report, history))
-    assert text.startswith("**GPU memory: 3 of 5 need attention**")
+    text = markdown(gathered(run_from_json(report), history))
+    assert text.startswith("**GPU memory: 3 of 5 need attention: 1 grows, ")
     outside = re.sub(r"```text.*?```", "", text, flags=re.DOTALL)
     assert "@everyone" not in text
     assert "<script>" not in outside
@@ -201,7 +212,7 @@ def test_the_markdown_is_short(report: dict[str, Any], history: History, verdict
     more = {"absent": absent, "explanation": explained}
     report["modes"] = [a_mode(f"{number} {HOSTILE}", verdict=verdict, **more) for number in range(100)]
     report["tests"] *= 100
-    text = markdown(gathered(report, history))
+    text = markdown(gathered(run_from_json(report), history))
     assert len(text.splitlines()) <= MOST_LINES
     assert "and 86 more recordings" in text
     assert "and 95 more tests" in text

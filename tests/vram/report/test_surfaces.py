@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from vram.report.github import error_commands, header, job_summary, merged, mode_properties, worker_device
-from vram.report.terminal import apart, ratios, table_of_tests
+from vram.plugin.measuring import worker_device
+from vram.report.github import error_commands, job_summary
+from vram.report.junit import properties as junit_properties
+from vram.report.terminal import header, run_lines, table_of_tests
+from vram.summary import Failure, MarkedSummary, RatioSummary, RecordingSummary, RunSummary, merged_environment
+from vram.text import apart
 
 MiB = 2**20
-
-
-def marked(test: str = "t.py::test", **figures: Any) -> dict[str, Any]:
-    nothing = {"limit_bytes": None, "kept_bytes": None, "allow_bytes": None}
-    return {"test": test, "peak_bytes": 0, **nothing, **figures}
 
 
 def test_the_header_says_what_is_absent_and_why() -> None:
@@ -45,11 +43,11 @@ def test_each_worker_has_its_own_gpu(device: str, worker: str | None, devices: i
     assert worker_device(device, worker, devices) == chosen
 
 
-def test_environments_of_workers_are_told_side_by_side() -> None:
+def test_environments_of_workers_stand_side_by_side() -> None:
     """What is equal once, what differs with every value; in any number of workers."""
     workers: list[dict[str, object]] = [{"torch": "2", "source": f"cuda:{index % 2}"} for index in range(4)]
-    assert merged(workers) == {"torch": "2", "source": "cuda:0 and cuda:1"}
-    assert merged([]) == {}
+    assert merged_environment(workers) == {"torch": "2", "source": "cuda:0 and cuda:1"}
+    assert merged_environment([]) == {}
 
 
 def test_sizes_never_read_alike_when_they_differ() -> None:
@@ -61,49 +59,52 @@ def test_sizes_never_read_alike_when_they_differ() -> None:
 
 def test_failed_tests_come_first_and_long_names_are_cut() -> None:
     """The terminal shows 20 tests, failures on top, ids cut in the middle."""
-    passed = [marked(f"t.py::test_{n}", peak_bytes=n * MiB, limit_bytes=99 * MiB) for n in range(30)]
-    failed = marked("t.py::test_" + 300 * "x" + "[last]", peak_bytes=2, limit_bytes=1, kept_bytes=7, allow_bytes=4)
-    lines = table_of_tests([*passed, failed])
-    assert "peak 1 B over, kept 3 B over" in lines[1]
+    passed = [MarkedSummary(f"t.py::test_{n}", peak_bytes=n * MiB, limit_bytes=99 * MiB) for n in range(30)]
+    failed = MarkedSummary("t.py::test_" + 300 * "x" + "[last]", 2, limit_bytes=1, kept_bytes=7, allow_bytes=4)
+    lines = table_of_tests(RunSummary(tests=[*passed, failed]).tests)
+    assert "over limit: peak 1 B over, kept 3 B over" in lines[1]
     assert lines[1].startswith("t.py::test_xxx")
     assert "...xxx" in lines[1]
     assert "x[last] " in lines[1]
-    assert max(map(len, lines)) < 180
+    assert max(map(len, lines)) < 190
     assert lines[2].startswith("t.py::test_29 ")
     assert lines[-1] == "and 11 more tests"
 
 
-def test_a_finding_becomes_a_workflow_command() -> None:
+def test_a_failure_becomes_a_workflow_command() -> None:
     """One line for GitHub, whatever the message holds; the path as seen from the checkout; ten at most."""
-    found = {"test": "test_a[1,2]", "file": "sub/test_a.py", "line": 7, "kind": "MemoryLeak", "message": "50 %\nmore"}
-    lines = error_commands([found] * 12, Path("/src/project"), Path("/src"))
+    failure = Failure("test_a[1,2]", "sub/test_a.py", 7, "MemoryLeak", "50 %\nmore")
+    lines = error_commands([failure] * 12, Path("/src/project"), Path("/src"))
     assert lines[0] == ("::error file=project/sub/test_a.py,line=7,title=MemoryLeak%3A test_a[1%2C2]::50 %25%0Amore")
     assert len(lines) == 10
 
 
 def test_the_job_summary_is_markdown_that_no_name_breaks() -> None:
     """Tables whose cells hold any name, and each failure in its own words."""
-    mode = {"mode": "a|b", "verdict": None, "bytes_per_sample": None, "peak_bytes": 1025, "budget_bytes": 1024}
-    failure = {"test": "test_a", "message": "line\n````\nline"}
-    text = job_summary([mode], [marked(f"t[{n}|<b>]") for n in range(60)], [failure], "measured: by hand")
-    assert "| a\\|b | inconclusive | - | 1,025 B | 1,024 B |" in text
+    run = RunSummary(
+        recordings=[RecordingSummary("a|b", laps=5, samples=2, reason="no meter", peak_bytes=1025)],
+        tests=[MarkedSummary(f"t[{n}|<b>]", 0) for n in range(60)],
+        failures=[Failure("test_a", "t.py", 1, "MemoryLeak", "line\n````\nline")],
+    )
+    text = job_summary(run)
+    assert "| a\\|b | inconclusive | - | 1.00 KiB | - |" in text
     assert "| t[0\\|&lt;b>] | passed | 0 B | - | - | - |" in text
     assert "| and 10 more |" in text
     assert text.count("````") == 2
 
 
 def test_absent_figures_are_no_properties() -> None:
-    """What was not measured is left out of JUnit: never 0, never -1."""
-    mode = {"mode": "m", "verdict": None, "bytes_per_sample": 0.0, "peak_bytes": None, "laps": 5, "samples": 2}
-    ratio = {"reference": "base", "ratio": 0.5, "text": "half"}
-    told = mode_properties({**mode, "ratios": [ratio, ratio | {"reference": "none", "ratio": None}]})
-    assert told == [
-        ("vram.m.bytes_per_sample", 0.0),
-        ("vram.m.laps", 5),
-        ("vram.m.samples", 2),
-        ("vram.m.ratio.base", 0.5),
-    ]
-    assert ratios([{**mode, "ratios": [ratio]}, mode]) == ["half"]
+    """A figure that was not measured is left out of JUnit: never 0, never -1."""
+    ratios = (RatioSummary("base", 0.5, 0, "half"), RatioSummary("none", None, 0, "nothing"))
+    one = RecordingSummary("m", laps=5, samples=2, bytes_per_sample=0.0, ratios=ratios)
+    assert junit_properties([one], None) == {
+        "vram.m.outcome": "inconclusive",
+        "vram.m.bytes_per_sample": 0.0,
+        "vram.m.laps": 5,
+        "vram.m.samples": 2,
+        "vram.m.ratio.base": 0.5,
+    }
+    assert "half" in run_lines(RunSummary(recordings=[one]))
 
 
 SUITE = """
@@ -136,13 +137,14 @@ def test_one_run_on_every_surface(pytester: pytest.Pytester, monkeypatch: pytest
             "vram: cpu, measured with CPU tensors*; not measured: *reserved: *",
             f"::error file={path.name},line=*,title=MemoryLeak*::vram_leak_free: the test keeps 1,024 B*%0A*KEPT*",
             "*= vram =*",
+            "*over limit: kept 1,024 B over",
             "of 256 needs 0.250 x to 0.250 x the requested_peak of of 1024 (median 0.250 x, at most 0.3 allowed)",
-            "*kept 1,024 B over",
         ]
     )
     report = json.loads((pytester.path / "r.json").read_text())
-    (told,) = report["tests"]
-    assert (told["test"], told["kept_bytes"], told["allow_bytes"], told["verdict"]) == (test, 1024, 0, "failed")
+    (marked,) = report["tests"]
+    figures = ("test", "kept_bytes", "allow_bytes", "verdict", "outcome")
+    assert [marked[figure] for figure in figures] == [test, 1024, 0, "failed", "over limit"]
     assert report["modes"][0]["ratios"][0]["ratio"] == 0.25
     cases = ElementTree.parse(pytester.path / "j.xml").getroot().iter("testcase")  # noqa: S314 - our own file
     properties = {
@@ -153,12 +155,12 @@ def test_one_run_on_every_surface(pytester: pytest.Pytester, monkeypatch: pytest
     assert properties["test_level"]["vram.of 1024.verdict"] == "stable"
     assert properties["test_other"] == {}
     summary = (pytester.path / "summary.md").read_text()
-    assert summary.startswith("before\n## GPU memory\n")
-    assert f"| {test} | kept 1,024 B over | 1.00 KiB | - | 1.00 KiB | 0 B |" in summary
-    assert "| of 256 | stable | 0.0 B |" in summary
+    assert summary.startswith("before\n## GPU memory: 1 of 3 need attention: ")
+    assert f"| {test} | over limit: kept 1,024 B over | 1.00 KiB | - | 1.00 KiB | 0 B |" in summary
+    assert "| of 256 | stable | 0 B |" in summary
 
 
-def test_a_job_summary_that_cannot_be_written_is_told(
+def test_a_job_summary_that_cannot_be_written_is_reported(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run's own outcome stands."""

@@ -1,0 +1,150 @@
+"""Memory figures into the runs that pytest-benchmark saves, and tests held to those: see `vram.history`."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vram.plugin.measuring import MARKED, Measuring
+from vram.plugin.options import option
+from vram.plugin.outcomes import raise_in
+
+if TYPE_CHECKING:
+    from vram.history.entries import Entry
+    from vram.history.gate import Finding, Gate, Gatherer
+    from vram.history.saver import Saver
+
+
+class Keeping:
+    """Gathers each test's entries, holds it to its base, and has the run saved."""
+
+    def __init__(self, config: pytest.Config, measuring: Measuring) -> None:
+        self._config = config
+        self._measuring = measuring
+        self._gatherer: Gatherer | None = None
+        self._entries: list[dict[str, Any]] = []
+        self._seconds: dict[str, float] = {}
+        self._saver: Saver | None = None
+        self._gate = _gate(config)
+
+    def _gather(self, item: pytest.Item) -> list[Entry]:
+        """The entries of everything that the test measured so far."""
+        marked = item.stash.get(MARKED, None)
+        if marked is None and not self._measuring.summaries:
+            return []
+        gatherer = self._gathering()
+        gatherer.gather(item.nodeid, self._measuring.summaries)
+        if marked is None and not gatherer.has(item.nodeid):
+            return []
+        body = None if marked is None else (marked, self._measuring.environment(of_body=True))
+        accepted = bool(option(self._config, "accept"))
+        return gatherer.entries(item.nodeid, self._measuring.environment(), body, accepted=accepted)
+
+    def _gathering(self) -> Gatherer:
+        if self._gatherer is None:
+            from vram.history.gate import Gatherer
+
+            self._gatherer = Gatherer()
+        return self._gatherer
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """A test begins, perhaps anew."""
+        if self._gatherer is not None:
+            self._gatherer.begin(item.nodeid)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """A test that passed is held to its base."""
+        __tracebackhide__ = True
+        result = yield
+        if self._gate is not None and not option(self._config, "accept"):
+            from vram.history.gate import error_of
+
+            findings = self._gate.findings(self._gather(item))
+            self._note(item, findings)
+            error = error_of(findings)
+            if error is not None:
+                raise_in(item, error)
+        return result
+
+    def _note(self, item: pytest.Item, findings: Sequence[Finding]) -> None:
+        """Findings become checks of the recordings, and regressions of the marked test, that they are about."""
+        if not findings:
+            return
+        from vram.history.entries import of_marked
+        from vram.summary import Check
+
+        vram, marked = self._measuring.vram, item.stash.get(MARKED, None)
+        made = {} if vram is None else self._gathering().by_index(item.nodeid, self._measuring.environment())
+        for finding in findings:
+            prefix = "new: " if finding.status == "new" else ""
+            for index, entry in made.items():
+                if entry.key == finding.key and vram is not None:
+                    for text in finding.texts:
+                        vram.add_check(index, Check("base", finding.status, prefix + text))
+            if marked is not None and finding.status == "over":
+                entry = of_marked(marked, self._measuring.environment(of_body=True))
+                if entry.key == finding.key:
+                    item.stash[MARKED] = replace(marked, regressions=tuple(finding.texts))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
+        """What a test measured goes along with its report, from a worker of pytest-xdist too."""
+        report = yield
+        entries = self._gather(item)
+        if entries:
+            from vram.history.entries import to_json
+
+            vars(report)["vram_history"] = [to_json(entry) for entry in entries]
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Gather what the tests of this process, or of the workers, measured."""
+        self._entries += getattr(report, "vram_history", ())
+        if report.when == "call":
+            self._seconds[report.nodeid] = report.duration
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self) -> Generator[None, Any, Any]:
+        """Before pytest-benchmark saves the run, put the figures into it."""
+        benchmarks = self._config.pluginmanager.getplugin("pytest-benchmark")
+        if benchmarks is None or not self._entries or hasattr(self._config, "workerinput"):
+            return (yield)
+        from vram.history.entries import from_json
+        from vram.history.saver import Saver
+
+        self._saver = Saver(benchmarks)
+        if self._saver.wanted:
+            self._saver.put([from_json(entry) for entry in self._entries], self._seconds)
+        return (yield)
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """What could not be saved or read."""
+        problem = self._saver.problem if self._saver is not None else ""
+        for line in (problem, *(self._gate.skipped if self._gate is not None else ())):
+            if line:
+                terminalreporter.write_line(f"vram: {line}", red=True)
+
+
+def _gate(config: pytest.Config) -> Gate | None:
+    """The gate of --vram-compare; None without it. Raises a usage error for a run that can't be read."""
+    base = option(config, "compare")
+    criteria = config.getoption("--vram-compare-fail") or config.getini("vram_compare_fail")
+    if not base and not criteria:
+        return None
+    from vram.history.gate import Gate
+
+    base = base or "recorded"
+    if "::" in base or base.endswith(".py") or Path(base).is_dir():
+        raise pytest.UsageError(f"--vram-compare must name a run, or stand behind the tests, got {base!r}")
+    try:
+        gate = Gate(config.getoption("--benchmark-storage", None), base, criteria)
+        gate.read()
+    except ValueError as error:
+        raise pytest.UsageError(f"--vram-compare: {error}") from None
+    return gate

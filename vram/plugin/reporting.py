@@ -1,0 +1,189 @@
+"""Everything that leaves a pytest session: from its tests, its workers and its recordings to every surface."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vram.plugin.measuring import MARKED, Measuring, measures
+from vram.plugin.options import option
+from vram.plugin.outcomes import explain_missing_gpu, is_expected, is_ours, soften
+
+if TYPE_CHECKING:
+    from vram.budgets.accepted import Accepted
+    from vram.summary import RecordingSummary, RunSummary
+
+
+class Reporting:
+    """Gathers what tests measured, from the workers of pytest-xdist too, and hands it to the surfaces."""
+
+    def __init__(self, config: pytest.Config, measuring: Measuring) -> None:
+        self._config = config
+        self._measuring = measuring
+        self._recordings: list[RecordingSummary] = []
+        self._environments: list[Mapping[str, object]] = []
+        self._accepted: list[Accepted] = []
+        # By test id, the last try of each.
+        self._tests: dict[str, Any] = {}
+        self._failures: dict[str, Any] = {}
+        self._otherwise: dict[str, None] = {}
+        self._lines: list[tuple[str, bool]] = []  # that end the summary, and whether they are problems
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, Any]:
+        """Inconclusive is a skip with its reason; so is Undecided where the session says so. Figures go along."""
+        report = yield
+        error = call.excinfo.value if call.excinfo is not None else None
+        soften(report, error, undecided_skips=option(self._config, "undecided") == "skip")
+        vram = self._measuring.vram
+        if vram is not None and vram.device.startswith("simulated"):
+            explain_missing_gpu(report, error)
+        data: dict[str, Any] = {}
+        if report.failed and (is_ours(error) or measures(item)):
+            data["failed"] = (type(error).__name__, str(error)) if is_ours(error) else None
+        touched = vram.touched() if vram is not None else []
+        if vram is not None and is_ours(error) and (report.failed or is_expected(report)):
+            vram.settle(touched, expected=is_expected(report))
+        self._attach(item, report, data, touched)
+        if data:  # attributes of a report travel from a worker of pytest-xdist to its controller
+            vars(report)["vram"] = data
+        return report
+
+    def _attach(self, item: pytest.Item, report: pytest.TestReport, data: dict[str, Any], touched: list[int]) -> None:
+        """Figures go along with the report, and as properties of the test, which pytest's JUnit report takes up."""
+        marked = item.stash.get(MARKED, None) if report.when == "call" else None
+        if marked is None and not touched:
+            return
+        from dataclasses import replace
+
+        from vram.report.junit import properties
+
+        if marked is not None:
+            marked = item.stash[MARKED] = replace(marked, expected=is_expected(report))
+            data["marked"] = marked.to_json()
+        kept: dict[str, object] = dict(item.user_properties)
+        kept |= properties([self._measuring.summaries[index] for index in touched], marked)
+        item.user_properties[:] = kept.items()
+        report.user_properties = list(item.user_properties)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Gather what the tests of this process, or of the workers, measured."""
+        if report.when != "teardown":
+            self._failures.pop(report.nodeid, None)
+            self._otherwise.pop(report.nodeid, None)
+        data = getattr(report, "vram", {})
+        if "marked" in data:
+            from vram.summary.reader import marked_from_json
+
+            self._tests[report.nodeid] = marked_from_json(data["marked"])
+        if data.get("failed"):
+            from vram.summary import Failure
+
+            path, line, _ = report.location
+            self._failures[report.nodeid] = Failure(report.nodeid, path, (line or 0) + 1, *data["failed"])
+        elif "failed" in data:
+            self._otherwise[report.nodeid] = None
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Merge what a worker of pytest-xdist measured."""
+        data = getattr(node, "workeroutput", {}).get("vram")
+        if not data:
+            return
+        from vram.budgets.accepted import Accepted
+        from vram.summary.reader import recording_from_json
+
+        self._recordings += map(recording_from_json, data["recordings"])
+        self._environments += data["environments"]
+        self._accepted += [Accepted(**accepted) for accepted in data["accepted"]]
+
+    def pytest_sessionfinish(self) -> None:
+        """Write every file; a worker of pytest-xdist hands its figures to the controller instead."""
+        vram = self._measuring.vram
+        if vram is not None:
+            self._accepted += vram.accepted
+        if vram is not None and vram.summaries:
+            self._recordings += vram.summaries
+            self._environments.append(vram.environment)
+        elif self._tests and self._measuring.chosen is not None:
+            self._environments.append(self._measuring.environment(of_body=True))
+        workeroutput = getattr(self._config, "workeroutput", None)
+        if workeroutput is not None:
+            workeroutput["vram"] = {
+                "recordings": [one.to_json() for one in self._recordings],
+                "environments": self._environments,
+                "accepted": [vars(one) for one in self._accepted],
+            }
+            return
+        if self._accepted:
+            from vram.budgets.accepted import settled
+
+            self._accepted = settled(self._accepted)
+        if self._recordings or self._tests:
+            self._write_files(self.run())
+
+    def _write_files(self, run: RunSummary) -> None:
+        path = option(self._config, "report")
+        if path:
+            from vram.report.json_file import write_report
+
+            try:
+                write_report(self._config.invocation_params.dir / path, run)
+                self._lines.append((f"report: {Path(path)}", False))
+            except OSError as error:
+                self._lines.append((f"report not written: {error}", True))
+        summary = os.environ.get("GITHUB_STEP_SUMMARY")
+        if summary:
+            from vram.report.github import job_summary
+
+            try:
+                with Path(summary).open("a", encoding="utf-8") as file:
+                    file.write(job_summary(run))
+            except OSError as error:
+                self._lines.append((f"job summary not written: {error}", True))
+
+    def run(self) -> RunSummary:
+        """The session so far."""
+        from vram.summary import RunSummary, merged_environment
+
+        return RunSummary(
+            environment=merged_environment(self._environments),
+            recordings=self._recordings,
+            tests=list(self._tests.values()),
+            failures=list(self._failures.values()),
+            otherwise=list(self._otherwise),
+        )
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """The run as the terminal shows it; beside the code where GitHub runs it; what was accepted."""
+        write = terminalreporter.write_line
+        if self._failures and os.environ.get("GITHUB_ACTIONS") == "true":
+            from vram.report.github import error_commands
+
+            root = self._config.rootpath
+            workspace = Path(os.environ.get("GITHUB_WORKSPACE") or root)
+            for line in error_commands(list(self._failures.values()), root, workspace):
+                write(line)
+        if not self._recordings and not self._tests and not self._accepted:
+            return
+        terminalreporter.section("vram")
+        if self._recordings or self._tests:  # else there are budgets of figures that others measured
+            from vram.report.terminal import run_lines
+
+            for line in run_lines(self.run()):
+                write(line)
+        if self._accepted:
+            from vram.budgets.accepted import diff, problems
+
+            for line in diff(self._accepted, self._config.rootpath):
+                write(line)
+            for line in problems(self._accepted, self._config.rootpath):
+                write(line, red=True)
+        for line, problem in self._lines:
+            write(line, red=problem)

@@ -1,0 +1,34 @@
+"""Properties of a test in pytest's JUnit report; a figure that is absent has none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from vram.summary import MarkedSummary, RecordingSummary
+
+PROPERTY = "vram."  # every property of ours begins with it
+_FIGURES = (
+    "verdict",
+    "outcome",
+    "bytes_per_sample",
+    "peak_bytes",
+    "own_peak_bytes",
+    "limit_bytes",
+    "budget_bytes",
+    "laps",
+    "samples",
+)
+
+
+def properties(recordings: Iterable[RecordingSummary], marked: MarkedSummary | None) -> dict[str, int | float | str]:
+    """`vram.NAME.FIGURE` of each recording that the test made or judged, and `vram.FIGURE` of the test itself."""
+    values: dict[str, int | float | str] = {}
+    for one in recordings:
+        stem = f"{PROPERTY}{one.name}."
+        figures = {name: getattr(one, name) for name in _FIGURES}
+        values |= {stem + name: value for name, value in figures.items() if value is not None}
+        values |= {f"{stem}ratio.{each.reference}": each.ratio for each in one.ratios if each.ratio is not None}
+    if marked is not None:
+        values |= {PROPERTY + name: value for name, value in marked.properties.items()}
+        values[PROPERTY + "outcome"] = marked.outcome
+    return values

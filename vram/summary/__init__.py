@@ -1,0 +1,34 @@
+"""The one schema of everything that is said of a run: every surface renders these values, and none computes its own.
+
+A recording becomes a `RecordingSummary`, a test with markers a `MarkedSummary`, a pytest session a `RunSummary`. All
+are frozen; derived words are properties. `to_json` writes them, `vram.summary.reader` reads them back.
+"""
+
+from vram.summary.marked import MarkedSummary
+from vram.summary.recording import (
+    NEEDS_ATTENTION,
+    NO_DECISION,
+    OUTCOMES,
+    ChannelSummary,
+    Check,
+    Outcome,
+    RatioSummary,
+    RecordingSummary,
+)
+from vram.summary.run import SCHEMA, Failure, RunSummary, merged_environment
+
+__all__ = [
+    "NEEDS_ATTENTION",
+    "NO_DECISION",
+    "OUTCOMES",
+    "SCHEMA",
+    "ChannelSummary",
+    "Check",
+    "Failure",
+    "MarkedSummary",
+    "Outcome",
+    "RatioSummary",
+    "RecordingSummary",
+    "RunSummary",
+    "merged_environment",
+]

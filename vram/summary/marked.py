@@ -1,0 +1,70 @@
+"""One test with markers, as every surface shows it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from vram.summary.recording import NEEDS_ATTENTION
+from vram.text import apart
+
+
+@dataclass(frozen=True)
+class MarkedSummary:
+    """One test with markers: bytes above what was alive when its body began, and those it left behind.
+
+    `regressions` say what it needs more than its base in the history.
+    """
+
+    test: str
+    peak_bytes: int
+    limit_bytes: int | None = None
+    kept_bytes: int | None = None
+    allow_bytes: int | None = None
+    regressions: tuple[str, ...] = ()
+    expected: bool = False
+
+    @property
+    def over(self) -> list[str]:
+        """By how many bytes it is over, a text for each marker."""
+        pairs = (("peak", self.peak_bytes, self.limit_bytes), ("kept", self.kept_bytes, self.allow_bytes))
+        return [
+            f"{figure} {n_bytes - allowed:,} B over"
+            for figure, n_bytes, allowed in pairs
+            if n_bytes is not None and allowed is not None and n_bytes > allowed
+        ]
+
+    @property
+    def outcome(self) -> Literal["over limit", "regression", "expected", "passed"]:
+        """What happened to the test."""
+        if not self.over and not self.regressions:
+            return "passed"
+        return "expected" if self.expected else "over limit" if self.over else "regression"
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether it failed and was not expected to."""
+        return self.outcome in NEEDS_ATTENTION
+
+    @property
+    def outcome_text(self) -> str:
+        """The outcome, with by how many bytes it is over."""
+        if self.outcome == "passed":
+            return "passed"
+        return f"{self.outcome}: {', '.join(self.over or self.regressions)}"
+
+    @property
+    def cells(self) -> tuple[str, str, str, str]:
+        """Peak above its start, limit, kept and allowed bytes as texts; a dash is no figure."""
+        return (*apart(self.peak_bytes, self.limit_bytes), *apart(self.kept_bytes, self.allow_bytes))
+
+    @property
+    def properties(self) -> dict[str, int]:
+        """The figures that are there."""
+        names = ("peak_bytes", "limit_bytes", "kept_bytes", "allow_bytes")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of the report's `tests` (schema 1)."""
+        verdict = "failed" if self.over else "passed"
+        return {**asdict(self), "verdict": verdict, "outcome": self.outcome, "regressions": list(self.regressions)}

@@ -1,0 +1,261 @@
+"""One recording as every surface shows it: its figures, its checks, and the words that follow from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, get_args
+
+from vram.text import apart, rate_text
+
+Outcome = Literal[
+    "out of memory",
+    "grows",
+    "over limit",
+    "regression",
+    "undecided",
+    "inconclusive",
+    "new",
+    "peaks alone",
+    "plateau",
+    "stable",
+    "expected",
+]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # worst first
+NEEDS_ATTENTION = frozenset(OUTCOMES[:5])
+NO_DECISION = frozenset(OUTCOMES[5:7])
+PEAK = "requested_peak"  # the channel that limits and budgets mean where they name none
+
+Kind = Literal["growth", "budget", "limit", "ratio", "base"]
+Status = Literal["passed", "over", "new", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison of a recording: with a budget, a literal limit, a ratio, a base in the history, or stability.
+
+    `text` says it in one line. `figure_bytes` is the figure that was compared, the most of `channel` less
+    `besides_bytes`, which others held all along. `over_bytes` is its excess; 0 where it is allowed.
+    """
+
+    kind: Kind
+    status: Status
+    text: str
+    channel: str = PEAK
+    figure_bytes: int | None = None
+    limit_bytes: int | None = None
+    besides_bytes: int = 0
+    over_bytes: int = 0
+
+    @property
+    def room_bytes(self) -> int | None:
+        """Bytes that the peak has left below a budget or limit; None for a check of anything else."""
+        if self.channel != PEAK or self.kind not in ("budget", "limit"):
+            return None
+        return None if self.figure_bytes is None or self.limit_bytes is None else self.limit_bytes - self.figure_bytes
+
+
+@dataclass(frozen=True)
+class RatioSummary:
+    """A recording beside its reference: `ratio` of the sample that decides, `over` samples above `at_most`."""
+
+    reference: str
+    ratio: float | None
+    over: int
+    text: str
+    channel: str = PEAK
+    at_most: float | None = None
+
+
+@dataclass(frozen=True)
+class ChannelSummary:
+    """One channel: its readings, `bytes` of shape (laps, samples), and its verdict; None where growth is not judged."""
+
+    exact: bool
+    bytes: Sequence[Sequence[int]]
+    before_bytes: int
+    tolerance_bytes: int = 0
+    verdict: str | None = None
+    bytes_per_sample: float | None = None
+    interval_bytes: Sequence[float] | None = None
+    onset_run: int | None = None
+    resolution_bytes: int | None = None
+    rare_leak_bound: float | None = None
+
+    @property
+    def most_bytes(self) -> int:
+        """The highest reading."""
+        return max(map(max, self.bytes))
+
+    @property
+    def last_bytes(self) -> int:
+        """The reading after the last sample."""
+        return self.bytes[-1][-1]
+
+    @property
+    def growth_text(self) -> str:
+        """ "4,096 B" a sample, "-" where growth was not judged."""
+        return rate_text(self.bytes_per_sample)
+
+
+@dataclass(frozen=True)
+class RecordingSummary:
+    """One recording, as every surface shows it. A figure that was not measured is None, and `absent` says why.
+
+    `verdict` is that of growth ("grows", "undecided", "plateau", "stable"), "out of memory", or None without one;
+    `outcome` is what happened to the run. `expected`: each failure was that of a test that is expected to fail.
+    """
+
+    name: str
+    laps: int | None = None
+    samples: int | None = None
+    verdict: str | None = None
+    verdict_channel: str | None = None
+    reason: str = ""
+    bytes_per_sample: float | None = None
+    peak_bytes: int | None = None
+    budget_bytes: int | None = None
+    seconds: float | None = None
+    channels: Mapping[str, ChannelSummary] = field(default_factory=dict)
+    marks: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, object] = field(default_factory=dict)
+    absent: Mapping[str, str] = field(default_factory=dict)
+    checks: tuple[Check, ...] = ()
+    ratios: tuple[RatioSummary, ...] = ()
+    explanation: Mapping[str, Any] | None = None
+    at_peak: Mapping[str, Any] | None = None
+    expected: bool = False
+    named: bool = True
+    facts: Mapping[str, str] = field(default_factory=dict)
+    notes: Mapping[str, int | float | str | None] = field(default_factory=dict)
+
+    @property
+    def outcome(self) -> Outcome:
+        """What happened to the run: the worst that is known of it, or "expected"."""
+        worst = self.worst
+        return "expected" if self.expected and worst in NEEDS_ATTENTION else worst
+
+    @cached_property
+    def worst(self) -> Outcome:
+        """`outcome`, whether or not a failure was expected."""
+        statuses = {(check.kind == "base", check.status) for check in self.checks}
+        over = (False, "over") in statuses or any(ratio.over for ratio in self.ratios)
+        alone = self.laps == 1 and self.verdict is None
+        known: dict[Outcome, bool] = {
+            "out of memory": self.verdict == "out of memory",
+            "grows": self.verdict == "grows",
+            "over limit": over,
+            "regression": (True, "over") in statuses,
+            "undecided": self.verdict == "undecided",
+            "inconclusive": any(status == "inconclusive" for _, status in statuses)
+            or (self.verdict is None and not alone),
+            "new": any(status == "new" for _, status in statuses),
+            "peaks alone": alone,
+            "plateau": self.verdict == "plateau",
+        }
+        return next((outcome for outcome, true in known.items() if true), "stable")
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether somebody must look at it: it failed, and was not expected to."""
+        return self.outcome in NEEDS_ATTENTION
+
+    @property
+    def limited(self) -> Check | None:
+        """The budget or limit on the peak that has least room, or that is exceeded most."""
+        limits = [check for check in self.checks if check.room_bytes is not None]
+        return min(limits, key=lambda check: check.room_bytes or 0, default=None)
+
+    @property
+    def besides_bytes(self) -> int:
+        """Bytes that others of the process held all along, and that the limit does not mean."""
+        return 0 if self.limited is None else self.limited.besides_bytes
+
+    @property
+    def own_peak_bytes(self) -> int | None:
+        """The peak without `besides_bytes`: the figure that is compared with `limit_bytes`."""
+        return None if self.peak_bytes is None else self.peak_bytes - self.besides_bytes
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """The budget or limit that the peak is held to; None where there is none."""
+        return None if self.limited is None else self.limited.limit_bytes
+
+    @property
+    def over_limit_bytes(self) -> int:
+        """Bytes by which the peak is over `limit_bytes`; 0 where it is not."""
+        return 0 if self.limited is None else self.limited.over_bytes
+
+    @property
+    def peak_text(self) -> str:
+        """The own peak as text; to the byte where it would read like the limit and is another."""
+        return apart(self.own_peak_bytes, self.limit_bytes)[0]
+
+    @property
+    def limit_text(self) -> str:
+        """The limit as text, "-" where there is none."""
+        return apart(self.own_peak_bytes, self.limit_bytes)[1]
+
+    @property
+    def growth_text(self) -> str:
+        """ "4,096 B" a sample, "-" where growth was not judged."""
+        return rate_text(self.bytes_per_sample)
+
+    @property
+    def runs_text(self) -> str:
+        """ "5 x 20": laps x samples."""
+        return "-" if self.laps is None else f"{self.laps} x {self.samples}"
+
+    @property
+    def seconds_text(self) -> str:
+        """Seconds of all runs, with one digit."""
+        return "-" if self.seconds is None else f"{self.seconds:.1f}"
+
+    @property
+    def softmax_peak_bytes(self) -> int | None:
+        """The largest softmax of attention, where a suite measures it."""
+        figure = self.notes.get("softmax_peak_bytes")
+        return figure if isinstance(figure, int) else None
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why the outcome is what it is, a line each: growth, then each limit, ratio and base that failed or is new."""
+        prefix = "" if self.reason.startswith("out of memory") else f"{self.verdict or 'inconclusive'}: "
+        no_verdict = self.verdict is None and self.laps != 1
+        said = any(check.kind == "growth" for check in self.checks)
+        speaks = self.verdict in ("out of memory", "grows", "undecided") or (no_verdict and not said)
+        lines = [f"{self.name}: {prefix}{self.reason}"] * speaks
+        lines += [f"{self.name}: {check.text}" for check in self.checks if check.status != "passed"]
+        return lines + [ratio.text for ratio in self.ratios if ratio.over]
+
+    @property
+    def explanation_lines(self) -> list[str]:
+        """Allocations with their holders, or what was alive when memory ran out, as lines."""
+        data = self.explanation or {}
+        lines: list[str] = []
+        for line in data.get("lines", ()):
+            if isinstance(line, str):
+                lines.append(line)
+                continue
+            caller = f" (from {line['caller']})" if line.get("caller") else ""
+            made = " ".join(part for part in (line["op"], line["dtype"], line["shape"]) if part)
+            lines.append(f"{line['bytes_per_sample']:,.0f} B a sample: {line['where']}{caller}: {made}")
+            if line.get("holder"):
+                lines.append(f"  held by: {line['holder']}")
+        return lines + ([str(data["note"])] if data.get("note") else [])
+
+    def to_json(self) -> dict[str, Any]:
+        """One entry of the report's `modes` (schema 1)."""
+        data = {name: vars(self)[name] for name in _FIELDS}
+        data |= {name: dict(data[name]) for name in ("marks", "environment", "absent", "facts")}
+        data["channels"] = {name: dict(vars(channel)) for name, channel in self.channels.items()}
+        for name in ("checks", "ratios"):
+            data[name] = [dict(vars(each)) for each in data[name]]
+        notes = {"softmax_peak_bytes": None, **data.pop("notes")}
+        derived = {name: getattr(self, name) for name in ("besides_bytes", "own_peak_bytes", "limit_bytes", "reasons")}
+        return {"mode": data.pop("name"), "outcome": self.outcome, **data, **derived, **notes}
+
+
+_FIELDS = tuple(RecordingSummary.__dataclass_fields__)
+OWN_KEYS = frozenset(RecordingSummary("").to_json()) - {"softmax_peak_bytes"}  # no note may be called so

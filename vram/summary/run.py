@@ -1,0 +1,161 @@
+"""One pytest session, as every surface shows it: the headline, what needs attention first, reasons and absences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from vram.summary.marked import MarkedSummary
+from vram.summary.recording import NEEDS_ATTENTION, NO_DECISION, OUTCOMES, Outcome, RecordingSummary
+from vram.units import format_bytes
+
+SCHEMA = 1
+_MOST_NAMES = 4
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A test that a check of ours failed: where it is defined, the kind of error, and its whole message."""
+
+    test: str
+    file: str
+    line: int
+    kind: str
+    message: str
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """Everything that one pytest session measured. Those that need attention come first, the worst before the others.
+
+    `otherwise` are tests that measure and failed for a reason that is not memory.
+    """
+
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    recordings: Sequence[RecordingSummary] = ()
+    tests: Sequence[MarkedSummary] = ()
+    failures: Sequence[Failure] = ()
+    otherwise: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "recordings", tuple(sorted(self.recordings, key=lambda one: _rank(one.worst, one))))
+        ranked = sorted(self.tests, key=lambda test: (not test.needs_attention, -test.peak_bytes))
+        object.__setattr__(self, "tests", tuple(ranked))
+
+    @property
+    def failing(self) -> list[RecordingSummary]:
+        """Recordings that need attention, the worst first."""
+        return [one for one in self.recordings if one.needs_attention]
+
+    @property
+    def failed_tests(self) -> list[MarkedSummary]:
+        """Marked tests that need attention."""
+        return [test for test in self.tests if test.needs_attention]
+
+    @property
+    def headline(self) -> str:
+        """What happened, in one line."""
+        counts = Counter(one.outcome for one in self.recordings)
+        parts = [f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]]
+        of_tests = Counter(test.outcome for test in self.tests)
+        parts += [f"{count} marked {_tests(count)} {outcome}" for outcome, count in sorted(of_tests.items())]
+        if self.otherwise:
+            parts.append(f"{len(self.otherwise)} {_tests(len(self.otherwise))} failed for a reason that is not memory")
+        total = len(self.recordings) + len(self.tests)
+        failing = len(self.failing) + len(self.failed_tests)
+        open_ = sum(one.outcome in NO_DECISION for one in self.recordings)
+        if failing:
+            begin = f"{failing} of {total} need attention"
+        elif open_:
+            begin = f"no decision on {open_} of {total}"
+        else:
+            begin = "nothing needs attention" if total else "nothing was measured"
+        return f"{begin}: {', '.join(parts)}" if parts else begin
+
+    @property
+    def reasons(self) -> list[str]:
+        """One line for each check that failed, is new or undecided. Marked tests have theirs in their table."""
+        speaking = [one for one in self.recordings if one.outcome in NEEDS_ATTENTION | NO_DECISION]
+        return [line for one in speaking for line in one.reasons]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is worth knowing and fails nothing: noisy channels that grow, ratios within their limits."""
+        noisy = [
+            f"{one.name}: {name} grows by {channel.growth_text} a sample (noisy: reported, never fails a test)"
+            for one in self.recordings
+            for name, channel in one.channels.items()
+            if channel.verdict == "grows" and not channel.exact and one.verdict != "grows"
+        ]
+        return noisy + [ratio.text for one in self.recordings for ratio in one.ratios if not ratio.over]
+
+    @property
+    def absences(self) -> list[str]:
+        """One line a reason: what the peaks leave out, which figures are absent, and why."""
+        by_reason: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for (figure, reason), names in self._absent().items():
+            by_reason.setdefault((reason, tuple(names)), []).append(figure)
+        besides_bytes = max((one.besides_bytes for one in self.recordings), default=0)
+        lines = [f"peaks leave out {format_bytes(besides_bytes)} that others held all along"] if besides_bytes else []
+        for (reason, which), figures in by_reason.items():
+            some = "" if len(which) == len(self.recordings) else _some(which)
+            lines.append(f"{', '.join(figures)} not measured: {reason}{some}")
+        return lines
+
+    def _absent(self) -> dict[tuple[str, str], list[str]]:
+        """Names of recordings by figure and reason."""
+        names: dict[tuple[str, str], list[str]] = {}
+        for one in self.recordings:
+            for figure, reason in one.absent.items():
+                names.setdefault((figure, reason), []).append(one.name)
+        return names
+
+    @property
+    def measured_lines(self) -> list[str]:
+        """ "measured: CUDA allocator, torch 2.13.0", and where no GPU was there a line that says so."""
+        source = str(self.environment.get("source", ""))
+        lines = [f"measured: {source}, torch {self.environment.get('torch')}"]
+        if source.startswith("CPU"):
+            lines.append("not measured on a GPU: figures are of the same tensors on the CPU")
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--vram-report` writes (schema 1)."""
+        return {
+            "schema": SCHEMA,
+            "environment": dict(self.environment),
+            "headline": self.headline,
+            "modes": [one.to_json() for one in self.recordings],
+            "tests": [test.to_json() for test in self.tests],
+            "failures": [asdict(failure) for failure in self.failures],
+            "failed_otherwise": list(self.otherwise),
+        }
+
+
+def merged_environment(environments: Iterable[Mapping[str, object]]) -> dict[str, object]:
+    """One environment of several; where they differ (each worker has its own GPU) the values side by side."""
+    merged: dict[str, object] = {}
+    for environment in environments:
+        for fact, value in environment.items():
+            known = merged.setdefault(fact, value)
+            if value != known and str(value) not in str(known).split(" and "):
+                merged[fact] = f"{known} and {value}"
+    return merged
+
+
+def _rank(worst: Outcome, one: RecordingSummary) -> int:
+    """Failing ones by how bad they are, then those without a decision, then all others as they were made."""
+    if one.outcome in NEEDS_ATTENTION or one.outcome in NO_DECISION:
+        return OUTCOMES.index(worst)
+    return len(OUTCOMES)
+
+
+def _tests(count: int) -> str:
+    return "test" if count == 1 else "tests"
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names) if len(names) <= _MOST_NAMES else f"{names[0]} and {len(names) - 1} more"
+    return f" ({shown})"
