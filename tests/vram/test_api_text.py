@@ -17,7 +17,7 @@ MiB = 2**20
 
 GREW = """\
 mode: live memory (requested) grows by 4,096 B a sample
-  it rose in 8 of 8 laps and never came back
+  it rose in 8 of 8 laps and never came back down
   10 laps of 20 samples: 10.00 MiB before the first, 10.78 MiB after the last
   since sample 0 of lap 0
   1 GiB more after 262,144 samples
@@ -128,7 +128,7 @@ def test_a_verdict_goes_by_the_recording_s_own_laps_and_tolerances() -> None:
     assert vram.verdicts(grown)["requested"].status == "grows"
     assert vram.verdicts(replace(grown, base_laps=10))["requested"].status == "undecided"
     stepped = recorded(requested=lambda r: (r >= 40) * MiB)
-    assert vram.verdicts(stepped)["requested"].reason.startswith("it rose once and has been quiet")
+    assert vram.verdicts(stepped)["requested"].reason.startswith("it rose once, then stayed level")
     assert vram.verdicts(replace(stepped, warmup_laps=2))["requested"].reason == "it rose during warm-up and not since"
     assert vram.verdicts(grown)["reserved"].status == "stable"
     tiny = recorded(requested=lambda r: r // 20)  # a byte a lap, and no tolerance unless one is stated

@@ -45,19 +45,27 @@ DEEP[4, 0] = 10  # a fall of 10, and 10 is all that is common in the end
 @pytest.mark.parametrize(
     ("readings", "status", "reason"),
     [
-        (by_lap(0, 0, 0, 0), "stable", "no sample ends above its own lowest level"),
+        (by_lap(0, 0, 0, 0), "stable", "every sample ended at its lowest level"),
         (by_lap(1, 1, 1, 1), "plateau", "it rose during warm-up and not since"),
-        (by_lap(0, 0, 0, 1), "undecided", "some sample ends above its own lowest level; more laps are needed to tell"),
-        (ALONE, "plateau", "some samples rose once and have been level since"),
-        (MOVING, "undecided", "it moves, and no growth is common to all samples yet"),
+        (by_lap(0, 0, 0, 1), "undecided", "some sample ended above its lowest level; it takes more laps to decide"),
+        (ALONE, "plateau", "some samples rose once and have stayed level since"),
+        (MOVING, "undecided", "it moves, and so far no growth is common to all samples"),
         (WAVES, "stable", "it moves up and down; no growth is common to all samples"),
-        (by_lap(0, 1, 1, 1, 1, 1, 1, 1, 1), "plateau", "it rose once and has been quiet for twice the longest wait"),
+        (
+            by_lap(0, 1, 1, 1, 1, 1, 1, 1, 1),
+            "plateau",
+            "it rose once, then stayed level for twice the longest wait between rises",
+        ),
         (
             by_lap(0, 1, 2, 2, 2, 2),
             "undecided",
-            "some sample ends above its own lowest level; more laps are needed to tell",
+            "some sample ended above its lowest level; it takes more laps to decide",
         ),
-        (by_lap(0, 1, 2, 2, 2, 2, 2, 2, 2), "plateau", "it rose 2 times and has been quiet for twice the longest wait"),
+        (
+            by_lap(0, 1, 2, 2, 2, 2, 2, 2, 2),
+            "plateau",
+            "it rose 2 times, then stayed level for twice the longest wait between rises",
+        ),
         (
             by_lap(0, 0, 0, 0, 0, 0, 1, 1, 1),
             "undecided",
@@ -65,7 +73,7 @@ DEEP[4, 0] = 10  # a fall of 10, and 10 is all that is common in the end
         ),
         (by_lap(0, 100, 110, 120, 130, 140, 150, 160, 170), "undecided", "it rose 8 times, but: it slows down"),
         (DEEP, "stable", "it moves up and down by more than what is common to all samples"),
-        (by_lap(0, 1, 2, 3, 4, 5, 6, 7, 8), "grows", "it rose in 8 of 8 laps and never came back"),
+        (by_lap(0, 1, 2, 3, 4, 5, 6, 7, 8), "grows", "it rose in 8 of 8 laps and never came back down"),
     ],
 )
 def test_the_reason_is_told_in_these_words(readings: npt.NDArray[np.int64], status: str, reason: str) -> None:
@@ -77,7 +85,7 @@ def test_the_reason_is_told_in_these_words(readings: npt.NDArray[np.int64], stat
 def test_without_warm_up_there_is_none_to_compare_with() -> None:
     """`warmup_laps=0` judges every lap, and calls nothing a warm-up."""
     verdict = judge_growth(by_lap(0, 0, 0, 0), warmup_laps=0)
-    assert (verdict.status, verdict.reason) == ("stable", "no sample ends above its own lowest level")
+    assert (verdict.status, verdict.reason) == ("stable", "every sample ended at its lowest level")
 
 
 # -- the clauses -----------------------------------------------------------------------------------------------------
@@ -290,7 +298,7 @@ def test_a_short_list_is_judged_in_groups_of_laps() -> None:
     """Two samples: ten laps make a row, and warm-up leaves nine of a hundred laps' ten."""
     verdict = judge_growth(np.arange(200).reshape(100, 2))
     assert verdict.rises == 8
-    assert verdict.reason == "it rose in 8 of 8 laps and never came back"
+    assert verdict.reason == "it rose in 8 of 8 laps and never came back down"
 
 
 def test_the_resolution_of_growth_is_beside_its_trend() -> None:
