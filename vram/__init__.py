@@ -11,14 +11,23 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vram.api import assert_peak, assert_ratio, assert_stable, replay, verdicts
     from vram.budgets.file import Budget, read_budget
-    from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, MemoryLeak, OutOfMemory, PeakExceeded, Undecided
+    from vram.errors import (
+        Inconclusive,
+        LevelExceeded,
+        MemoryGrowth,
+        MemoryLeak,
+        OutOfMemory,
+        PeakExceeded,
+        RatioExceeded,
+        Undecided,
+    )
     from vram.recording import Recording
     from vram.replaying.marks import mark
     from vram.replaying.measurement import Measurement, measure
     from vram.units import format_bytes, parse_bytes
     from vram.verdict.growth import Forecast, Verdict, judge_growth
     from vram.verdict.peak import Overrun, judge_peak
-    from vram.verdict.ratio import Level, judge_level
+    from vram.verdict.ratio import Level, Ratio, judge_level, judge_ratio
 
 __all__ = [
     "Budget",
@@ -32,6 +41,8 @@ __all__ = [
     "OutOfMemory",
     "Overrun",
     "PeakExceeded",
+    "Ratio",
+    "RatioExceeded",
     "Recording",
     "Undecided",
     "Verdict",
@@ -42,6 +53,7 @@ __all__ = [
     "judge_growth",
     "judge_level",
     "judge_peak",
+    "judge_ratio",
     "mark",
     "measure",
     "parse_bytes",
@@ -60,6 +72,7 @@ _NAMES = {
         "MemoryLeak",
         "OutOfMemory",
         "PeakExceeded",
+        "RatioExceeded",
         "Undecided",
     ),
     "vram.recording": ("Recording",),
@@ -68,7 +81,7 @@ _NAMES = {
     "vram.units": ("format_bytes", "parse_bytes"),
     "vram.verdict.growth": ("Forecast", "Verdict", "judge_growth"),
     "vram.verdict.peak": ("Overrun", "judge_peak"),
-    "vram.verdict.ratio": ("Level", "judge_level"),
+    "vram.verdict.ratio": ("Level", "Ratio", "judge_level", "judge_ratio"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 

@@ -9,21 +9,22 @@ from typing import Any, Literal, TypeVar
 
 from vram.budgets.file import Budget
 from vram.cards import Card
-from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, OutOfMemory, PeakExceeded, Undecided
+from vram.errors import Inconclusive, MemoryGrowth, OutOfMemory, PeakExceeded, RatioExceeded, Undecided
 from vram.meters import Meter
-from vram.recording import CHANNELS, Recording, check_recording, judged_figures
+from vram.recording import Recording, check_recording
 from vram.replaying.loop import planned, record
 from vram.replaying.rerunnable import forget
 from vram.summary import Check
 from vram.text import apart, rate_text
 from vram.units import format_bytes, parse_bytes
-from vram.verdict.growth import Forecast, Status, Verdict, judge_growth
+from vram.verdict.channels import convicting, overall
+from vram.verdict.channels import verdicts as verdicts
+from vram.verdict.growth import Forecast, Verdict
 from vram.verdict.peak import judge_peak
 from vram.verdict.ratio import compare
 
 Sample = TypeVar("Sample")
 _MOST_LINES = 25  # of a failure, on a terminal
-_WORST_FIRST: tuple[Status, ...] = ("grows", "undecided", "plateau", "stable")
 _SPOKEN = {
     "requested": "live memory",
     "requested_peak": "peak memory",
@@ -65,45 +66,6 @@ def replay(
 
     # Raised out here, no exception that is being handled holds the frames.
     raise with_what_was_alive(failure, plan.rerunnable)
-
-
-def verdicts(recording: Recording) -> dict[str, Verdict]:
-    """The verdict on every measured channel, most telling first; the driver's without what is `reserved`.
-
-    Empty for a recording of one lap, which is of peaks alone.
-    """
-    check_recording(recording)
-    if recording.laps == 1:
-        return {}
-    order = {channel: rank for rank, channel in enumerate(CHANNELS)}
-    return {
-        channel: judge_growth(
-            judged_figures(recording.channels, channel),
-            warmup_laps=recording.warmup_laps,
-            base_laps=recording.base_laps,
-            tolerance_bytes=recording.tolerance_bytes.get(channel, 0),
-        )
-        for channel in sorted(recording.channels, key=lambda channel: order.get(channel, len(order)))
-    }
-
-
-def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, Verdict]:
-    """The channel that decides, with its verdict: the worst of the exact ones, or the driver's where that alone grows.
-
-    Raises Inconclusive where no exact channel was measured.
-    """
-    deciding = {
-        channel: verdict
-        for channel, verdict in judged.items()
-        if channel in recording.exact or (channel in recording.convicting and verdict.status == "grows")
-    }
-    if not recording.exact:
-        reasons = "; ".join(f"{channel}: {why}" for channel, why in recording.absent.items())
-        raise Inconclusive(f"{recording.name}: no exact channel was measured ({reasons or 'no meter reads one'})")
-    if not judged:
-        raise Inconclusive(f"{recording.name}: growth is judged over laps, and one was run")
-    channel = min(deciding, key=lambda name: _WORST_FIRST.index(deciding[name].status))
-    return channel, deciding[channel]
 
 
 def assert_stable(
@@ -189,12 +151,12 @@ def assert_ratio(
 ) -> None:
     """Pass where no sample needs more than `at_most` times what it needs in `reference`: exactly that still passes.
 
-    Raises LevelExceeded, which tells how the difference goes with the input lengths N where `lengths` has one for each
+    Raises RatioExceeded, which says how the difference goes with the input lengths N where `lengths` has one for each
     sample; Inconclusive and ValueError as `vram.verdict.ratio.compare` does,
     which also says what the other arguments mean.
     """
     __tracebackhide__ = True
-    level = compare(
+    ratio = compare(
         recording,
         reference,
         channel,
@@ -203,8 +165,8 @@ def assert_ratio(
         lengths=lengths,
         samples=samples,
     )
-    if level.over:
-        raise LevelExceeded(level.explanation())
+    if ratio.over:
+        raise RatioExceeded(ratio.explanation())
 
 
 def _rate_text(verdict: Verdict) -> str:
@@ -230,7 +192,7 @@ def _growth_text(
     for other, its in judged.items():
         # A noisy channel reads otherwise in every run: it is reported where it says something.
         if other != channel and (other in recording.exact or its.status == "grows"):
-            role = "" if other in recording.convicting else ", noisy: reported, never fails a test"
+            role = "" if other in convicting(recording) else ", noisy: reported, never fails a test"
             lines.append(f"  {other}: {its.status}, {_rate_text(its)} a sample{role}")
     if judged.get("requested") and "reserved" in judged:
         live, reserved = judged["requested"].status, judged["reserved"].status

@@ -26,8 +26,11 @@ class PeakExceeded(AssertionError):
     """The peak of some sample is over its budget."""
 
 
-class LevelExceeded(AssertionError):
+class RatioExceeded(AssertionError):
     """Some sample needs more, beside its reference, than it is allowed."""
+
+
+LevelExceeded = RatioExceeded  # its former name
 
 
 class MemoryLeak(AssertionError):

@@ -20,15 +20,6 @@ MarkReadings: TypeAlias = tuple[tuple[Int64, ...], ...]
 CHANNELS = ("requested", "requested_peak", "allocated", "allocated_peak", "reserved", "driver", "host")
 
 
-def judged_figures(channels: Mapping[str, Int64], channel: str) -> Int64:
-    """What growth of `channel` is judged by: its readings; of the driver's, what PyTorch's allocator did not reserve.
-
-    How much the allocator reserves is judged as `reserved`, and moves the driver's count by segments.
-    """
-    figures = channels[channel]
-    return figures - channels["reserved"] if channel == "driver" and "reserved" in channels else figures
-
-
 @dataclass(frozen=True, repr=False)
 class Recording:
     """Readings of `laps` passes over the same `samples`, warm-up laps included.
@@ -75,12 +66,6 @@ class Recording:
     def runs(self) -> int:
         """Laps x samples."""
         return int(self.seconds.size)
-
-    @property
-    def convicting(self) -> frozenset[str]:
-        """Channels that may prove growth: the exact ones, and the driver's where it counts this process alone."""
-        own = self.environment.get("driver_bytes") == "of this process"
-        return self.exact | ({"driver"} & self.channels.keys() if own else set())
 
     def peak_bytes(self, channel: str = "requested_peak") -> int:
         """The highest reading of `channel` over all laps and samples. Raises KeyError, with the reason, if absent."""

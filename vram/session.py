@@ -13,7 +13,7 @@ from vram import api
 from vram.budgets.accepted import Accepted, record
 from vram.budgets.file import Budget, read_budget
 from vram.cards import find_card
-from vram.errors import Inconclusive, LevelExceeded, MemoryGrowth, OutOfMemory, Undecided
+from vram.errors import Inconclusive, MemoryGrowth, OutOfMemory, RatioExceeded, Undecided
 from vram.meters import Meter, default_meter, default_meters, resolve_device, torch_device
 from vram.meters.environment import environment
 from vram.recording import Recording, check_recording
@@ -206,7 +206,7 @@ class VramSession:
         """See `vram.assert_ratio`. How much it needs goes into the summary of a recording of this session."""
         __tracebackhide__ = True
         try:
-            level = compare(
+            ratio = compare(
                 recording,
                 reference,
                 channel,
@@ -220,10 +220,10 @@ class VramSession:
                 self._check(recording, Check("ratio", "inconclusive", f"inconclusive: {error}", channel))
             raise
         if self._touch(recording):
-            ratios = (*self.summary(recording).ratios, RatioSummary(**level.summary()))
+            ratios = (*self.summary(recording).ratios, RatioSummary(**ratio.summary()))
             self._change(recording, ratios=ratios)
-        if level.over:
-            raise LevelExceeded(level.explanation())
+        if ratio.over:
+            raise RatioExceeded(ratio.explanation())
 
     def note(self, recording: Recording, **figures: int | float | str | None) -> None:
         """Add figures measured elsewhere to the recording's summary, as in `note(recording, softmax_peak_bytes=0)`."""

@@ -41,6 +41,13 @@ def test_names_of_the_package_are_those_that_are_listed() -> None:
     assert not {module.name for module in pkgutil.iter_modules(vram.__path__)} & set(vram.__all__)
 
 
+def test_former_names_are_the_same_objects() -> None:
+    """What was a level is a ratio; tests that catch it by the former name still do."""
+    assert vram.LevelExceeded is vram.RatioExceeded
+    assert vram.Level is vram.Ratio
+    assert vram.judge_level is vram.judge_ratio
+
+
 def test_a_name_that_is_none_is_an_attribute_error() -> None:
     """Also one that Python itself asks for; a module that nobody imported yet is there."""
     with pytest.raises(AttributeError, match="module 'vram' has no attribute 'repaly'"):

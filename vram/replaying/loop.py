@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from vram.meters import Meter, default_meters
-from vram.recording import MarkReadings, Recording, judged_figures
+from vram.recording import MarkReadings, Recording
 from vram.replaying.collector import cheap_collections
 from vram.replaying.marks import listening
 from vram.replaying.out_of_memory import is_out_of_memory, out_of_memory
 from vram.replaying.pending import refuse_pending
 from vram.replaying.rerunnable import Rerunnable, name_of, remember
+from vram.verdict.channels import judged_figures
 from vram.verdict.growth import Verdict, judge_growth
 
 DEFAULT_LAPS = 5

@@ -105,10 +105,7 @@ def judge_growth(
     since = _steady_row(ratchet, status)
     rate, low, high, exact = _rate(ratchet, since)
     return Verdict(
-        status,
-        reason,
-        laps,
-        samples,
+        *(status, reason, laps, samples),
         rises=len(ratchet.rises),
         bytes_per_sample=rate,
         low_bytes=low,

@@ -3,7 +3,7 @@
 Arithmetic on numbers: no device, file or clock. Where the lengths N of the inputs are known, the difference to the
 reference is fitted by a + bN + cN^2, and a difference that bends upwards is called by its name: N x N maps.
 
-A level says nothing of growth, and it can't see a fault below the maximum of a pass: what is allocated and freed while
+A ratio says nothing about growth, and can't see a fault below the maximum of a pass: what is allocated and freed while
 less is alive than at the sample's peak moves no figure here.
 """
 
@@ -22,7 +22,7 @@ from vram.errors import Inconclusive
 from vram.recording import Recording, check_recording
 from vram.units import format_bytes
 
-_SHOWN = 8  # samples told on the terminal
+_SHOWN = 8  # samples shown on the terminal
 _EXPLAINED = 0.9  # of what a line leaves over, before a bend counts as one
 _BLIND = "this can't see a fault below the maximum of a pass"
 
@@ -44,7 +44,7 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Level:
+class Ratio:
     """A recording beside its reference. `needed_bytes` and `reference_bytes` are paired by `samples` (their numbers).
 
     `allowed_bytes` is `at_most` of the reference's figure and the tolerance. `lengths` are the inputs' where known.
@@ -93,7 +93,7 @@ class Level:
         return f"{ratio:.{6 if alike else 3}f} x"
 
     def summary(self) -> dict[str, Any]:
-        """The level for JSON: `ratio` is None where the reference needs nothing."""
+        """The ratio for JSON: `ratio` is None where the reference needs nothing."""
         return {
             "reference": self.reference,
             "channel": self.channel,
@@ -142,25 +142,16 @@ def compare(
     besides_bytes: int = 0,
     lengths: Sequence[int] | None = None,
     samples: Iterable[int] | None = None,
-) -> Level:
-    """The level of `recording` beside `reference`: each sample's highest reading after warm-up, less `besides_bytes`.
+) -> Ratio:
+    """`recording` beside `reference`: each sample's highest reading after warm-up, less `besides_bytes`.
 
     `besides_bytes` is what both hold all along and the ratio does not mean (the weights); `lengths` has one input
     length a sample of the lap; `samples` chooses some of the lap's samples by number. Raises Inconclusive where the
-    channel was not measured in both or they were not measured alike, ValueError as `judge_level` does.
+    channel was not measured in both or they were not measured alike, ValueError as `judge_ratio` does.
     """
     for side in (recording, reference):
         check_recording(side, channel)
-        if channel not in side.channels:
-            reason = side.absent.get(channel, "no meter reads it")
-            raise Inconclusive(f"{side.name}: {channel} was not measured: {reason}")
-    ours, theirs = recording.environment, reference.environment
-    for fact in sorted(ours.keys() | theirs.keys()):
-        if ours.get(fact) != theirs.get(fact):
-            raise Inconclusive(
-                f"{recording.name} and {reference.name} were not measured alike: "
-                f"{fact} is {ours.get(fact)} and {theirs.get(fact)}"
-            )
+    _check_alike(recording, reference, channel)
     needed, base = (side.channels[channel][side.warmup_laps :].max(axis=0) for side in (recording, reference))
     if needed.size != base.size:
         raise ValueError(f"a recording and its reference must have the same samples, got {needed.size} and {base.size}")
@@ -169,7 +160,7 @@ def compare(
     chosen = list(range(needed.size) if samples is None else samples)
     if any(not 0 <= number < needed.size for number in chosen):
         raise ValueError(f"samples must be in 0..{needed.size - 1}, got {chosen}")
-    return judge_level(
+    return judge_ratio(
         needed[chosen] - besides_bytes,
         base[chosen] - besides_bytes,
         at_most,
@@ -182,7 +173,22 @@ def compare(
     )
 
 
-def judge_level(
+def _check_alike(recording: Recording, reference: Recording, channel: str) -> None:
+    """Raise Inconclusive unless both measured `channel`, in one environment."""
+    for side in (recording, reference):
+        if channel not in side.channels:
+            reason = side.absent.get(channel, "no meter reads it")
+            raise Inconclusive(f"{side.name}: {channel} was not measured: {reason}")
+    ours, theirs = recording.environment, reference.environment
+    for fact in sorted(ours.keys() | theirs.keys()):
+        if ours.get(fact) != theirs.get(fact):
+            raise Inconclusive(
+                f"{recording.name} and {reference.name} were not measured alike: "
+                f"{fact} is {ours.get(fact)} and {theirs.get(fact)}"
+            )
+
+
+def judge_ratio(
     needed_bytes: npt.ArrayLike,
     reference_bytes: npt.ArrayLike,
     at_most: float | Fraction,
@@ -193,11 +199,11 @@ def judge_level(
     name: str = "recording",
     reference: str = "reference",
     channel: str = "requested_peak",
-) -> Level:
-    """Pair the bytes of two runs over the same samples, int (samples,) each; `Level.over` is empty where all is well.
+) -> Ratio:
+    """Pair the bytes of two runs over the same samples, int (samples,) each; `Ratio.over` is empty where all is well.
 
     Exactly `at_most` times the reference, and the tolerance, is still allowed; `at_most` is read as the decimal number
-    it prints as. `samples` are the numbers that the samples are told by. Raises ValueError for figures or lengths that
+    it prints as. `samples` are the numbers that the samples are known by. Raises ValueError for figures or lengths that
     don't pair up, no samples, and an `at_most` that is no number above 0.
     """
     needed, base = [int(n) for n in np.asarray(needed_bytes)], [int(n) for n in np.asarray(reference_bytes)]
@@ -209,7 +215,7 @@ def judge_level(
     if lengths is not None and len(lengths) != len(needed):
         raise ValueError(f"lengths must hold one length a sample, got {len(lengths)} for {len(needed)} samples")
     factor = _fraction(at_most)
-    return Level(
+    return Ratio(
         name=name,
         reference=reference,
         channel=channel,
@@ -254,3 +260,6 @@ def _fraction(at_most: float | Fraction) -> Fraction:
     if isinstance(at_most, bool) or factor <= 0:
         raise ValueError(f"at_most must be a number above 0, as in 0.8, got {at_most!r}")
     return factor
+
+
+Level, judge_level = Ratio, judge_ratio  # their former names

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vram.api import overall, verdicts
 from vram.errors import Inconclusive, OutOfMemory
 from vram.recording import Recording
 from vram.summary import ChannelSummary, RecordingSummary
+from vram.verdict.channels import overall, verdicts
 from vram.verdict.growth import Verdict
 
 

@@ -35,13 +35,13 @@ def test_exactly_the_share_passes_and_one_byte_more_fails() -> None:
     """0.29 of 100 bytes are 29: read as the decimal it is written as, not as the float below it."""
     reference = recorded("baseline", [100, 200])
     vram.assert_ratio(recorded("pruned", [29, 58]), reference, at_most=0.29)
-    with pytest.raises(vram.LevelExceeded, match=r"sample 1 needs 59 B \(59 B\), 1 B over the allowed 58 B"):
+    with pytest.raises(vram.RatioExceeded, match=r"sample 1 needs 59 B \(59 B\), 1 B over the allowed 58 B"):
         vram.assert_ratio(recorded("pruned", [29, 59]), reference, at_most=0.29)
 
 
 def test_every_sample_is_beside_its_own_reference() -> None:
     """A sample that needs more than its reference fails, though the highest of all is lower."""
-    with pytest.raises(vram.LevelExceeded, match="too much in 1 of 2 samples\n  sample 0 needs 20 B"):
+    with pytest.raises(vram.RatioExceeded, match="too much in 1 of 2 samples\n  sample 0 needs 20 B"):
         vram.assert_ratio(recorded("pruned", [20, 50]), recorded("baseline", [10, 100]), at_most=1)
 
 
@@ -49,7 +49,7 @@ def test_what_both_hold_and_what_warms_up_is_left_out() -> None:
     """90 of 100 bytes are weights: 95 beside 100 is a half. The first lap is not compared."""
     pruned, reference = recorded("pruned", [95], warm_up=MiB), recorded("baseline", [100])
     vram.assert_ratio(pruned, reference, at_most=0.5, besides_bytes=90)
-    with pytest.raises(vram.LevelExceeded):
+    with pytest.raises(vram.RatioExceeded):
         vram.assert_ratio(pruned, reference, at_most=0.5)
 
 
@@ -57,7 +57,7 @@ def test_some_samples_can_be_chosen() -> None:
     """Samples that nothing can be pruned from are left aside by number, and the others keep theirs."""
     pruned, reference = recorded("pruned", [10, 5, 6]), recorded("baseline", [10, 10, 10])
     vram.assert_ratio(pruned, reference, at_most=0.6, samples=[1, 2])
-    with pytest.raises(vram.LevelExceeded, match="in 1 of 2 samples\n  sample 2 "):
+    with pytest.raises(vram.RatioExceeded, match="in 1 of 2 samples\n  sample 2 "):
         vram.assert_ratio(pruned, reference, at_most=0.5, samples=[1, 2])
 
 
@@ -65,14 +65,14 @@ def test_a_tolerance_of_the_channel_counts_in() -> None:
     """A channel with a granule is not convicted by less than it."""
     noisy: dict[str, Any] = {"tolerance_bytes": {"requested_peak": 5}}
     vram.assert_ratio(recorded("pruned", [105], **noisy), recorded("baseline", [100], **noisy), at_most=1)
-    with pytest.raises(vram.LevelExceeded, match="1 B over the allowed 105 B"):
+    with pytest.raises(vram.RatioExceeded, match="1 B over the allowed 105 B"):
         vram.assert_ratio(recorded("pruned", [106], **noisy), recorded("baseline", [100], **noisy), at_most=1)
 
 
 def test_nothing_beside_nothing_is_level() -> None:
     """A reference of 0 bytes allows 0, and divides nothing."""
-    assert vram.judge_level([0], [0], 1).ratios == (1.0,)
-    over = vram.judge_level([1], [0], 1)
+    assert vram.judge_ratio([0], [0], 1).ratios == (1.0,)
+    over = vram.judge_ratio([1], [0], 1)
     assert (over.over, over.summary()["ratio"]) == ((0,), None)
 
 
@@ -84,7 +84,7 @@ def test_a_quadratic_culprit_is_named_by_the_length() -> None:
     sample comes first."""
     n = np.array(LENGTHS)
     reference = recorded("baseline", 4096 * n)
-    with pytest.raises(vram.LevelExceeded) as failure:
+    with pytest.raises(vram.RatioExceeded) as failure:
         vram.assert_ratio(
             recorded("dense", 5120 * n + 8 * 4 * n**2), reference, "requested_peak", at_most=1, lengths=LENGTHS
         )
@@ -110,13 +110,13 @@ def test_a_line_with_noise_is_no_bend(seed: int) -> None:
 def test_three_lengths_cannot_tell_a_bend() -> None:
     """Any three points lie on a parabola: said, not guessed."""
     assert fit_by_length([1, 4, 9], [1, 2, 3]) is None
-    level = vram.judge_level([9, 9, 9], [1, 1, 1], 1, lengths=[5, 6, 5])
-    assert "2 different, 4 are needed" in level.explanation()
+    ratio = vram.judge_ratio([9, 9, 9], [1, 1, 1], 1, lengths=[5, 6, 5])
+    assert "2 different, 4 are needed" in ratio.explanation()
 
 
 def test_a_ratio_never_reads_like_the_allowed_one() -> None:
     """81 bytes more than 769,848 are 1.000105 times as much, not 1.000."""
-    text = vram.judge_level([769_929, 1], [769_848, 2], 1).explanation()
+    text = vram.judge_ratio([769_929, 1], [769_848, 2], 1).explanation()
     assert "needs 0.500 x to 1.000105 x the requested_peak" in text
     assert "81 B over the allowed 769,848 B: 1.000105 x 769,848 B" in text
 
@@ -124,22 +124,22 @@ def test_a_ratio_never_reads_like_the_allowed_one() -> None:
 def test_the_explanation_fits_on_a_terminal() -> None:
     """At most 25 lines for any number of samples."""
     lengths = list(range(1, 501))
-    level = vram.judge_level([3 * n for n in lengths], lengths, 2, lengths=lengths)
-    lines = level.explanation().splitlines()
+    ratio = vram.judge_ratio([3 * n for n in lengths], lengths, 2, lengths=lengths)
+    lines = ratio.explanation().splitlines()
     assert len(lines) <= 25
-    assert "and 492 more samples" in level.explanation()
+    assert "and 492 more samples" in ratio.explanation()
 
 
 def test_exactly_as_many_samples_as_are_shown_leave_no_rest() -> None:
     """Eight are told; of nine, one is left."""
-    assert "more samples" not in vram.judge_level([2] * 8, [1] * 8, 1).explanation()
-    assert "  and 1 more samples" in vram.judge_level([2] * 9, [1] * 9, 1).explanation()
+    assert "more samples" not in vram.judge_ratio([2] * 8, [1] * 8, 1).explanation()
+    assert "  and 1 more samples" in vram.judge_ratio([2] * 9, [1] * 9, 1).explanation()
 
 
 def test_what_goes_into_the_report() -> None:
     """Names, the channel, the share and the ratio as numbers, and the sentence of the terminal."""
-    level = compare(recorded("pruned", [52, 51]), recorded("baseline", [100, 100]), at_most=0.8, besides_bytes=2)
-    assert level.summary() == {
+    ratio = compare(recorded("pruned", [52, 51]), recorded("baseline", [100, 100]), at_most=0.8, besides_bytes=2)
+    assert ratio.summary() == {
         "reference": "baseline",
         "channel": "requested_peak",
         "at_most": 0.8,
@@ -152,12 +152,12 @@ def test_what_goes_into_the_report() -> None:
 @pytest.mark.parametrize(("at_most", "told"), [(0.8, "0.800400 x"), (0.8001, "0.800400 x"), (0.9, "0.800 x")])
 def test_a_ratio_gets_more_digits_only_beside_its_like(at_most: float, told: str) -> None:
     """0.8004 reads like 0.8 and like 0.8001 in three digits."""
-    assert f"needs {told} to" in str(vram.judge_level([8004], [10_000], at_most))
+    assert f"needs {told} to" in str(vram.judge_ratio([8004], [10_000], at_most))
 
 
 def test_without_lengths_it_says_what_to_give() -> None:
     """A bend can only be told from the lengths of the inputs."""
-    assert "  by input length: not known; give lengths=" in vram.judge_level([2], [1], 1).explanation().splitlines()
+    assert "  by input length: not known; give lengths=" in vram.judge_ratio([2], [1], 1).explanation().splitlines()
 
 
 def test_four_lengths_are_enough_for_a_bend() -> None:
@@ -191,9 +191,9 @@ def test_the_tolerance_of_a_level_is_its_fit_s_too() -> None:
     """What is within the channel's granule bends by chance."""
     lengths = [0, 1, 2, 3, 4]
     needed = [100 + n * n for n in lengths]
-    assert vram.judge_level(needed, [100] * 5, 1, lengths=lengths).fit.quadratic  # type: ignore[union-attr]
-    level = vram.judge_level(needed, [100] * 5, 1, lengths=lengths, tolerance_bytes=5)
-    assert not level.fit.quadratic  # type: ignore[union-attr]
+    assert vram.judge_ratio(needed, [100] * 5, 1, lengths=lengths).fit.quadratic  # type: ignore[union-attr]
+    ratio = vram.judge_ratio(needed, [100] * 5, 1, lengths=lengths, tolerance_bytes=5)
+    assert not ratio.fit.quadratic  # type: ignore[union-attr]
 
 
 def test_a_fact_that_only_one_side_knows_is_a_difference() -> None:
@@ -225,7 +225,7 @@ def test_what_was_not_measured_alike_is_inconclusive() -> None:
 def test_a_share_that_is_none_is_refused(at_most: Any) -> None:
     """The rule, then what came."""
     with pytest.raises(ValueError, match="at_most must be a number above 0"):
-        vram.judge_level([1], [1], at_most)
+        vram.judge_ratio([1], [1], at_most)
 
 
 def test_what_does_not_pair_up_is_refused() -> None:
@@ -237,11 +237,11 @@ def test_what_does_not_pair_up_is_refused() -> None:
     with pytest.raises(ValueError, match=r"samples must be in 0\.\.0, got \[1\]"):
         compare(recorded("a", [1]), recorded("b", [1]), at_most=1, samples=[1])
     with pytest.raises(ValueError, match="1 or more, got 0 and 0"):
-        vram.judge_level([], [], 1)
+        vram.judge_ratio([], [], 1)
     with pytest.raises(ValueError, match="lengths must hold one length a sample, got 2 for 1 samples"):
-        vram.judge_level([1], [1], 1, lengths=[1, 2])
+        vram.judge_ratio([1], [1], 1, lengths=[1, 2])
 
 
 def test_one_that_nobody_named_is_called_what_it_is() -> None:
     """A recording and its reference."""
-    assert str(vram.judge_level([1], [1], 1)).startswith("recording needs 1.000 x to 1.000 x the requested_peak of ref")
+    assert str(vram.judge_ratio([1], [1], 1)).startswith("recording needs 1.000 x to 1.000 x the requested_peak of ref")

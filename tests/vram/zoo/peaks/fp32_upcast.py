@@ -1,5 +1,5 @@
 """Scores of half precision are made float32 for the softmax: the largest tensor of all, twice as large."""
-# expect: LevelExceeded
+# expect: RatioExceeded
 # says: upcast needs 2.500 x to 2.500 x the requested_peak of half * too much in 5 of 5 samples
 
 import torch

@@ -1,5 +1,5 @@
 """Logits of all tokens are computed where only those of the last are needed."""
-# expect: LevelExceeded
+# expect: RatioExceeded
 # says: all_logits needs * too much in 10 of 10 samples
 
 import torch

@@ -1,5 +1,5 @@
 """A causal mask [1, 1, N, N] is copied out to [B, H, N, N]; the difference to the broadcast one goes with N squared."""
-# expect: LevelExceeded
+# expect: RatioExceeded
 # says: copied needs *
 # says: * N^2 bytes*
 

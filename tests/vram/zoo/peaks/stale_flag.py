@@ -1,5 +1,5 @@
 """A flag is copied into the model when it is built: switched off in the config, it stays on."""
-# expect: LevelExceeded
+# expect: RatioExceeded
 # says: switched_off needs * the requested_peak of plain * too much in 10 of 10 samples
 
 import torch
