@@ -13,11 +13,11 @@ _ASSUMED_CAPABILITY, _ASSUMED_MULTIPROCESSORS = (8, 0), 108  # an A100's
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU: what it has in all, its compute capability, and what the CUDA context of one process takes of it.
+    """A GPU: its bytes, its compute capability, and how much of it the CUDA context of one process takes.
 
-    By the number of its multiprocessors kernels share out their work, and so what they hold meanwhile.
-    `total_bytes` is `torch.cuda.get_device_properties().total_memory`: less than the nominal size and than what NVML
-    says, as ECC and the driver take some, and a little different from driver to driver.
+    Kernels share out their work by the number of multiprocessors, which so decides their scratch memory.
+    `total_bytes` is `torch.cuda.get_device_properties().total_memory`: less than the nominal size and than NVML's
+    figure, as ECC and the driver take some, and a little different from driver to driver.
     """
 
     name: str
@@ -31,9 +31,9 @@ class Card:
         return f"{self.name} ({format_bytes(self.total_bytes)}, compute capability {major}.{minor})"
 
 
-# Bytes as public logs of `total_memory` or CUDA's deviceQuery have them, but for two: the A10's are those of
-# out-of-memory messages (to 0.01 GiB, and also of the A10G); the A800, an A100 with slower links, is taken for one.
-# Multiprocessors by NVIDIA's data sheets; of the H100 and H200 those of the SXM boards.
+# One line a card, from the smallest to the largest. Bytes as public logs of `total_memory` or CUDA's deviceQuery have
+# them, but for two: the A10's are those of out-of-memory messages (to 0.01 GiB, and also of the A10G); the A800, an
+# A100 with slower links, is taken for one. Multiprocessors from NVIDIA's data sheets; the H100 and H200 are SXM boards.
 CARDS = (
     Card("V100-16", 16_935_682_048, (7, 0), multiprocessors=80),
     Card("L4", 23_580_639_232, (8, 9), multiprocessors=58),
@@ -47,7 +47,6 @@ CARDS = (
     Card("A800", 85_093_777_408, (8, 0)),
     Card("H200", 150_110_011_392, (9, 0), multiprocessors=132),
 )
-_NOMINAL_GB = {"L4": 24, "A10": 24, "RTX 4090": 24, "RTX 3090": 24, "H100": 80, "A800": 80, "H200": 141}
 
 
 def find_card(name: str) -> Card:
@@ -55,9 +54,8 @@ def find_card(name: str) -> Card:
 
     A size is a card of just so many bytes, of compute capability 8.0. Raises ValueError, with the list.
     """
-    wanted = _plain(name)
     for card in CARDS if name.isascii() else ():
-        if wanted in (_plain(card.name), _plain(f"{card.name} {_NOMINAL_GB.get(card.name, '')}")):
+        if _goes_by(card, _plain(name)):
             return card
     # Rounded: a capacity read off a message, "23.69 GiB", is no whole number of bytes.
     size = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([KMGT]iB)\s*", name)
@@ -74,6 +72,14 @@ def smallest_that_fits(n_bytes: int) -> Card | None:
     """The smallest listed card with room for `n_bytes` of segments beside the context; None where there is none."""
     fitting = [card for card in CARDS if card.total_bytes - card.context_bytes >= n_bytes]
     return min(fitting, key=lambda card: card.total_bytes, default=None)
+
+
+def _goes_by(card: Card, plain: str) -> bool:
+    """Whether a plain name is the card's, alone or with its nominal size: ECC and the driver take up to a tenth."""
+    own = _plain(card.name)
+    nominal_gb = re.fullmatch("[1-9][0-9]{0,2}", plain.removeprefix(own))
+    sized = nominal_gb is not None and 0.9 <= card.total_bytes / 2**30 / int(nominal_gb[0]) <= 1
+    return plain == own or (plain.startswith(own) and sized)
 
 
 def _plain(name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+import vram.cards
 from vram.cards import CARDS, Card, find_card, smallest_that_fits
 from vram.simulated.allocator import cuda_size
 
@@ -50,8 +51,9 @@ def test_a_card_goes_by_other_names(name: str, listed: str) -> None:
     [
         "A100",
         "V100",
-        "A10G",
-        "RTX 3080",
+        "A1000-40",
+        "RTX 1",
+        "H100 94GB",
         "24",
         "24 GB",
         "",
@@ -66,10 +68,10 @@ def test_a_card_goes_by_other_names(name: str, listed: str) -> None:
     ids=lambda name: ascii(name)[:20],
 )
 def test_an_unknown_card_is_refused_with_the_list(name: str) -> None:
-    """Also one of two sizes, a decimal unit, a size that the context alone would fill or no float holds, and digits
-    that are not ASCII."""
+    """One that is not listed, or in two sizes, another size of one, a decimal unit, a size that the context alone would
+    fill or no float holds, and digits that are not ASCII."""
     with pytest.raises(
-        ValueError, match=r"must be one of V100-16, L4, .* H200, or a size above 500.00 MiB as in 24GiB"
+        ValueError, match=r"must be one of .*V100-16, .*L4, .*H200\b.*, or a size above 500.00 MiB as in 24GiB"
     ):
         find_card(name)
 
@@ -94,7 +96,7 @@ def test_a_size_is_a_card(text: str, n_bytes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "text"),
     [
         ("V100-16", "15.77 GiB"),
         ("L4", "21.96 GiB"),
@@ -108,18 +110,19 @@ def test_a_size_is_a_card(text: str, n_bytes: int) -> None:
         ("H200", "139.80 GiB"),
     ],
 )
-def test_capacities_are_those_of_real_messages(name: str, told: str) -> None:
+def test_capacities_are_those_of_real_messages(name: str, text: str) -> None:
     """ "GPU 0 has a total capacity of ...", as out-of-memory messages from such cards say in public reports."""
-    assert cuda_size(find_card(name).total_bytes) == told
+    assert cuda_size(find_card(name).total_bytes) == text
 
 
-def test_the_smallest_card_that_fits() -> None:
+def test_the_smallest_card_that_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room is what the context leaves: exactly full fits, a byte more needs the next card, if there is one."""
-    small, large = find_card("V100-16"), find_card("H200")
+    small, medium, large = find_card("V100-16"), find_card("L4"), find_card("H200")
+    monkeypatch.setattr(vram.cards, "CARDS", (medium, large, small))
     room = small.total_bytes - small.context_bytes
 
     assert smallest_that_fits(0) is small
     assert smallest_that_fits(room) is small
-    assert smallest_that_fits(room + 1) is find_card("L4")
+    assert smallest_that_fits(room + 1) is medium
     assert smallest_that_fits(large.total_bytes - large.context_bytes) is large
     assert smallest_that_fits(large.total_bytes - large.context_bytes + 1) is None
