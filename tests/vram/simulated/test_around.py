@@ -13,14 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from vram.cards import Card
-from vram.simulated.context import DEVICE, SimulatedCuda
+from tests.vram.simulated.devices import device
+from vram.simulated.context import DEVICE
 
 MiB = 2**20
-
-
-def device() -> SimulatedCuda:
-    return SimulatedCuda(Card("8GiB", 8 * 2**30, (8, 0), context_bytes=0), cublas_workspace=False)
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm` is deprecated")

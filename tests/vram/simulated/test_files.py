@@ -1,18 +1,23 @@
-"""Files inside a simulation: what `torch.load` brings, and where to."""
+"""Files inside a simulation: weights that are read, to the card or to main memory, and what is not saved."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import safe_open
 from torch import nn
 
-from vram.cards import Card
-from vram.simulated.context import DEVICE, SimulatedCuda
+from tests.vram.simulated.devices import device
+from vram.simulated.context import DEVICE
 from vram.simulated.known_values import UnknownValue
 
 TO_THE_CARD: dict[str, Any] = {
@@ -30,10 +35,6 @@ TO_MAIN_MEMORY: dict[str, Any] = {
     "a function that keeps": lambda storage, _: storage,
     "a function that keeps out": lambda _, __: None,
 }
-
-
-def device() -> SimulatedCuda:
-    return SimulatedCuda(Card("8GiB", 8 * 2**30, (8, 0), context_bytes=0), cublas_workspace=False)
 
 
 @pytest.fixture
@@ -129,3 +130,78 @@ def test_a_storage_is_moved_to_the_card_and_ends_there() -> None:
         assert cuda.allocator.requested_bytes == there.nbytes() == 32
         del there
         assert cuda.allocator.requested_bytes == 0
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # once in a process: `load_model` asks
+def test_weights_of_a_file_come_to_the_card(tmp_path: Path) -> None:
+    """safetensors reads them for real, first."""
+    safetensors.torch.save_file({"weight": torch.ones(4, 4)}, tmp_path / "model.safetensors")
+    with device() as cuda:
+        loaded = safetensors.torch.load_file(tmp_path / "model.safetensors", device="cuda:0")
+        assert loaded["weight"].device == DEVICE
+        assert cuda.allocator.requested_bytes == 64
+        linear = nn.Linear(4, 4, bias=False)
+        assert safetensors.torch.load_model(linear, tmp_path / "model.safetensors", device=0) == (set(), [])
+
+
+@pytest.mark.parametrize("where", ["cuda", "cuda:0", 0])
+def test_weights_are_read_one_by_one_and_in_slices(where: Any, tmp_path: Path) -> None:
+    """By a `safe_open` that was imported before, in the words of its own."""
+    safetensors.torch.save_file({"weight": torch.ones(4, 4), "steps": torch.arange(3)}, tmp_path / "model.safetensors")
+    with device() as cuda, safe_open(tmp_path / "model.safetensors", framework="pt", device=where) as opened:
+        assert sorted(opened.keys()) == ["steps", "weight"]
+        weight, rows, steps = opened.get_tensor("weight"), opened.get_slice("weight"), opened.get_tensor("steps")
+        assert (weight.device, rows[:2].device, steps.tolist()) == (DEVICE, DEVICE, [0, 1, 2])
+        assert (rows.get_shape(), rows[:2].shape) == ([4, 4], (2, 4))
+        assert cuda.allocator.requested_bytes == 64 + 24
+        with safe_open(tmp_path / "model.safetensors", framework="pt") as in_main_memory:
+            assert (in_main_memory.get_tensor("weight") + torch.ones(4)).device.type == "cpu"
+
+
+IMPORTED_INSIDE = """
+import sys
+import torch
+from vram.simulated.context import SimulatedCuda
+path = sys.argv[1]
+assert "safetensors.torch" not in sys.modules
+with SimulatedCuda("24GiB"):
+    import safetensors.torch
+    from safetensors import safe_open
+    import taking
+    assert safetensors.torch.load_file(path, device="cuda")["weight"].device.type == "cuda"
+    with safe_open(path, framework="pt", device=0) as opened:
+        assert opened.get_tensor("weight").device.type == "cuda"
+assert taking.safe_open is safetensors.safe_open is safetensors.torch.safe_open
+assert taking.Generator is torch.Generator is torch._C.Generator
+assert taking.memory_allocated is torch.cuda.memory_allocated
+"""
+
+
+def test_what_is_imported_inside_reads_files_too_and_keeps_nothing(tmp_path: Path) -> None:
+    """In a process of its own, as it once ended there: no other has safetensors not yet imported."""
+    safetensors.torch.save_file({"weight": torch.ones(4, 4)}, tmp_path / "model.safetensors")
+    taking = "from safetensors import safe_open\nfrom torch import Generator\nfrom torch.cuda import memory_allocated\n"
+    (tmp_path / "taking.py").write_text(taking, encoding="utf-8")
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [sys.executable, "-c", IMPORTED_INSIDE, str(tmp_path / "model.safetensors")]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_has_no_bytes_is_not_saved(tmp_path: Path) -> None:
+    """What is real is."""
+    real = {"steps": torch.arange(3)}
+    with device():
+        for save in (torch.save, safetensors.torch.save_file):
+            with pytest.raises(NotImplementedError, match="no bytes to save"):
+                save(nn.Linear(4, 4).state_dict(), tmp_path / "fake")
+            save(real, tmp_path / save.__name__)
+        for saved in (nn.Linear(4, 4), {"step": 3, "models": [nn.Linear(4, 4)]}):
+            with pytest.raises(NotImplementedError, match="no bytes to save"):
+                torch.save(obj=saved, f=tmp_path / "fake")
+        torch.save(obj=real, f=tmp_path / "by name")
+        safetensors.torch.save_file(tensors=real, filename=tmp_path / "by name too")
+    for name in (torch.save.__name__, "by name"):
+        assert torch.load(tmp_path / name)["steps"].tolist() == [0, 1, 2]

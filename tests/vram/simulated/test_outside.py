@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from vram.cards import Card
-from vram.simulated.context import DEVICE, SimulatedCuda
+from tests.vram.simulated.devices import device
+from vram.simulated.context import DEVICE
 
 OUTSIDE = """
 import torch
@@ -28,10 +28,6 @@ for use in (lambda: model(torch.zeros(1, 4)), lambda: model.weight * 2, lambda: 
     except RuntimeError as error:
         print(error)
 """
-
-
-def device() -> SimulatedCuda:
-    return SimulatedCuda(Card("8GiB", 8 * 2**30, (8, 0), context_bytes=0), cublas_workspace=False)
 
 
 def test_gradients_of_what_is_on_the_card_do_not_end_the_process() -> None:

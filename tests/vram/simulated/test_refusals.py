@@ -11,14 +11,9 @@ import torch.autograd.forward_ad as forward
 from torch import nn
 from torch.func import jacfwd, jvp
 
-from vram.cards import Card
-from vram.simulated.context import SimulatedCuda
+from tests.vram.simulated.devices import device
 from vram.simulated.known_values import UnknownValue
 from vram.simulated.torch_build import check
-
-
-def device() -> SimulatedCuda:
-    return SimulatedCuda(Card("8GiB", 8 * 2**30, (8, 0), context_bytes=0), cublas_workspace=False)
 
 
 def on_card(*shape: int) -> torch.Tensor:

@@ -12,14 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from vram.cards import Card
-from vram.simulated.context import SimulatedCuda
+from tests.vram.simulated.devices import device
 from vram.simulated.known_values import UnknownValue
-
-
-def device() -> SimulatedCuda:
-    return SimulatedCuda(Card("8GiB", 8 * 2**30, (8, 0), context_bytes=0), cublas_workspace=False)
-
 
 HANDED_OUT: dict[str, Callable[[torch.Tensor], Any]] = {
     "numpy": lambda it: it.numpy().tolist(),
