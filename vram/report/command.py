@@ -34,7 +34,7 @@ def report(arguments: argparse.Namespace) -> tuple[int, str]:
     """Exit code and text of `vram report`. Raises ValueError for what can't be read or written."""
     path = arguments.report or (_REPORT if _REPORT.is_file() else None)
     page = gathered(None if path is None else read_run(path), store.read(arguments.storage))
-    if not page.modes and not page.tests and not page.history:
+    if not page.run.recordings and not page.run.tests and not page.history:
         return INCONCLUSIVE, f"nothing to report: no measurement in {path or _REPORT}, no run in {arguments.storage}"
     lines = []
     output = arguments.output or (None if arguments.markdown else _OUTPUT)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
-from vram.history.criteria import figures
+from vram.history.criteria import GROWTH, PEAK, figures
 from vram.history.keys import Key, name_of, place_of
 from vram.history.runs import History, steps_of
-from vram.summary import NEEDS_ATTENTION, RunSummary
+from vram.summary import RunSummary
+from vram.text import rate_text, size_text
+
+_MOST_EXPLANATION = 8  # lines that explain one recording
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,32 @@ class Series:
     runs: Sequence[tuple[str, str, str, bool]]
     figures: Mapping[str, Sequence[float | None]]
     steps: Mapping[str, Sequence[tuple[int, float, float]]]
+
+    @property
+    def changed(self) -> list[str]:
+        """Figures to name as changed: peak and growth where they did, else whatever did."""
+        return [name for name in self.steps if name in (PEAK, GROWTH)] or list(self.steps)
+
+    @property
+    def choices(self) -> list[str]:
+        """All figures: those that changed, the peak, the others."""
+        return list(dict.fromkeys([*self.changed, *(name for name in self.figures if name == PEAK), *self.figures]))
+
+    @property
+    def changes(self) -> list[str]:
+        """One line a change of a figure."""
+        return [self.change_text(figure, step) for figure, steps in self.steps.items() for step in steps]
+
+    def change_text(self, figure: str, step: tuple[int, float, float]) -> str:
+        """ "peak 40.00 MiB -> 42.00 MiB since run 0007 a1b2c3"."""
+        index, before, after = step
+        number, _, commit, _ = self.runs[index]
+        return f"{figure} {_text(figure, before)} -> {_text(figure, after)} since run {number} {commit}".rstrip()
+
+    @property
+    def newest(self) -> dict[str, str]:
+        """The newest run's figures as texts."""
+        return {figure: _text(figure, values[-1]) for figure, values in self.figures.items()}
 
 
 @dataclass(frozen=True)
@@ -41,6 +68,30 @@ class Page:
         return self.run.headline
 
     @property
+    def environment_text(self) -> str:
+        """What was measured with what, in one line."""
+        return ", ".join(f"{name} {value}" for name, value in self.run.environment.items() if value is not None)
+
+    @property
+    def explained(self) -> list[str]:
+        """Reasons of what needs attention or has no decision, each with the first lines that explain it."""
+        return [
+            line
+            for one in self.run.unsettled
+            for line in (*one.reasons, *(f"  {line}" for line in one.explanation_lines[:_MOST_EXPLANATION]))
+        ]
+
+    @property
+    def changes(self) -> list[str]:
+        """The last change of each peak and growth over the runs, a line each."""
+        return [
+            f"{series.name}: {series.change_text(figure, steps[-1])}"
+            for series in self.history
+            for figure, steps in series.steps.items()
+            if figure in (PEAK, GROWTH)
+        ]
+
+    @property
     def not_measured(self) -> list[str]:
         """Figures that are absent and why, and breakdowns that were not made."""
         lines = self.run.absences
@@ -49,60 +100,6 @@ class Page:
             which = "" if len(without) == len(self.run.recordings) else f" of {len(without)} recordings"
             lines.append(f"what peaks{which} are made of was not recorded: run pytest with --vram-breakdown")
         return lines
-
-    # For templates that still read dictionaries.
-
-    @property
-    def verdict(self) -> str:
-        """The headline."""
-        return self.headline
-
-    @property
-    def environment(self) -> Mapping[str, Any]:
-        """The run's environment."""
-        return self.run.environment
-
-    @cached_property
-    def modes(self) -> list[dict[str, Any]]:
-        """The recordings as dictionaries."""
-        return [
-            one.to_json() | {"why": one.explanation_lines, "over": one.over_limit_bytes} for one in self.run.recordings
-        ]
-
-    @cached_property
-    def tests(self) -> list[dict[str, Any]]:
-        """The marked tests as dictionaries."""
-        return [test.to_json() | {"text": test.outcome_text} for test in self.run.tests]
-
-    @property
-    def failing(self) -> list[dict[str, Any]]:
-        """Recordings that need attention."""
-        return list(filter(is_failing, self.modes))
-
-    @property
-    def failed_tests(self) -> list[dict[str, Any]]:
-        """Marked tests that need attention."""
-        return [test for test in self.tests if test["outcome"] in NEEDS_ATTENTION]
-
-    @property
-    def ratios(self) -> list[str]:
-        """Ratios in words."""
-        return [ratio.text for one in self.run.recordings for ratio in one.ratios]
-
-
-def is_failing(mode: Mapping[str, Any]) -> bool:
-    """Whether it needs attention."""
-    return mode["outcome"] in NEEDS_ATTENTION
-
-
-def why(mode: Mapping[str, Any]) -> list[str]:
-    """Lines that explain it."""
-    return list(mode["why"])
-
-
-def over_bytes(mode: Mapping[str, Any]) -> int:
-    """Bytes over its limit."""
-    return int(mode["over"])
 
 
 def gathered(run: RunSummary | None, history: History) -> Page:
@@ -130,3 +127,9 @@ def _series(key: Key, history: History) -> Series:
             name: [(step.index, step.before, step.after) for step in steps] for name, steps in steps_of(runs).items()
         },
     )
+
+
+def _text(figure: str, value: float | None) -> str:
+    if value is None or figure == GROWTH:
+        return rate_text(value)
+    return size_text(round(value))

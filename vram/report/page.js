@@ -3,8 +3,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const root = document.documentElement;
   const toggle = document.getElementById("theme");
-  const asked = window.matchMedia("(prefers-color-scheme: dark)");
-  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : asked.matches);
+  const preferred = window.matchMedia("(prefers-color-scheme: dark)");
+  const dark = () => (root.dataset.theme ? root.dataset.theme === "dark" : preferred.matches);
   const colour = (name) => getComputedStyle(root).getPropertyValue(name).trim();
   const laps = ["#1f5fa8", "#c2571a", "#2f7d4f", "#8a4fa3", "#a8201a", "#4d6b7a", "#7a6a1f", "#b0427f"];
   // Plotly reads some HTML in its labels; what was measured may be called anything.
@@ -38,21 +38,23 @@
       line: { color: laps[lap % laps.length], width: 1.5 }, marker: { size: 5 },
       text: values.map((value) => hover(value)), hovertemplate: `lap ${lap}, ${across} %{x}: %{text}<extra></extra>`,
     }));
-    draw(place, traces, across, unit);
+    const every = Math.max(1, Math.ceil(Math.max(...series.map((values) => values.length)) / 10));
+    draw(place, traces, across, unit, { xaxis: { tick0: 0, dtick: every } });  // there is no sample 0.5
   };
 
   const charts = {
-    samples: (place, of) => overlaid(place, data.modes[of.mode].channels[of.channel], "sample"),
-    marks: (place, of) => overlaid(place, data.modes[of.mode].marks[of.mark][of.channel], of.mark),
+    samples: (place, of) => overlaid(place, data.recordings[of.recording].channels[of.channel], "sample"),
+    marks: (place, of) => overlaid(place, data.recordings[of.recording].marks[of.mark][of.channel], of.mark),
     lines: (place, of) => {
-      const lines = [...data.modes[of.mode].lines].reverse();
+      const lines = [...data.recordings[of.recording].lines].reverse();
       const [unit, size] = unitOf(lines.map((line) => line[1]));
       const trace = {
         type: "bar", orientation: "h", x: scaled(lines.map((line) => line[1]), size), marker: { color: laps[0] },
         y: lines.map((line, index) => index), text: lines.map((line) => hover(line[1])), textposition: "none",
         hovertemplate: "%{text}<extra></extra>",
       };
-      const short = (text) => (text.length > 48 ? `...${text.slice(-45)}` : text);
+      const most = Math.max(12, Math.min(48, Math.floor(place.clientWidth / 16)));  // letters: half of the chart
+      const short = (text) => (text.length > most ? `...${text.slice(3 - most)}` : text);
       const ticks = { tickvals: trace.y, ticktext: lines.map((line) => plain(short(line[0]))) };
       draw(place, [trace], unit, "", { yaxis: ticks, height: 90 + 26 * lines.length });
     },
@@ -117,7 +119,7 @@
     root.dataset.theme = dark() ? "light" : "dark";
     settle();
   });
-  asked.addEventListener("change", settle);
+  preferred.addEventListener("change", settle);
   settle();
   showOpen();
 })();

@@ -50,6 +50,11 @@ class RunSummary:
         return [one for one in self.recordings if one.needs_attention]
 
     @property
+    def unsettled(self) -> list[RecordingSummary]:
+        """Recordings that need attention or have no decision, the worst first."""
+        return [one for one in self.recordings if one.outcome in NEEDS_ATTENTION | NO_DECISION]
+
+    @property
     def failed_tests(self) -> list[MarkedSummary]:
         """Marked tests that need attention."""
         return [test for test in self.tests if test.needs_attention]
@@ -77,8 +82,7 @@ class RunSummary:
     @property
     def reasons(self) -> list[str]:
         """One line for each check that failed, is new or undecided. Marked tests have theirs in their table."""
-        speaking = [one for one in self.recordings if one.outcome in NEEDS_ATTENTION | NO_DECISION]
-        return [line for one in speaking for line in one.reasons]
+        return [line for one in self.unsettled for line in one.reasons]
 
     @property
     def remarks(self) -> list[str]:
