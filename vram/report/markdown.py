@@ -42,7 +42,8 @@ def _templates() -> Environment:
 def escaped(text: str) -> str:
     """Return `text` in one line, as it is: no markup, no mention, no link, no HTML."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-    line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    line = line.replace("&", "&amp;").replace("<", "&lt;")
+    line = re.sub("(?<!-)>", "&gt;", line)  # an arrow -> quotes nothing
     line = re.sub(r"([\\`*_\[\]|~!$#])", r"\\\1", line)
     # A mention, or an address that GitHub would make a link of: broken by a space of no width.
     return line.replace("@", "@\u200b").replace("://", ":\u200b//").replace("www.", "www\u200b.")

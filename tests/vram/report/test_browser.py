@@ -57,10 +57,10 @@ def charts(page: Any) -> int:
 def test_it_is_drawn_and_nothing_is_wrong(page: Any, wrong: list[str]) -> None:
     """What is open is drawn: the laps of a mode over one another; what failed stands open. No error, no request, and
     what hostile names would have run did not."""
-    assert page.locator("h1").inner_text() == "GPU memory: 3 of 5 need attention"
+    assert page.locator("h1").inner_text().startswith("GPU memory: 3 of 5 need attention: 1 grows, ")
     assert page.locator("#samples-0 .scatterlayer .trace").count() == 3
-    assert page.locator("#mode-1").get_attribute("open") is not None
-    assert page.locator("#mode-3").get_attribute("open") is None
+    assert page.locator("#recording-1").get_attribute("open") is not None
+    assert page.locator("#recording-3").get_attribute("open") is None
     assert page.evaluate("window.hacked") is None
     assert page.locator("img").count() == 0
     assert wrong == []
@@ -72,7 +72,7 @@ def test_it_is_drawn_and_nothing_is_wrong(page: Any, wrong: list[str]) -> None:
 def test_opening_draws_and_choosing_redraws(page: Any, wrong: list[str]) -> None:
     """A closed recording is drawn when it is opened; another figure changes the chart."""
     before = charts(page)
-    page.locator("#mode-3 > summary").click()
+    page.locator("#recording-3 > summary").click()
     page.wait_for_selector("#samples-3 .main-svg")
     assert charts(page) > before
     points = "document.getElementById('history-0').data[0].y.slice(-1)[0]"
@@ -95,7 +95,7 @@ def test_the_keyboard_reaches_everything(page: Any) -> None:
         if reached[-1] == "theme":
             page.keyboard.press("Enter")
     assert reached[0] == "skip"
-    assert {"theme", "mode-0", "mode-3", "samples-0-select", "history-0-select"} <= set(reached)
+    assert {"theme", "recording-0", "recording-3", "samples-0-select", "history-0-select"} <= set(reached)
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
 
 

@@ -58,7 +58,7 @@ def test_hostile_names_are_text(report: dict[str, Any], history: History) -> Non
     assert HOSTILE in read.text
     data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
     assert data is not None
-    assert [lines for mode in json.loads(data[1])["modes"] for lines in mode["lines"]] == [
+    assert [lines for mode in json.loads(data[1])["recordings"] for lines in mode["lines"]] == [
         [f"model.py:4 {HOSTILE}", 9 * MIB]
     ]
 
@@ -80,7 +80,7 @@ def test_the_page_tells_everything(report: dict[str, Any], history: History) -> 
         "4,096 B a sample: model.py:4",
         "held by: list",
         "1 B over its budget",
-        "peak: 40.00 MiB -> 42.00 MiB since run 0007",
+        "peak 40.00 MiB -> 42.00 MiB since run 0007",
         "driver not measured: a CPU has no driver that counts memory",
         "not read: m/0099_broken.json: not JSON",
         "peak 1 B over",
