@@ -15,7 +15,7 @@ from accelerate.utils import calculate_maximum_sizes
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from llava.checkpoint import empty_model
-from llava.forecast import config_of
+from llava.forecast_config import config_of
 from vram.simulated.context import DEVICE, SimulatedCuda
 
 MIB = 2**20

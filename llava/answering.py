@@ -1,4 +1,4 @@
-"""One question in, one answer out: greedy, and nothing kept from one to the next."""
+"""Answering questions: greedy, and nothing is kept from one answer to the next."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class Answer:
 
 
 class _AtEachToken(LogitsProcessor):  # type: ignore[misc]
-    """Takes a memory reading at every generated token, and rules the image token out."""
+    """Takes a memory reading at every generated token, and forbids the image token."""
 
     def __init__(self, image_token_id: int) -> None:
         self._image_token_id = image_token_id
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         mark("token")
-        # Random weights do choose it, and without a cache the next forward would look for the image that belongs to it.
+        # Random weights do choose it, and without a cache the next forward would look for its image.
         scores[:, self._image_token_id] = float("-inf")
         return scores
 
@@ -44,9 +44,9 @@ class Answerer:
     """Answers questions with a loaded model, in whatever mode the model is set to at that moment.
 
     `use_cache=False` computes the whole prompt anew at every token, HiMAP's choice included, as the original does.
-    `keep_attentions` does what the first version of these programs did, to show what it costs: eager attention (set on
-    the model, for good), no cache, every layer's attention map and every step's whole logits kept until the next
-    question is answered.
+    `keep_attentions` does as the first version of these programs did, to show the cost: eager attention (set on the
+    model, for good), no cache, every layer's attention map and every step's whole logits kept until the next question
+    is answered.
 
     Attributes: `tokenizer`, `model`, `image_processor`, `prompts`, and `lengths`, the limits on an answer in tokens.
     """
@@ -74,7 +74,7 @@ class Answerer:
         self._conv_mode = conv_mode
         self.lengths: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
         self._use_cache, self._keep_attentions = use_cache, keep_attentions
-        self._kept: object = None
+        self._kept: tuple[Any, list[Tensor]] | None = None
         if keep_attentions:
             model.set_attn_implementation("eager")
 
@@ -88,7 +88,7 @@ class Answerer:
         return Answer(clean_answer(decoded, conv_mode=self._conv_mode), len(generated), prompt_tokens)
 
     def inputs(self, question: Question) -> dict[str, Any]:
-        """What the model is called with: input_ids and attention_mask (1, tokens), pixel_values (1, 3, side, side)."""
+        """The model's inputs: input_ids and attention_mask (1, tokens), pixel_values (1, 3, side, side)."""
         inputs: dict[str, Any] = {"input_ids": torch.tensor([self.prompts.ids(question)], device=self.model.device)}
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         if question.image is not None:
@@ -110,28 +110,28 @@ class Answerer:
             **self.lengths,
         }
         if self._keep_attentions:
-            return self._generate_and_keep(inputs, options)
-        ids = self.model.generate(**inputs, **options, use_cache=self._use_cache)
+            # Only now is the previous question's output freed: in the old loop one variable was overwritten.
+            self._kept = generate_and_keep(self.model, inputs, options)
+            ids = self._kept[0].sequences
+        else:
+            ids = self.model.generate(**inputs, **options, use_cache=self._use_cache)
         assert isinstance(ids, Tensor)
         return ids
 
-    def _generate_and_keep(self, inputs: dict[str, Any], options: dict[str, Any]) -> Tensor:
-        logits: list[Tensor] = []  # (1, prompt + generated so far, vocabulary) of every step
-        hook = self.model.register_forward_hook(lambda _module, _inputs, output: logits.append(output.logits))
-        try:
-            output = self.model.generate(
-                **inputs,
-                **options,
-                use_cache=False,
-                output_attentions=True,
-                output_scores=True,
-                return_dict_in_generate=True,
-                logits_to_keep=0,
-            )
-        finally:
-            hook.remove()
-        # Only now is the previous question's output let go: in the old loop one variable was overwritten.
-        self._kept = (output, logits)
-        ids = output.sequences
-        assert isinstance(ids, Tensor)
-        return ids
+
+def generate_and_keep(
+    model: HimapLlavaForConditionalGeneration, inputs: dict[str, Any], options: dict[str, Any]
+) -> tuple[Any, list[Tensor]]:
+    """Generate without a cache and keep everything, as the first version of these programs did.
+
+    Returns transformers' output, with every layer's attention of every step, and the whole logits (1, prompt + tokens
+    so far, vocabulary) of every step.
+    """
+    logits: list[Tensor] = []
+    hook = model.register_forward_hook(lambda _module, _inputs, output: logits.append(output.logits))
+    keep = {"output_attentions": True, "output_scores": True, "return_dict_in_generate": True, "logits_to_keep": 0}
+    try:
+        output = model.generate(**inputs, **options, **keep, use_cache=False)
+    finally:
+        hook.remove()
+    return output, logits

@@ -14,7 +14,7 @@ import transformers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from llava.checkpoint import empty_model
-from llava.forecast import config_of
+from llava.forecast_config import config_of
 from vram.cards import find_card
 from vram.simulated.context import DEVICE, SimulatedCuda
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from llava.answer_traces import Answers, Asked, Prompt
+from llava.answer_traces import AnswerTraces, Prompt, Workload
 from llava.eval.forecast_memory import main
-from llava.forecast import Forecast, config_of
+from llava.forecast import Forecast
+from llava.forecast_config import config_of
 from tests.llava.conftest import a_record
 from vram.cards import find_card
 
@@ -94,8 +95,8 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], told: str, capsys: py
 def test_what_comes_after_the_end_is_not_simulated() -> None:
     """An answer that outgrows the card by itself: its traces end soon after, and it dies within them."""
     card = find_card("570MiB")
-    asked = Asked("tiny", "baseline", card, attention="eager", batch=16, use_cache=False, keep_attentions=True)
-    answers = Answers(asked, config_of("tiny"))
+    workload = Workload("tiny", "baseline", card, attention="eager", batch=16, use_cache=False, keep_attentions=True)
+    answers = AnswerTraces(workload, config_of("tiny"))
     forecast = Forecast(answers)
     died = forecast.answer(Prompt(115), 400)
     assert "out of memory" in died.out_of_memory

@@ -101,9 +101,9 @@ def test_a_full_disk_under_the_output_is_one_line(tmp_path: Path) -> None:
 
 def test_bad_usage_comes_at_once(tmp_path: Path) -> None:
     """A wrong flag is one line and exit 2, before torch is even imported."""
-    hidden = "import sys; sys.modules['torch'] = None; from llava.eval.eval_scivqa import main; sys.exit(main())"
+    script = "import sys; from llava.eval.eval_scivqa import main; sys.exit(main() + 90 * ('torch' in sys.modules))"
     run = subprocess.run(
-        [sys.executable, "-c", hidden, "--num-chunks", "0"],
+        [sys.executable, "-c", script, "--num-chunks", "0"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -1,0 +1,206 @@
+"""A forecast in words and as JSON."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from llava.answer_traces import AnswerTraces, Prompt, Workload
+from llava.errors import BadInput, shown
+from llava.eval.terminal import say
+from llava.forecast import Forecast, NoRoom, SampleForecast
+from vram.cards import Card
+from vram.explanation.snapshot import dump_snapshot
+from vram.units import format_bytes
+
+Pair: TypeAlias = tuple[Prompt, int]  # and the tokens of its answer
+
+_HOLDERS = 5  # on the terminal; the file has ten
+_ROWS = 12  # samples on the terminal; of more, those with a new highest peak
+_TIMES = 8  # tokens of the timeline on the terminal
+_ROW = "{:<8}{:<8}{:<8}{:<13}{:<13}{}"
+
+
+@dataclass(frozen=True)
+class Conclusions:
+    """Conclusions from all samples.
+
+    `max_tokens` is the limit of one answer to the longest answer's prompt, None where it is not known. `smallest_card`
+    is None where no listed card is large enough, or, unless `card_known`, where it is not known. `interpolated` samples
+    were interpolated; `stepwise` counts long ones that could not be.
+    """
+
+    token_bytes: int | None
+    max_tokens: int | None
+    smallest_card: Card | None
+    out_of_memory: bool
+    card_known: bool = True
+    interpolated: int = 0
+    stepwise: int = 0
+
+
+class Rows:
+    """The table of samples, printed as they come; with many, those that say nothing new are counted."""
+
+    def __enter__(self) -> Rows:
+        say(_ROW.format("sample", "prompt", "tokens", "peak", "alive after", "reserved"))
+        self._count = self._highest = self._silent = 0
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exc_info: object) -> None:
+        if self._silent and kind is None:
+            say(f"and {self._silent} more, none with a higher peak")
+
+    def add(self, sample: SampleForecast) -> None:
+        """Print the sample's row, or count it."""
+        self._count += 1
+        if self._count <= _ROWS or sample.peak_bytes > self._highest or sample.out_of_memory:
+            say(_row(sample))
+        else:
+            self._silent += 1
+        self._highest = max(self._highest, sample.peak_bytes)
+
+
+def _row(sample: SampleForecast) -> str:
+    sizes = [format_bytes(size) for size in (sample.peak_bytes, sample.live_bytes, sample.reserved_bytes)]
+    row = _ROW.format(sample.sample, sample.prompt_tokens, sample.answer_tokens, *sizes)
+    return f"{row}  out of memory after {len(sample.tokens)} tokens" if sample.out_of_memory else row
+
+
+def assumptions(workload: Workload, prompts: Sequence[Prompt]) -> str:
+    """The first lines: what is forecast, and what the simulation assumes."""
+    cache = "KV cache" if workload.use_cache else "no cache"
+    if workload.keep_attentions:
+        cache = "attentions kept, no cache"
+    lengths = sorted({prompt.tokens for prompt in prompts})
+    tokens = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+    return (
+        f"{workload.model}, {workload.mode}, {_dtype_name(workload)}, {workload.attention}, {cache}; "
+        f"{workload.batch} x {tokens} prompt tokens; card {workload.card}\n"
+        "simulated: default allocator settings, one stream, a CUDA context of "
+        f"{workload.card.context_bytes // 2**20} MiB; not compared with a GPU yet"
+    )
+
+
+def no_room(needed_bytes: int, card: Card, error: NoRoom, conclusions: Conclusions) -> None:
+    """Print, as an error, that the card does not hold the weights, and which does."""
+    message = (
+        f"the card must hold the model's weights, {format_bytes(needed_bytes)}, got {card}: "
+        f"{_without_advice(str(error))} The smallest listed card that does: {conclusions.smallest_card or 'none'}"
+    )
+    print(f"forecast-memory: error: {' '.join(message.split())}", file=sys.stderr)
+
+
+def save_snapshot(path: Path, forecast: Forecast) -> None:
+    """Write the snapshot for PyTorch's memory viewer. Raises BadInput where it can't be written."""
+    try:
+        dump_snapshot(path, forecast.snapshot())
+    except OSError as error:
+        raise BadInput(f"the snapshot must be writable, got {shown(str(path))}: {error}") from error
+    say(f"snapshot for pytorch.org/memory_viz: {path}")
+
+
+def print_conclusions(
+    forecast: Forecast, samples: Sequence[SampleForecast], pairs: Sequence[Pair], conclusions: Conclusions
+) -> None:
+    """Print everything below the table."""
+    _print_peak(max(samples, key=lambda each: each.peak_bytes))
+    if conclusions.interpolated:
+        count = conclusions.interpolated
+        say(f"long answers put together from their first and last steps, as sizes are linear: {count}")
+    if conclusions.stepwise:
+        say(f"long answers simulated at every step, as sizes are not linear: {conclusions.stepwise}")
+    if conclusions.token_bytes is not None:
+        say(f"a token adds {format_bytes(conclusions.token_bytes)} of keys and values")
+    if conclusions.max_tokens is not None:
+        say(_longest_answer(forecast.answers, conclusions.max_tokens, pairs))
+    if conclusions.out_of_memory:
+        say(f"sample {samples[-1].sample}: {_without_advice(samples[-1].out_of_memory)}")
+    else:
+        say(_repeated(forecast, samples, pairs))
+    if conclusions.card_known:
+        say(f"the smallest listed card that fits: {conclusions.smallest_card or 'none'}")
+
+
+def _print_peak(largest: SampleForecast) -> None:
+    """Print the holders at the highest peak, and the timeline of its sample."""
+    say(f"at the peak, in sample {largest.sample}:")
+    for holder in largest.holders[:_HOLDERS]:
+        say(f"  {format_bytes(holder.n_bytes)} in {holder.count:,}: {holder.line}")
+    if largest.tokens:
+        say("alive at each of its tokens, and the most until then:")
+    for token in _spread(len(largest.tokens)):
+        sizes = [format_bytes(n_bytes[token]) for n_bytes in (largest.tokens, largest.token_peaks)]
+        say(f"  token {token + 1:<6}{sizes[0]:<13}{sizes[1]}")
+
+
+def longest_pair(pairs: Sequence[Pair]) -> Pair:
+    """The longest answer, and the longer prompt of equal ones."""
+    return max(pairs, key=lambda pair: (pair[1], pair[0].tokens))
+
+
+def _longest_answer(answers: AnswerTraces, max_tokens: int, pairs: Sequence[Pair]) -> str:
+    prompt, _ = longest_pair(pairs)
+    if prompt.tokens + max_tokens == answers.context:
+        return f"an answer may have all {max_tokens:,} tokens that the context of {answers.context:,} leaves"
+    return f"an answer to {prompt.tokens:,} tokens may have {max_tokens:,} on this card; the next is out of memory"
+
+
+def _repeated(forecast: Forecast, samples: Sequence[SampleForecast], pairs: Sequence[Pair]) -> str:
+    """Forecast the same samples again, and say what that adds."""
+    ends = [each.live_bytes for each in samples]
+    # Twice again at most: what is done once is done then.
+    for prompt, tokens in islice(cycle(pairs), len(samples), 3 * len(pairs)):
+        sample = forecast.answer(prompt, tokens)
+        if sample.out_of_memory:
+            return f"the same again: out of memory in sample {sample.sample}"
+        ends.append(sample.live_bytes)
+    kept_bytes = ends[-1] - ends[-1 - len(pairs)]
+    if kept_bytes <= 0:
+        return "the same again: nothing more stays behind, however many samples"
+    room_bytes = forecast.allocator.capacity_bytes - forecast.allocator.reserved_bytes
+    more = room_bytes // kept_bytes * len(pairs)
+    return f"the same again: {format_bytes(kept_bytes)} more each time; the card is full after {more:,} samples"
+
+
+def _spread(count: int) -> list[int]:
+    """At most `_TIMES` of the first `count` numbers, from the first to the last."""
+    if count <= _TIMES:
+        return list(range(count))
+    return [round(index * (count - 1) / (_TIMES - 1)) for index in range(_TIMES)]
+
+
+def as_json(workload: Workload, samples: Sequence[SampleForecast], conclusions: Conclusions) -> dict[str, Any]:
+    """The output file: the workload, the conclusions, and each sample's figures."""
+    return {
+        "schema": 1,
+        "simulated": True,
+        "model": workload.model,
+        "mode": workload.mode,
+        "card": asdict(workload.card),
+        "batch": workload.batch,
+        "dtype": _dtype_name(workload),
+        "attention": workload.attention,
+        "use_cache": workload.use_cache,
+        "keep_attentions": workload.keep_attentions,
+        "token_bytes": conclusions.token_bytes,
+        "most_tokens": conclusions.max_tokens,
+        "smallest_card": conclusions.smallest_card.name if conclusions.smallest_card else None,
+        "out_of_memory": conclusions.out_of_memory,
+        "interpolated": conclusions.interpolated,
+        "stepwise": conclusions.stepwise,
+        "samples": [asdict(each) for each in samples],
+    }
+
+
+def _dtype_name(workload: Workload) -> str:
+    return str(workload.dtype).removeprefix("torch.")
+
+
+def _without_advice(message: str) -> str:
+    """CUDA's message without its advice, which a simulation can't take."""
+    return message.partition(" Including")[0]

@@ -1,0 +1,154 @@
+"""Forecasting the memory of a list of answers: simulate, draw conclusions, write and print them."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
+
+import torch
+
+from himap import HimapLlavaConfig
+from llava.answer_traces import MAX_BATCH_TOKENS, AnswerTraces, Prompt, Workload
+from llava.errors import BadInput, shown
+from llava.eval.forecast_report import (
+    Conclusions,
+    Pair,
+    Rows,
+    as_json,
+    assumptions,
+    longest_pair,
+    no_room,
+    print_conclusions,
+    save_snapshot,
+)
+from llava.eval.results import write_json
+from llava.eval.terminal import say
+from llava.forecast import (
+    Forecast,
+    NoRoom,
+    SampleForecast,
+    max_answer_tokens,
+    smallest_card,
+    token_bytes,
+    weights_bytes,
+)
+from llava.forecast_config import check_prompt_tokens, config_of, default_prompt_tokens, tokenizer_of
+from llava.prompting import Prompts
+from llava.questions import load_questions
+from vram.cards import CARDS, Card, smallest_that_fits
+from vram.exit_codes import FINE, OUT_OF_MEMORY
+
+
+def run_forecast(options: argparse.Namespace) -> int:
+    """Forecast what the checked `options` of `forecast-memory` describe; returns the exit code. Raises BadInput."""
+    config, workload = config_of(options.model), _workload(options)
+    prompts = _prompts(options, config)
+    _check_lengths(options, config, prompts)
+    say(assumptions(workload, prompts))
+    answers = AnswerTraces(workload, config)
+    try:
+        forecast = Forecast(answers)
+    except NoRoom as error:
+        return _report_no_room(options, answers, error)
+    pairs = list(_pairs(prompts, options.answers))
+    count = options.samples or len(pairs)
+    samples = _forecast_all(forecast, islice(cycle(pairs), count))
+    conclusions = _conclude(answers, samples, pairs, count)
+    if options.output_file is not None:
+        write_json(options.output_file, as_json(workload, samples, conclusions))
+    if options.snapshot is not None:
+        save_snapshot(options.snapshot, forecast)
+    print_conclusions(forecast, samples, pairs, conclusions)
+    return OUT_OF_MEMORY if conclusions.out_of_memory else FINE
+
+
+def _report_no_room(options: argparse.Namespace, answers: AnswerTraces, error: NoRoom) -> int:
+    """Write and print that the card does not hold the weights."""
+    needed_bytes = weights_bytes(answers)
+    conclusions = Conclusions(token_bytes(answers), None, smallest_that_fits(needed_bytes), out_of_memory=True)
+    if options.output_file is not None:
+        write_json(options.output_file, as_json(answers.workload, [], conclusions))
+    no_room(needed_bytes, answers.workload.card, error, conclusions)
+    return OUT_OF_MEMORY
+
+
+def _workload(options: argparse.Namespace) -> Workload:
+    return Workload(
+        model=options.model,
+        mode=options.mode,
+        card=options.card,
+        dtype=getattr(torch, options.dtype),
+        attention="eager" if options.keep_attentions else options.attn,
+        batch=options.batch,
+        use_cache=not (options.no_cache or options.keep_attentions),
+        keep_attentions=options.keep_attentions,
+        every_step=options.every_step,
+    )
+
+
+def _prompts(options: argparse.Namespace, config: HimapLlavaConfig) -> list[Prompt]:
+    """One prompt, or that of every question, its tokens counted by the model's own tokenizer."""
+    if options.question_file is None:
+        tokens = options.prompt_tokens or default_prompt_tokens(config)
+        check_prompt_tokens(config, tokens)
+        return [Prompt(tokens)]
+    prompts = Prompts(tokenizer_of(options.model), config)
+    questions = load_questions(options.question_file, options.image_folder)
+    return [Prompt(len(prompts.ids(question)), question.image is not None) for question in questions]
+
+
+def _check_lengths(options: argparse.Namespace, config: HimapLlavaConfig, prompts: Sequence[Prompt]) -> None:
+    """Raise BadInput where prompt and answer are longer than the context, or a batch than a simulation follows."""
+    longest = max(prompt.tokens for prompt in prompts) + max(options.answers)
+    if longest > (context := config.text_config.max_position_embeddings):
+        raise BadInput(f"prompt and answer must be at most the context of {context} tokens, got {longest}")
+    if options.batch * longest > MAX_BATCH_TOKENS:
+        raise BadInput(
+            f"a batch must have at most {MAX_BATCH_TOKENS:,} tokens with its answers, got "
+            f"{shown(options.batch)} x {longest:,}"
+        )
+
+
+def _pairs(prompts: Sequence[Prompt], answers: Sequence[int]) -> Iterator[Pair]:
+    """Each item of the longer list once, with those of the other over and over."""
+    return islice(zip(cycle(prompts), cycle(answers), strict=False), max(len(prompts), len(answers)))
+
+
+def _forecast_all(forecast: Forecast, pairs: Iterator[Pair]) -> list[SampleForecast]:
+    """Forecast one sample after the other, until the card is full, and print the rows of the table."""
+    samples: list[SampleForecast] = []
+    with Rows() as rows:
+        for prompt, tokens in pairs:
+            sample = forecast.answer(prompt, tokens)
+            samples.append(sample)
+            rows.add(sample)
+            if sample.out_of_memory:
+                break
+    return samples
+
+
+def _conclude(
+    answers: AnswerTraces, samples: Sequence[SampleForecast], pairs: Sequence[Pair], count: int
+) -> Conclusions:
+    """Conclusions from all `samples`, which were to be `count`."""
+    counts = answers.linear, answers.stepwise  # before more answers are replayed
+    prompt, longest = longest_pair(pairs)
+    # Only where a long answer was simulated anyway: its ends take longer than all the rest of short ones.
+    is_known = answers.linear > 0 and answers.is_long(longest)
+    most = max_answer_tokens(answers, prompt) if is_known else None
+    failed = bool(samples[-1].out_of_memory)
+    if failed:
+        fitting, card_known = _larger_card(answers, pairs, count)
+    else:
+        fitting, card_known = smallest_that_fits(max(each.reserved_bytes for each in samples)), True
+    return Conclusions(token_bytes(answers), most, fitting, failed, card_known, *counts)
+
+
+def _larger_card(answers: AnswerTraces, pairs: Sequence[Pair], count: int) -> tuple[Card | None, bool]:
+    """The smallest listed card that fits all samples, and whether that is known: all were simulated to their ends."""
+    if not all(answers.reaches_end(*pair) for pair in pairs[:count]):
+        return None, False
+    larger = [card for card in CARDS if card.total_bytes > answers.workload.card.total_bytes]
+    larger.sort(key=lambda card: card.total_bytes)
+    return smallest_card(answers, islice(cycle(pairs), count), larger), True
