@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -33,7 +34,7 @@ from vram.simulated.context import SimulatedCuda
 _RUNTIME, _CARD = "LD_PRELOAD", "CARDLESS"
 
 
-def told(card: Card) -> str:
+def card_text(card: Card) -> str:
     """The card, as runtime.c reads it. Raises RuntimeError where this torch has no kernels for it."""
     if torch.version.cuda is None:
         raise RuntimeError("cardless: needs a torch that was built with CUDA")
@@ -47,12 +48,12 @@ def told(card: Card) -> str:
 
 
 def all_operations(within: Callable[[], AbstractContextManager[object]]) -> dict[str, Figures | str]:
-    found = {}
+    by_name = {}
     with within(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, make in operations():
-            found[name] = measured(make)
-    return found
+            by_name[name] = measured(make)
+    return by_name
 
 
 def step_figures(make: Callable[[], models.Step], within: Callable[[], AbstractContextManager[object]]) -> Figures:
@@ -61,7 +62,7 @@ def step_figures(make: Callable[[], models.Step], within: Callable[[], AbstractC
 
 
 def unequal(theirs: Mapping[str, Figures | str], ours: Mapping[str, Figures | str]) -> list[str]:
-    """Operations of which the two sides differ; not those that end in an error on either."""
+    """Operations on which the two sides differ; not those that end in an error on either."""
     return [
         name
         for name, figures in theirs.items()
@@ -70,18 +71,20 @@ def unequal(theirs: Mapping[str, Figures | str], ours: Mapping[str, Figures | st
 
 
 def compare(card: Card, model: str, path: Path) -> None:
+    """Run both sides, print where they differ, and write the evidence to `path`."""
+
     def simulated() -> SimulatedCuda:
         return SimulatedCuda(card)
 
     started = time.monotonic()
-    real_peaks = gpu.all_peaks(model, Values)  # first: of an allocator that nobody has used yet
+    real_peaks = gpu.all_peaks(model, Values)  # first: with an allocator that nobody has used yet
     theirs, ours = all_operations(Values), all_operations(simulated)
     different = unequal(theirs, ours)
-    both = sum(not isinstance(theirs[name], str) and not isinstance(ours[name], str) for name in theirs)
     peaks = gpu.compared(gpu.all_peaks(model, simulated), real_peaks)
     kernels = gpu.kernels(card.compute_capability)
     steps = {
-        name: (step_figures(make, Values), step_figures(make, simulated)) for name, make in models.models().items()
+        name: {"torch": step_figures(make, Values), "simulated": step_figures(make, simulated)}
+        for name, make in models.models().items()
     }
     evidence = {
         "schema": 1,
@@ -94,29 +97,33 @@ def compare(card: Card, model: str, path: Path) -> None:
         "model": model,
         "peaks": peaks,
         "kernels": kernels,
-        "models": {name: {"torch": real, "simulated": told} for name, (real, told) in steps.items()},
+        "models": steps,
         "different": {name: {"torch": theirs[name], "simulated": ours[name]} for name in different},
         "operations": {name: figures for name, figures in theirs.items() if not isinstance(figures, str)},
     }
-    for name in different:
-        print(f"{name}: torch {theirs[name]}, simulated {ours[name]}")
-    gpu.show("peaks", [row for row in peaks if row["error"]])
-    gpu.show("kernels", kernels)
-    print(f"peaks: {sum(not row['error'] for row in peaks)} of {len(peaks)} equal, {model}")
-    for name, (real, told) in steps.items():
-        if real != told:
-            print(f"{name}: torch {real}, simulated {told}")
-    print(f"models: {sum(real == told for real, told in steps.values())} of {len(steps)} equal")
-    print(f"operations: {both - len(different)} of {both} equal")
-    text = re.sub(
-        r"\[[\d\s,]+\]", lambda found: " ".join(found[0].split()), json.dumps(evidence, indent=1)
-    )  # a line each
-    path.write_text(text + "\n", encoding="utf-8")
+    show(evidence, sum(not isinstance(theirs[name], str) and not isinstance(ours[name], str) for name in theirs))
+    text = re.sub(r"\[[\d\s,]+\]", lambda figures: " ".join(figures[0].split()), json.dumps(evidence, indent=1))
+    path.write_text(text + "\n", encoding="utf-8")  # a line for each list of figures
     print(f"written: {path}, {time.monotonic() - started:.0f} s")
 
 
+def show(evidence: dict[str, Any], n_both: int) -> None:
+    """Print where the two sides differ; `n_both`: operations that both sides answered."""
+    different, peaks, steps = (evidence[name] for name in ("different", "peaks", "models"))
+    unlike = {name: step for name, step in steps.items() if step["torch"] != step["simulated"]}
+    for name, sides in different.items():
+        print(f"{name}: torch {sides['torch']}, simulated {sides['simulated']}")
+    gpu.show("peaks", [row for row in peaks if row["error"]])
+    gpu.show("kernels", evidence["kernels"])
+    print(f"peaks: {sum(not row['error'] for row in peaks)} of {len(peaks)} equal, {evidence['model']}")
+    for name, sides in unlike.items():
+        print(f"{name}: torch {sides['torch']}, simulated {sides['simulated']}")
+    print(f"models: {len(steps) - len(unlike)} of {len(steps)} equal")
+    print(f"operations: {n_both - len(different)} of {n_both} equal")
+
+
 def main() -> int:
-    """What the comparison returned; 2 where it can't be built."""
+    """The exit code of the comparison; 2 where it can't be built."""
     parser = argparse.ArgumentParser(
         prog="benchmarks.cardless", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -132,7 +139,7 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         try:
-            text = told(card)
+            text = card_text(card)
             libraries = build(Path(folder))
         except RuntimeError as error:
             print(error, file=sys.stderr)

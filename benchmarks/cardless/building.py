@@ -42,17 +42,17 @@ def build(folder: Path) -> list[Path]:
     runtime, driver = folder / "runtime.so", folder / "driver.so"
     missing = folder / "missing.c"
     _compile(_SOURCE, runtime, *includes)
-    wanted = {name for library in libraries for name in _symbols(library, "--undefined-only")}
-    wanted = {name for name in wanted if name.startswith(_PREFIXES)} - _REAL
+    missing_names = {name for library in libraries for name in _symbols(library, "--undefined-only")}
+    missing_names = {name for name in missing_names if name.startswith(_PREFIXES)} - _REAL
     have = set(_symbols(runtime, "--defined-only"))
     driven = [
         name for name in _symbols(libraries[0].with_name("libcaffe2_nvrtc.so"), "--undefined-only")
         if re.match("cu[A-Z]", name)
     ]  # fmt: skip
-    missing.write_text(_missing(wanted - have), encoding="utf-8")
+    missing.write_text(_missing(missing_names - have), encoding="utf-8")
     _compile(missing, folder / "missing.so")
     missing.write_text(_missing(set(driven) - have), encoding="utf-8")
-    # Asked for by that name, and for what the runtime has too.
+    # Loaded by that name, and for the runtime's functions too.
     _compile(missing, driver, "-Wl,--no-as-needed,-soname,libcuda.so.1", str(runtime))
     return [runtime, folder / "missing.so", driver]
 

@@ -63,7 +63,7 @@ def _of_pictures(config: Any) -> Callable[[], Step]:
 
 
 def models() -> dict[str, Callable[[], Step]]:
-    """By name."""
+    """Models by name."""
     llama = transformers.LlamaConfig(**_SIZES)
     gpt2 = transformers.GPT2Config(vocab_size=VOCABULARY, n_embd=256, n_layer=3, n_head=4)
     return {
@@ -108,7 +108,7 @@ def models() -> dict[str, Callable[[], Step]]:
 
 
 def measured(make: Callable[[], Step]) -> Figures:
-    """Bytes asked of the allocator: at the most in a second step, and by what it returns."""
+    """Requested bytes: the peak of a second step, and those of its result."""
     with torch.inference_mode():
         step = make()
         step()

@@ -11,12 +11,12 @@ from torch.nn import functional as F  # noqa: N812 (as everybody calls it)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Operation = Callable[[], object]
-Figures = list[int]  # bytes asked of the allocator: at the most while it runs, by what it returns; blocks at the most
+Figures = list[int]  # requested bytes: the peak while it runs, those of its result; the peak of blocks
 Make = Callable[[], Operation]  # makes the inputs, and returns what is measured
 HALF, FLOAT = torch.float16, torch.float32
 DTYPES = {"float16": HALF, "float32": FLOAT}
 PRODUCTS = DTYPES | {"bfloat16": torch.bfloat16}
-# By reading: rows of a decoder at prefill and at a single token, a small matrix, a large one, a vocabulary, a picture.
+# Rows of a decoder at prefill and at a single token, a small matrix, a large one, a vocabulary, one long row.
 SHAPES = {
     "prefill": (1, 627, 4096),
     "token": (1, 1, 4096),
@@ -505,7 +505,7 @@ def operations() -> Iterator[tuple[str, Make]]:
 
 
 def measured(make: Make) -> Figures | str:
-    """Of a second run, as what is taken once, as cuBLAS's workspace, is taken in the first; or the error."""
+    """Figures of a second run, or the error; the first takes what is taken once, as cuBLAS's workspace."""
     try:
         with torch.inference_mode():
             operation = make()

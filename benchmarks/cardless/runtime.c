@@ -1,7 +1,7 @@
 /* A CUDA runtime, driver, cuBLAS and cuDNN without a card: memory is given out and copied, kernels are not run.
 
    Preloaded, so that a PyTorch that was built with CUDA 13 believes in a card and runs its own code up to the launch of
-   each kernel. What is missing here building.py adds: functions that have nothing to do, and, of all others,
+   each kernel. building.py adds what is missing here: functions that have nothing to do, and, of all others,
    ones that end the process and say their name.
    CARDLESS: bytes, bytes of the context, capability (two numbers), multiprocessors, what its kernels are
    built for (as 86), name; by commas. */
@@ -330,7 +330,7 @@ cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *into, const void *f
     return cudaSuccess;
 }
 
-/* As many as have threads, as if no kernel wanted registers or shared memory. */
+/* As many as have threads, as if no kernel needed registers or shared memory. */
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *into, const void *function, int block,
                                                                    size_t shared, unsigned flags)
 {
@@ -395,11 +395,11 @@ int cudnnBackendCreateDescriptor(int type, void **into) { *into = handle(); retu
 
 enum { NOTE = 11, DESCRIPTOR = 15, BEHAVIOR = 19, CHAR = 24, INT64 = 3 }; /* cudnnBackendAttributeType_t */
 
-int cudnnBackendGetAttribute(void *of, int name, int type, long long asked, long long *n, void *into)
+int cudnnBackendGetAttribute(void *of, int name, int type, long long most, long long *n, void *into)
 {
     if (n)
         *n = type == NOTE || type == BEHAVIOR ? 0 : 1;
-    if (!into || asked < 1)
+    if (!into || most < 1)
         return 0;
     if (type == INT64)
         *(long long *)into = 0;

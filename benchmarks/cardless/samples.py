@@ -2,8 +2,8 @@
 
     python -m benchmarks.cardless -- -m benchmarks.cardless.samples [--output-folder ci/evidence] [OPERATION ...]
 
-Needs expecttest, as PyTorch's own tests do. Each operation is asked in a process of its own: where it calls a library
-that the runtime has not, only that one ends.
+Needs expecttest, as PyTorch's own tests do. Each operation runs in a process of its own: where it calls a library that
+the runtime lacks, only that one ends.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SECONDS = 120  # for an operation
 
 
 def figures(operation: Any, within: Callable[[], AbstractContextManager[object]]) -> Iterator[Figures | str]:
-    """Of each sample; or the error."""
+    """The figures of each sample; or the error."""
     for dtype in DTYPES.values():
         if dtype in operation.dtypesIfCUDA:
             with within():
@@ -52,7 +52,7 @@ def both(operation: Any, card: Card) -> list[tuple[Figures | str, Figures | str]
 
 
 def apart(operation: Any, card: Card) -> list[list[Figures | str]] | None:
-    """In a process of its own; None where it ended before it was through."""
+    """Both sides' figures, from a process of its own; None where it ended before it was through."""
     reading, writing = os.pipe()
     child = os.fork()
     if not child:
@@ -70,43 +70,46 @@ def apart(operation: Any, card: Card) -> list[list[Figures | str]] | None:
 
 
 def compare(card: Card, folder: Path, names: list[str]) -> None:
-    from torch.testing._internal.common_methods_invocations import op_db
+    """Run both sides on the samples of `names`, or of all operations, print where they differ, and write it down."""
+    from torch.testing._internal.common_methods_invocations import op_db  # only here: it needs expecttest
 
     warnings.simplefilter("ignore")
     started = time.monotonic()
-    asked = equal = 0
+    samples = equal = 0
     different: dict[str, Any] = {}
-    refused: dict[str, str] = {}
+    refused: dict[str, Any] = {}
     without = []
     for operation in op_db:
-        name = ", ".join(filter(None, (operation.name, operation.variant_test_name)))
         if names and operation.name not in names:
             continue
-        found = apart(operation, card)
-        if found is None:
+        name = ", ".join(filter(None, (operation.name, operation.variant_test_name)))
+        pairs = apart(operation, card)
+        if pairs is None:
             without.append(name)
             continue
-        refusals = [ours for theirs, ours in found if isinstance(ours, str) and not isinstance(theirs, str)]
+        refusals = [ours for theirs, ours in pairs if isinstance(ours, str) and not isinstance(theirs, str)]
         if refusals:
             refused[name] = refusals[0]
-        answered = [
-            (theirs, ours) for theirs, ours in found if not isinstance(theirs, str) and not isinstance(ours, str)
-        ]
-        asked += len(answered)
+        answered = [pair for pair in pairs if not any(isinstance(figures, str) for figures in pair)]
         unlike = [(theirs, ours) for theirs, ours in answered if theirs != ours]
-        equal += len(answered) - len(unlike)
+        samples, equal = samples + len(answered), equal + len(answered) - len(unlike)
         if unlike:
-            theirs, ours = max(unlike, key=lambda pair: abs(pair[0][0] - pair[1][0]))
-            different[name] = {"samples": len(unlike), "torch": theirs, "simulated": ours}
-            print(f"{name}: {len(unlike)} samples, as torch {theirs}, simulated {ours}", flush=True)
+            different[name] = worst(name, unlike)
     print(
-        f"samples: {equal} of {asked} equal; refused: {len(refused)} operations; not asked: {len(without)} operations"
+        f"samples: {equal} of {samples} equal; refused: {len(refused)} operations; not run: {len(without)} operations"
     )
     path = folder / f"samples-{card.name}-torch{torch.__version__}.json".replace(" ", "-")
-    evidence = {"schema": 1, "card": card.name, "torch": str(torch.__version__), "samples": asked, "equal": equal}
+    evidence = {"schema": 1, "card": card.name, "torch": str(torch.__version__), "samples": samples, "equal": equal}
     evidence |= {"different": different, "refused": refused, "not asked": without}
     path.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}, {time.monotonic() - started:.0f} s")
+
+
+def worst(name: str, unlike: list[Any]) -> dict[str, Any]:
+    """The pair of figures that differs most in peak bytes, also printed."""
+    theirs, ours = max(unlike, key=lambda pair: abs(pair[0][0] - pair[1][0]))
+    print(f"{name}: {len(unlike)} samples, as torch {theirs}, simulated {ours}", flush=True)
+    return {"samples": len(unlike), "torch": theirs, "simulated": ours}
 
 
 if __name__ == "__main__":

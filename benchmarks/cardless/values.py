@@ -76,16 +76,16 @@ def _compute(func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
 
 
 def _masks(func: Any, args: Any) -> list[Tensor]:
-    """Of which the operation asks how many are true, in that order."""
+    """Masks whose true elements the operation counts, in that order."""
     if func in _OF_ONE:
-        found = [args[0]]
+        masks = [args[0]]
     elif func is _aten.masked_select.default:
-        found = [torch.broadcast_tensors(args[0], args[1])[1]]
+        masks = [torch.broadcast_tensors(args[0], args[1])[1]]
     elif func in _BY_MASKS:
-        found = [each for each in args[1] if each is not None and each.dtype in (torch.bool, torch.uint8)]
+        masks = [each for each in args[1] if each is not None and each.dtype in (torch.bool, torch.uint8)]
     else:
-        found = []
-    return [mask for mask in found if _on_card(mask)]
+        masks = []
+    return [mask for mask in masks if _on_card(mask)]
 
 
 def _on_card(value: Any) -> bool:

@@ -1,9 +1,9 @@
-"""What others measured on real cards and published with the script, beside what the simulation says of the same.
+"""Figures that others measured on real cards and published with the script, beside those of the simulation.
 
     python -m tests.vram.simulated.published
 
-prints the table that docs/simulated.md has. Agreeing or not, but for figures rounded too far to tell, of backward
-passes, and of an allocator whose state before is not told. Units and decimals are the source's. Before torch 2.0
+prints the table that docs/simulated.md has. Figures are there whether they agree or not, but for those rounded too far,
+of backward passes, and of an allocator in an unknown state. Units and decimals are the source's. Before torch 2.0
 cuBLAS's workspace was not taken from PyTorch's allocator: such rows leave it out.
 """
 
@@ -59,7 +59,7 @@ def peak() -> int:
 
 
 def refused(run: Callable[[], object]) -> str:
-    """What an out of memory says it tried to allocate."""
+    """The size that an out of memory error says."""
     try:
         run()
     except torch.OutOfMemoryError as error:

@@ -15,7 +15,7 @@ MIB = 1 << 20
 
 @dataclass
 class Use:
-    """An interval in use: its length, and what was asked for."""
+    """An interval in use: its length, and the requested bytes."""
 
     length: int
     requested: int
@@ -112,7 +112,7 @@ class ReferenceAllocator:
         return sorted(pieces)
 
     def left(self) -> int:
-        """What the card has free."""
+        """Free bytes of the card."""
         return self.capacity - self.context - self.other - sum(region.length for region in self.regions)
 
     def _note(self) -> None:

@@ -92,7 +92,7 @@ def test_a_card_must_hold_what_is_taken() -> None:
 
 
 def test_the_smallest_that_fits_is_taken() -> None:
-    """Of holes of 3 and 2 MiB, a request of 2 MiB takes the one of 2, though the other lies lower."""
+    """A request of 2 MiB takes the hole of 2, not that of 3 MiB at a lower address."""
     device = allocator()
     first, _, second, _ = (device.malloc(n * MIB) for n in (3, 2, 2, 2))
     device.free(first)
@@ -139,7 +139,7 @@ def test_streams_do_not_share() -> None:
 
 
 def test_a_whole_block_reused_keeps_what_is_over() -> None:
-    """48 MiB cached, 47 asked: 1 MiB is not more than 1 MiB, so it stays, and allocated counts it."""
+    """48 MiB cached, 47 requested: 1 MiB is not more than 1 MiB, so it stays, and allocated counts it."""
     device = allocator()
     device.free(device.malloc(48 * MIB))
 
@@ -366,9 +366,9 @@ def test_what_an_error_tells() -> None:
 
 
 def test_the_incident_asked_for_48_mib() -> None:
-    """One fp32 softmax of 627 tokens, 50,320,512 B, is told as 48.00 MiB, as from 614 tokens on; 613 are 46.00."""
-    for tokens, told in [(627, "48.00 MiB"), (614, "48.00 MiB"), (613, "46.00 MiB"), (628, "50.00 MiB")]:
-        with pytest.raises(SimulatedOutOfMemory, match=f"Tried to allocate {told}. GPU 0 has"):
+    """One fp32 softmax of 627 tokens, 50,320,512 B, is 48.00 MiB in the message, as from 614 on; 613 are 46.00."""
+    for tokens, size in [(627, "48.00 MiB"), (614, "48.00 MiB"), (613, "46.00 MiB"), (628, "50.00 MiB")]:
+        with pytest.raises(SimulatedOutOfMemory, match=f"Tried to allocate {size}. GPU 0 has"):
             allocator(40 * MIB).malloc(32 * tokens**2 * 4)
 
 
@@ -429,12 +429,12 @@ def test_sizes_in_messages(n_bytes: int, text: str) -> None:
     ],
 )
 def test_settings_that_change_nothing_pass(text: str) -> None:
-    """What is so by default, and what is about the host's memory."""
+    """Default values, and settings of host memory."""
     CachingAllocator(GIB, settings=text)
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("expandable_segments:True", r"got expandable_segments:True \(segments that grow page by page"),
         (" expandable_segments : True ", "got expandable_segments:True"),
@@ -449,9 +449,9 @@ def test_settings_that_change_nothing_pass(text: str) -> None:
         ("something_new:1", "got something_new:1"),
     ],
 )
-def test_settings_that_change_figures_are_refused(text: str, told: str) -> None:
-    """By name and with the way out, wherever they stand in the text; none is passed over."""
-    with pytest.raises(ValueError, match=told + ".*: take it out of PYTORCH_ALLOC_CONF"):
+def test_settings_that_change_figures_are_refused(text: str, message: str) -> None:
+    """The error has the name and the way out, wherever in the text the setting is."""
+    with pytest.raises(ValueError, match=message + ".*: take it out of PYTORCH_ALLOC_CONF"):
         CachingAllocator(GIB, settings=text)
 
 
@@ -514,14 +514,14 @@ EDGES = [
 
 
 class Pair:
-    """The allocator and the plain one, asked the same; every answer and figure must be the same."""
+    """The allocator and the plain one with the same requests; every answer and figure must be the same."""
 
     def __init__(self, capacity_bytes: int, context_bytes: int = 0, other_bytes: int = 0) -> None:
         self.ours = CachingAllocator(capacity_bytes, context_bytes, other_bytes)
         self.plain = ReferenceAllocator(capacity_bytes, context_bytes, other_bytes)
         self.first: int | None = None  # the address of our first segment
         self.alive: list[tuple[Block, tuple[int, int]]] = []
-        self.told = 0
+        self.refusals = 0
 
     def malloc(self, n_bytes: int, stream: int = 0) -> None:
         try:
@@ -534,7 +534,7 @@ class Pair:
             answer = str(full)
         if isinstance(block, str) or isinstance(answer, str):
             assert block == answer
-            self.told += 1
+            self.refusals += 1
             return
         base, offset, length = answer
         if self.first is None:
@@ -602,7 +602,7 @@ def test_the_same_as_a_plain_implementation(seed: int) -> None:
         if step % 40 == 39:
             pair.compare_all()
     if capacity_bytes < 100 * MIB and most > 8:
-        assert pair.told > 0  # such a card was full at times, and said so in the same words
+        assert pair.refusals > 0  # such a card was full at times, and said so in the same words
 
 
 class Machine(RuleBasedStateMachine):

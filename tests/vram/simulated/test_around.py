@@ -1,4 +1,4 @@
-"""What stands around a model: modules that are moved, offloaded, spread, lazy; and what asks a card for its details."""
+"""Around a model: modules that are moved, offloaded, spread, lazy; storages; questions about a card's details."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_a_module_is_moved_whoever_holds_its_parameters() -> None:
 
 
 def test_what_is_offloaded_comes_to_the_card_while_it_is_at_work() -> None:
-    """By accelerate: one of eight matrices at a time, and what it returns."""
+    """With accelerate: one of eight matrices at a time, and the result."""
     with device() as cuda, torch.no_grad():
         model = nn.Sequential(*[nn.Linear(1024, 1024, bias=False) for _ in range(8)])
         accelerate.cpu_offload(model, execution_device=torch.device("cuda"))
@@ -133,7 +133,7 @@ def test_what_it_cannot_do_it_says_and_where_to_go(ask: Callable[[], Any]) -> No
 
 
 def test_what_has_no_bytes_is_not_pickled() -> None:
-    """What is real is."""
+    """Real tensors are."""
     with device():
         with pytest.raises(NotImplementedError, match="no bytes to save"):
             pickle.dumps(torch.zeros(3, device="cuda"))

@@ -72,7 +72,7 @@ CHOICES: dict[str, tuple[tuple[int, int], dict[str, Any], dict[str, Any], SDPBac
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_the_kernel_is_the_one_the_card_would_run(choice: str) -> None:
-    """By the conditions of sdp_utils.cpp, one by one."""
+    """Each condition of sdp_utils.cpp by itself."""
     capability, shape, how, expected = CHOICES[choice]
     assert kernel(capability, *inputs(**shape), **how) == expected
 
@@ -106,7 +106,7 @@ def test_the_user_has_the_last_word(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("installed", "expected"), [(91501, CUDNN), (91500, FLASH)])
 def test_an_older_cudnn_is_not_preferred(monkeypatch: pytest.MonkeyPatch, installed: int, expected: SDPBackend) -> None:
-    """The cuDNN that a CUDA build of torch brings is asked; a CPU build is taken for one with a new cuDNN."""
+    """The version of cuDNN in a CUDA build of torch counts; a CPU build is taken for one with a new cuDNN."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: installed)
     assert kernel(HOPPER, *inputs()) == expected

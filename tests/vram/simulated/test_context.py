@@ -179,7 +179,7 @@ def test_a_process_can_be_allowed_a_part_of_the_card() -> None:
 
 
 def test_figures_and_history_that_it_has_not_are_refused_by_name(tmp_path: Path) -> None:
-    """By pool there are none, nor addresses, nor a history; a snapshot of what is alive there is."""
+    """There are no figures by pool, no addresses, no history; there is a snapshot of live memory."""
     with device():
         kept = torch.zeros(1000, device="cuda")
         with pytest.raises(
@@ -220,8 +220,8 @@ def test_what_it_does_not_model_it_says() -> None:
 
 def test_questions_about_the_gpu_are_answered_by_the_card_and_undone() -> None:
     """Inside, the simulated card's figures; outside, what torch said before, also after an error."""
-    asked = ("is_available", "device_count", "memory_allocated", "max_memory_reserved", "mem_get_info", "empty_cache")
-    before = [getattr(torch.cuda, name) for name in asked]
+    names = ("is_available", "device_count", "memory_allocated", "max_memory_reserved", "mem_get_info", "empty_cache")
+    before = [getattr(torch.cuda, name) for name in names]
     cuda = device(Card("test", 4 * 2**30, (9, 0), context_bytes=2**30))
 
     def fails_inside() -> None:
@@ -237,12 +237,12 @@ def test_questions_about_the_gpu_are_answered_by_the_card_and_undone() -> None:
 
     with pytest.raises(KeyError):
         fails_inside()
-    assert [getattr(torch.cuda, name) for name in asked] == before
+    assert [getattr(torch.cuda, name) for name in names] == before
     assert torch.zeros(1).item() == 0
 
 
 def test_out_of_memory_is_pytorch_s_error_and_the_run_goes_on() -> None:
-    """In CUDA's words, with the segment that was asked for; what was alive stays counted, and smaller work fits."""
+    """In CUDA's words, with the size of the segment; live memory stays counted, and smaller work fits."""
     with device(Card("small", 64 * MiB, context_bytes=0)) as cuda:
         kept = torch.zeros(40 * MiB, dtype=torch.uint8, device="cuda")
         with pytest.raises(
@@ -266,7 +266,7 @@ def test_cublas_takes_its_workspace_once(capability: tuple[int, int], n_bytes: i
 
 
 def test_a_torch_with_cuda_needs_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is one touched that is there: fake tensors wake none, and where there is none its driver is not asked."""
+    """Nor is a GPU that is there touched: fake tensors wake none, and without one no driver is called."""
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(fake_tensor, "init_gpu_context", lambda _: pytest.fail("a GPU was woken"))
     with device() as cuda:

@@ -121,16 +121,16 @@ VIEWS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
 def test_a_view_lies_as_a_real_one_where_a_size_is_one(view: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    """By these strides torch tells whether the channels come last, and so whether a convolution copies."""
-    laid = (1, 6, 4, 4), (5, 1, 24, 6)
-    real = view(torch.empty_strided(*laid))
+    """These strides decide whether the channels come last for torch, and so whether a convolution copies."""
+    layout = (1, 6, 4, 4), (5, 1, 24, 6)
+    real = view(torch.empty_strided(*layout))
     with device():
-        simulated = view(torch.empty_strided(*laid, device="cuda"))
+        simulated = view(torch.empty_strided(*layout, device="cuda"))
     assert (simulated.shape, simulated.stride()) == (real.shape, real.stride())
 
 
 def test_a_module_that_is_cast_there_takes_no_more_than_its_parameters_one_after_the_other() -> None:
-    """What a parameter was is gone before the next is cast."""
+    """A parameter's old memory is free before the next one is cast."""
     with device():
         module = nn.ParameterList(torch.zeros(64, 64) for _ in range(3)).to("cuda")
         torch.cuda.reset_peak_memory_stats()

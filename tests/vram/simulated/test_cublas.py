@@ -1,4 +1,4 @@
-"""What matrix products take from the allocator beside their result."""
+"""Memory that matrix products take from the allocator beside their result."""
 
 from __future__ import annotations
 

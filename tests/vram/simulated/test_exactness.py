@@ -123,7 +123,7 @@ WAYS += [(torch.float16, torch.inference_mode), (torch.bfloat16, torch.inference
 @pytest.mark.parametrize(("dtype", "inference"), WAYS)
 @pytest.mark.parametrize("case", CASES)
 def test_simulated_and_followed_peaks_are_equal_to_the_byte(case: str, dtype: torch.dtype, inference: Any) -> None:
-    """What is alive at most above the weights, in a real run on the CPU and in a simulated one."""
+    """The peak above the weights, in a real run on the CPU and in a simulated one."""
     build, run = CASES[case]
     model = build().to(dtype)
     with inference():

@@ -100,7 +100,7 @@ def test_threads_load_too(saved: Path) -> None:
 
 
 def test_files_of_older_kinds_and_open_ones_are_loaded(saved: Path, tmp_path: Path) -> None:
-    """What is read after its tensors are made is not known."""
+    """Values that are read after their tensors are made are unknown."""
     torch.save({"steps": torch.arange(4)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     with device() as cuda:
         there = torch.load(tmp_path / "old.pt", map_location="cuda")
@@ -146,7 +146,7 @@ def test_weights_of_a_file_come_to_the_card(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("where", ["cuda", "cuda:0", 0])
 def test_weights_are_read_one_by_one_and_in_slices(where: Any, tmp_path: Path) -> None:
-    """By a `safe_open` that was imported before, in the words of its own."""
+    """Through a `safe_open` that was imported before."""
     safetensors.torch.save_file({"weight": torch.ones(4, 4), "steps": torch.arange(3)}, tmp_path / "model.safetensors")
     with device() as cuda, safe_open(tmp_path / "model.safetensors", framework="pt", device=where) as opened:
         assert sorted(opened.keys()) == ["steps", "weight"]
@@ -191,7 +191,7 @@ def test_what_is_imported_inside_reads_files_too_and_keeps_nothing(tmp_path: Pat
 
 
 def test_what_has_no_bytes_is_not_saved(tmp_path: Path) -> None:
-    """What is real is."""
+    """Real tensors are."""
     real = {"steps": torch.arange(3)}
     with device():
         for save in (torch.save, safetensors.torch.save_file):

@@ -53,7 +53,7 @@ USES: dict[str, Callable[[nn.Module, torch.Tensor], object]] = {
 @pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_operations_outside_are_refused_by_name_and_line(use: Callable[[nn.Module, torch.Tensor], object]) -> None:
-    """Never run and not counted; looks and sizes are told, and inside all goes on."""
+    """Never run and not counted; looks and sizes can be read, and inside all goes on."""
     cuda = device()
     with cuda:
         model, x = nn.Linear(4, 4).to("cuda"), torch.zeros(2, 4, device="cuda")

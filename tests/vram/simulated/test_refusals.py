@@ -1,4 +1,4 @@
-"""What a simulated card is asked that it has no figure of: refused by name, with the way out."""
+"""Operations without a figure on a simulated card: refused by name, with the way out."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_number_on_the_card_is_the_same_text_as_in_main_memory() -> None:
             f"{on_card(1)[0]}"
 
 
-def test_what_an_operation_of_others_takes_meanwhile_is_told_not_to_be_counted() -> None:
+def test_scratch_memory_of_another_library_s_operation_is_said_not_to_be_counted() -> None:
     """Fake tensors run what says how its result looks; a warning names the operation and the line."""
 
     @torch.library.custom_op("vram_tests::doubled", mutates_args=())
@@ -125,7 +125,7 @@ def test_modules_are_not_exported_inside() -> None:
 
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_modules_are_not_traced_inside() -> None:
-    """What was traced outside runs."""
+    """A module that was traced outside runs."""
     layer = nn.Linear(3, 3).eval()
     traced = torch.jit.trace(layer, torch.zeros(1, 3))  # type: ignore[no-untyped-call]
     with device(), torch.no_grad():

@@ -1,4 +1,4 @@
-"""What kernels hold beside their result, for the moment."""
+"""Scratch memory: what kernels allocate beside their result, and free at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vram.simulated.context import SimulatedCuda
 
 N = 512
 FLOATS, INDICES, BITS = N * N * 4, N * N * 8, N * N
-# What CUB takes for a prefix sum over all, and to find where a mask is true; and how many there are.
+# Storage of CUB for a prefix sum over all, and to find where a mask is true; and the number of those places.
 SCAN, SELECT, COUNT = 6144, 2048, 512
 SORT = 4259328 + 12288  # with the rest of its segment, which is too little to be a block
 
@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
         lambda x: F.group_norm(x, 2, one := x.new_ones(N), one),
         FLOATS + 2048 + 2 * 4096,
     ),
-    # By its strides the only picture is not one whose channels come last, and cuDNN reads a copy.
+    # The strides of the only picture do not say that its channels come last, and cuDNN reads a copy.
     "a convolution of tokens": (
         lambda x: nn.functional.conv2d(x[None].transpose(1, 2).view(1, N, 16, -1), x.new_ones(4, N, 1, 1)),
         FLOATS + 2 * 4 * N * 4,
@@ -113,7 +113,7 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     # Values and places; sorted apart, by places of their own and what the sort takes. The search is over by then.
     "the greatest thousands in order": (lambda x: x.flatten().topk(8192), 2 * (32768 + 65536) + 65536 + 110080),
     "the most frequent of columns": (lambda x: x.mode(0), FLOATS + 2048 + 4096),
-    # What is repeated how often, where each one ends, and the result.
+    # How often each is repeated, where each one ends, and the result.
     "repeat each": (lambda x: torch.repeat_interleave(x.new_ones(4096, dtype=torch.int64)), 3 * 4096 * 8),
     "draw by halves": (lambda x: x.half().bernoulli(), FLOATS // 2 + FLOATS // 2 + FLOATS),
     "windows apart": (lambda x: F.unfold(x[None, None], 1, stride=2), FLOATS),
@@ -203,7 +203,7 @@ TOO_MUCH: dict[str, Callable[[Tensor], object]] = {
 
 @pytest.mark.parametrize("case", TOO_MUCH)
 def test_what_a_kernel_holds_can_be_too_much_and_is_gone_then(case: str) -> None:
-    """What was held until then is given back, also while the error, whose traceback has frames, is handled."""
+    """Memory that it had until then is freed, also while the error, whose traceback has frames, is handled."""
     with SimulatedCuda(Card("1000 MiB", 1000 * 2**20, context_bytes=0), cublas_workspace=False), torch.no_grad():
         x = torch.zeros(8192, 8192, device="cuda")  # 256 MiB
         kept = torch.zeros(240 * 2**20, dtype=torch.uint8, device="cuda") if "softmax" in case or "sum" in case else x

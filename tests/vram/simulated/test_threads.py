@@ -15,8 +15,8 @@ from tests.vram.simulated.devices import device
 
 
 def test_other_threads_are_followed() -> None:
-    """What they make and run on the card is the card's; what they read into main memory stays real, as transformers'
-    loading does. A storage that is resized by hand is followed too."""
+    """Tensors that they make and use on the card are the card's; those that they read into main memory, as transformers
+    does, stay real. A storage that is resized by hand is followed too."""
     with device() as cuda:
         first, made = torch.zeros(16, 16, device="cuda"), []
         before = cuda.allocator.requested_bytes
@@ -64,7 +64,7 @@ FROM_A_THREAD: dict[str, Callable[[], object]] = {
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU answers")
 @pytest.mark.parametrize("way", FROM_A_THREAD)
 def test_a_thread_takes_from_the_card_and_torch_does_not_think_it_initialised(way: str) -> None:
-    """What torch without a GPU says of one is afterwards what it was before."""
+    """Afterwards, torch without a GPU refuses one in the same words as before."""
 
     def refusal() -> str:
         with pytest.raises((AssertionError, RuntimeError)) as caught:

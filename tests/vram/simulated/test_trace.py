@@ -1,4 +1,4 @@
-"""Traces: what an allocator was asked, asked again."""
+"""Traces: requests to an allocator, replayed."""
 
 from __future__ import annotations
 
@@ -258,7 +258,7 @@ def test_a_name_is_given_once() -> None:
 
 
 def step(length: int, *, odd: bool = False) -> Trace:
-    """What a token does: a cache 4 KiB longer than the last one, in its place; and fixed scratch."""
+    """The requests of a token: a cache 4 KiB longer than the last one, in its place; and fixed scratch."""
     allocator = CachingAllocator(GIB)
     recorder = Recorder(allocator)
     prompt = allocator.malloc(MIB)
@@ -279,10 +279,10 @@ def test_a_step_between_two_is_what_it_would_be() -> None:
     at = interpolated({length: step(length) for length in (3, 4, 50, 51)})
     assert at is not None
     for length in (3, 17, 51):
-        wanted, got = step(length), at(length)
-        assert got.ops == wanted.ops
+        expected, got = step(length), at(length)
+        assert got.ops == expected.ops
         assert [getattr(other, "size", None) for other in got.others.values()] == [
-            getattr(other, "size", None) for other in wanted.others.values()
+            getattr(other, "size", None) for other in expected.others.values()
         ]
         assert got.tags == [3, 3]
 

@@ -104,7 +104,7 @@ def test_writes_into_a_tensor_from_outside_are_kept() -> None:
 
 
 def test_known_masks_choose() -> None:
-    """Of unknown values too: a card needs the mask alone to know how many."""
+    """Unknown values too: a card needs the mask alone to know how many."""
     with device():
         values, mask = torch.randn(4, 3, device="cuda"), torch.tensor([True, False, True, True], device="cuda")
         assert values[mask].shape == (3, 3)
@@ -280,7 +280,7 @@ def test_what_generation_chooses_is_assumed() -> None:
 
 
 def test_what_is_assumed_could_be_chosen() -> None:
-    """Of three classes there is no eighth; along each dimension every position is there once, as in a real order."""
+    """There is no eighth of three classes; along each dimension every position is there once, as in a real order."""
     with device():
         scores = torch.randn(3, 5, device="cuda")
         assert scores.argmax(0).tolist() == [2] * 5

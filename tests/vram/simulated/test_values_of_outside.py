@@ -43,7 +43,7 @@ def test_a_real_tensor_hands_out_its_own_memory(hand_out: Callable[[torch.Tensor
 
 
 def test_what_is_real_is_copied_as_such_beside_what_is_not() -> None:
-    """By one `copy.deepcopy` of both, and of a module too."""
+    """One `copy.deepcopy` of both, and of a module too."""
     real, linear = torch.linspace(0, 1, 100), nn.Linear(8, 8)
     with device():
         there, copied, module = copy.deepcopy([real.cuda(), real, linear])
@@ -97,7 +97,7 @@ def test_what_is_written_into_a_real_tensor_is_read_from_it_however_that_is_aske
 def test_a_real_tensor_that_something_unknown_was_written_into_is_not_read(elements: int) -> None:
     """Its memory holds what was there before."""
     real = torch.zeros(elements)
-    asked: list[Callable[[], Any]] = [
+    reads: list[Callable[[], Any]] = [
         lambda: real.tolist(),
         lambda: real.numpy(),
         lambda: real[1:].numpy(),
@@ -107,9 +107,9 @@ def test_a_real_tensor_that_something_unknown_was_written_into_is_not_read(eleme
     ]
     with device():
         real[:2].copy_(torch.randn(2, device="cuda"))
-        for ask in asked:
+        for read in reads:
             with pytest.raises(UnknownValue, match=r" at .*test_values_of_outside\.py:\d+ "):
-                ask()
+                read()
 
 
 def test_a_real_tensor_that_is_resized_inside_is_what_it_is_now() -> None:
