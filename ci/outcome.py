@@ -1,15 +1,16 @@
-"""What a run of the memory suite amounts to, as an exit code: pytest's own, refined by what was decided."""
+"""The exit code of the memory suite: pytest's own, refined by the outcomes in the report."""
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from llava.modes import MODES
 from vram.exit_codes import BAD_INPUT, FINE, INCONCLUSIVE, INTERRUPTED, OUR_FAULT, REGRESSION
+from vram.summary.reader import read_run
 
-DECIDED = ("stable", "plateau", "grows", "out of memory")
+DECIDED = ("stable", "plateau", "grows", "out of memory")  # verdicts on growth
+REGRESSED = ("grows", "out of memory", "over limit", "regression")
 # pytest's: 0 passed, 1 failed, 2 interrupted, 3 internal error, 4 usage error, 5 no tests collected.
 PASSED, FAILED, STOPPED, USAGE = 0, 1, 2, 4
 
@@ -22,15 +23,15 @@ def outcome(status: int, report: Path) -> tuple[int, str]:
         return INTERRUPTED, "interrupted"
     if status not in (PASSED, FAILED):
         return OUR_FAULT, f"the suite itself failed: pytest ended with {status}"
-    modes = json.loads(report.read_text(encoding="utf-8"))["modes"] if report.is_file() else []
-    verdicts = {mode["mode"]: mode["verdict"] for mode in modes}
+    recordings = read_run(report).recordings if report.is_file() else ()
+    verdicts = {one.name: one.verdict for one in recordings}
     undecided = [mode for mode in MODES if verdicts.get(mode) not in DECIDED]
-    convicted = any(verdict in ("grows", "out of memory") for verdict in verdicts.values())
-    if status == FAILED and (convicted or not undecided):
+    regressed = any(one.outcome in REGRESSED for one in recordings)
+    if status == FAILED and (regressed or not undecided):
         return REGRESSION, "a regression was found: see the failures above"
     if undecided:
         return INCONCLUSIVE, f"inconclusive: no decision on {', '.join(undecided)}"
-    unbudgeted = [mode["mode"] for mode in modes if mode.get("budget_bytes") is None]
+    unbudgeted = [one.name for one in recordings if one.budget_bytes is None]
     peaks = f"no budget is recorded for {', '.join(unbudgeted)}" if unbudgeted else "every peak is within its budget"
     return FINE, f"memory is stable in every mode; {peaks}"
 

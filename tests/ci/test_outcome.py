@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from ci.outcome import outcome
 from llava.modes import MODES
+from vram.report.json_file import write_report
+from vram.summary import Check, RecordingSummary, RunSummary
 
 
 def report(folder: Path, **verdicts: str | None) -> Path:
     path = folder / "memory.json"
-    modes = [
-        {"mode": mode, "verdict": verdicts.get(mode.replace("-", "_"), "stable")}
-        for mode in MODES
-        if verdicts.get(mode.replace("-", "_"), "stable") != "missing"
+    named = {mode: verdicts.get(mode.replace("-", "_"), "stable") for mode in MODES}
+    over = Check("budget", "over", "1 B over", figure_bytes=2, limit_bytes=1, over_bytes=1)
+    recordings = [
+        RecordingSummary(mode, laps=5, samples=2, verdict="stable", checks=(over,))
+        if verdict == "over limit"
+        else RecordingSummary(mode, laps=5, samples=2, verdict=verdict)
+        for mode, verdict in named.items()
+        if verdict != "missing"
     ]
-    path.write_text(json.dumps({"schema": 1, "environment": {}, "modes": modes}))
+    write_report(path, RunSummary(recordings=recordings))
     return path
 
 
@@ -35,6 +40,7 @@ def report(folder: Path, **verdicts: str | None) -> Path:
         (1, {"himap": "undecided"}, 3),
         (1, {"himap": "undecided", "baseline": "grows"}, 1),
         (1, {"baseline": "out of memory"}, 1),
+        (1, {"himap": "undecided", "baseline": "over limit"}, 1),
         (2, {}, 130),
         (3, {}, 70),
         (4, {}, 2),
@@ -46,7 +52,7 @@ def test_exit_code(tmp_path: Path, status: int, verdicts: dict[str, str | None],
     assert outcome(status, report(tmp_path, **verdicts))[0] == code
 
 
-def test_a_budget_nobody_recorded_is_told(tmp_path: Path) -> None:
+def test_a_budget_nobody_recorded_is_named(tmp_path: Path) -> None:
     """Stable and within its budget are two things: the last line claims the second only where there was one."""
     assert "no budget is recorded for baseline, himap" in outcome(0, report(tmp_path))[1]
 
