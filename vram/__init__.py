@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vram.api import assert_peak, assert_ratio, assert_stable, replay, verdicts
+    from vram.api import assert_peak, assert_ratio, assert_stable, replay
     from vram.budgets.file import Budget, read_budget
     from vram.errors import (
         Inconclusive,
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vram.replaying.marks import mark
     from vram.replaying.measurement import Measurement, measure
     from vram.units import format_bytes, parse_bytes
+    from vram.verdict.channels import verdicts
     from vram.verdict.growth import Forecast, Verdict, judge_growth
     from vram.verdict.peak import Overrun, judge_peak
     from vram.verdict.ratio import Level, Ratio, judge_level, judge_ratio
@@ -63,7 +64,7 @@ __all__ = [
 ]
 
 _NAMES = {
-    "vram.api": ("assert_peak", "assert_ratio", "assert_stable", "replay", "verdicts"),
+    "vram.api": ("assert_peak", "assert_ratio", "assert_stable", "replay"),
     "vram.budgets.file": ("Budget", "read_budget"),
     "vram.errors": (
         "Inconclusive",
@@ -79,6 +80,7 @@ _NAMES = {
     "vram.replaying.marks": ("mark",),
     "vram.replaying.measurement": ("Measurement", "measure"),
     "vram.units": ("format_bytes", "parse_bytes"),
+    "vram.verdict.channels": ("verdicts",),
     "vram.verdict.growth": ("Forecast", "Verdict", "judge_growth"),
     "vram.verdict.peak": ("Overrun", "judge_peak"),
     "vram.verdict.ratio": ("Level", "Ratio", "judge_level", "judge_ratio"),

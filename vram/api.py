@@ -1,4 +1,4 @@
-"""From a recording to an outcome: which channels decide, and what is said when they decide against."""
+"""The functions that users call: replay samples, then assert that memory is stable, within a limit, or a ratio."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ from vram.replaying.rerunnable import forget
 from vram.summary import Check
 from vram.text import apart, rate_text
 from vram.units import format_bytes, parse_bytes
-from vram.verdict.channels import convicting, overall
-from vram.verdict.channels import verdicts as verdicts
+from vram.verdict.channels import convicting, overall, verdicts
 from vram.verdict.growth import Forecast, Verdict
 from vram.verdict.peak import judge_peak
 from vram.verdict.ratio import compare
 
 Sample = TypeVar("Sample")
 _MOST_LINES = 25  # of a failure, on a terminal
-_SPOKEN = {
+_IN_WORDS = {
     "requested": "live memory",
     "requested_peak": "peak memory",
     "driver": "memory that is not PyTorch's",
@@ -73,8 +72,8 @@ def assert_stable(
 ) -> None:
     """Pass where every exact channel is stable or on a plateau, and the driver's count of this process does not grow.
 
-    Other noisy channels are told, and do not decide. Raises MemoryGrowth, Undecided, or Inconclusive where no exact
-    channel was measured. On growth the samples are run again with tracing, and the error names lines and holders, and
+    Other noisy channels are reported, and never fail a test. Raises MemoryGrowth, Undecided, or Inconclusive where no
+    exact channel was measured. On growth the samples are run again with tracing, and the error names lines, holders and
     when `card` is full (the device's own where it is not named); `save` writes the memory viewer's snapshot of that
     rerun and returns its path. The step and the samples of the recording are let go of, either way.
     """
@@ -180,7 +179,7 @@ def _growth_text(
     grew = "grows by" if verdict.status == "grows" else "undecided whether it stops growing; so far"
     figures = recording.channels[channel]
     lines = [
-        f"{recording.name}: {_SPOKEN.get(channel, 'memory')} ({channel}) {grew} {_rate_text(verdict)} a sample",
+        f"{recording.name}: {_IN_WORDS.get(channel, 'memory')} ({channel}) {grew} {_rate_text(verdict)} a sample",
         f"  {verdict.reason}",
         f"  {verdict.laps} laps of {verdict.samples} samples: {format_bytes(recording.before[channel])} before the "
         f"first, {format_bytes(int(figures[-1, -1]))} after the last",

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from vram import api
 from vram.budgets.accepted import Accepted, record
@@ -22,6 +22,7 @@ from vram.replaying.measurement import Measurement, measure
 from vram.replaying.rerunnable import forget, name_of
 from vram.summary import NEEDS_ATTENTION, Check, RatioSummary, RecordingSummary, merged_environment
 from vram.summary.recording import OWN_KEYS
+from vram.verdict.channels import verdicts
 from vram.verdict.ratio import compare
 from vram.verdict.summarize import summarize, summarize_out_of_memory
 
@@ -51,7 +52,7 @@ class VramSession:
     """Replays, judges and remembers: `summaries` has one `RecordingSummary` a recording, in the order of replays."""
 
     mark = staticmethod(mark)
-    judge = staticmethod(api.verdicts)
+    judge = staticmethod(verdicts)
 
     def __init__(self, options: SessionOptions) -> None:
         self.options = options
@@ -146,7 +147,7 @@ class VramSession:
             raise
         except Inconclusive as error:
             if self._touch(recording):
-                self._check(recording, Check("growth", "inconclusive", f"inconclusive: {error}"))
+                self._check(recording, _inconclusive("growth", recording, error))
             raise
 
     def _save(self, name: str, snapshot: dict[str, Any]) -> Path:
@@ -217,7 +218,7 @@ class VramSession:
             )
         except Inconclusive as error:
             if self._touch(recording):
-                self._check(recording, Check("ratio", "inconclusive", f"inconclusive: {error}", channel))
+                self._check(recording, _inconclusive("ratio", recording, error))
             raise
         if self._touch(recording):
             ratios = (*self.summary(recording).ratios, RatioSummary(**ratio.summary()))
@@ -286,6 +287,10 @@ class VramSession:
         self._index[id(recording)] = self._add(summarize(recording))
         weakref.finalize(recording, self._index.pop, id(recording), None)
         self.environment = merged_environment([self.environment, recording.environment])
+
+
+def _inconclusive(kind: Literal["growth", "ratio"], recording: Recording, error: Inconclusive) -> Check:
+    return Check(kind, "inconclusive", f"inconclusive: {str(error).removeprefix(f'{recording.name}: ')}")
 
 
 def _same_kind(check: Check) -> tuple[object, ...]:

@@ -123,7 +123,7 @@ def judge(
         return Judged(head, None)
     if OUT_OF_MEMORY in (head.verdict, base.entry.verdict):
         return _out_of_memory(head, base)
-    if head.verdict is None:
+    if head.verdict is None and not head.peaks_alone:
         return Judged(head, base, unsaid=head.reason)
     held = held_to(head, criteria)
     now, before = figures(head), figures(base.entry)

@@ -54,6 +54,12 @@ class Entry:
         return self.outcome or self.verdict or "inconclusive"
 
     @property
+    def peaks_alone(self) -> bool:
+        """Whether it is a recording of one lap: it has peaks to compare, and nothing to say of growth."""
+        laps = [len(channel.laps) for channel in self.channels.values()]
+        return self.verdict is None and bool(laps) and set(laps) == {1}
+
+    @property
     def name(self) -> str:
         """Name of the recording or of the test."""
         return name_of(self.key)
@@ -132,12 +138,12 @@ def of_marked(summary: MarkedSummary, environment: Mapping[str, object]) -> Entr
 
 def merged(entries: Sequence[Entry]) -> list[Entry]:
     """One entry a key: the last of one test that was tried again, the largest of several tests' (workers')."""
-    found: dict[Key, Entry] = {}
+    by_key: dict[Key, Entry] = {}
     for entry in entries:
-        known = found.get(entry.key)
+        known = by_key.get(entry.key)
         if known is None or known.test == entry.test or _size(entry) > _size(known):
-            found[entry.key] = entry
-    return list(found.values())
+            by_key[entry.key] = entry
+    return list(by_key.values())
 
 
 def _size(entry: Entry) -> float:
@@ -207,14 +213,14 @@ def packed(laps: Sequence[Sequence[int]]) -> tuple[str, ...]:
 
 def unpacked(laps: Sequence[str]) -> list[list[int]]:
     """The readings behind `packed`, (laps, samples). ValueError for what it did not give."""
-    found: list[list[int]] = []
+    readings: list[list[int]] = []
     for text in laps:
-        if text == _SAME and found:
-            found.append(list(found[-1]))
+        if text == _SAME and readings:
+            readings.append(list(readings[-1]))
             continue
         lap: list[int] = []
         for word in text.split():
             figure, _, times = word.partition("x")
             lap += [int(figure)] * int(times or 1)
-        found.append(lap)
-    return found
+        readings.append(lap)
+    return readings

@@ -22,14 +22,14 @@ from vram.replaying.measurement import measure
 from vram.units import format_bytes
 
 _MOMENT_SECONDS = 0.02
-_TOLD = 3  # kinds of tensors: each holder is a search through every object of the process
+_MOST_KINDS = 3  # of tensors: each holder is a search through every object of the process
 
 
 @dataclass
-class Body:
-    """Bytes above what was alive when the body began; there once it has ended well. `kept_bytes` is of leak_free alone.
+class MeasuredBody:
+    """Bytes above those alive when the body began; None until it has ended well. `kept_bytes` is for leak_free alone.
 
-    Negative `kept_bytes` were alive before and are not any more. `kept` tells of the tensors, where too many were kept.
+    Negative `kept_bytes` were alive before and are not any more. `kept` names the tensors, where too many were kept.
     """
 
     peak_bytes: int | None = None
@@ -38,12 +38,12 @@ class Body:
 
 
 @contextmanager
-def measured(limits: MarkerLimits, device: str, let_go: Callable[[], None]) -> Iterator[Body]:
-    """Measure the block for what `asked` needs. `let_go` drops what the test runner itself keeps of the body.
+def measured(limits: MarkerLimits, device: str, let_go: Callable[[], None]) -> Iterator[MeasuredBody]:
+    """Measure the block as `limits` need it. `let_go` drops what the test runner itself keeps of the body.
 
     A body that itself resets the peak statistics of a real GPU hides what it needed before that.
     """
-    body = Body()
+    body = MeasuredBody()
     leaks = limits.allow_bytes is not None
     if device != "cpu":  # whose meter collects when it starts
         gc.collect()
@@ -67,7 +67,7 @@ def measured(limits: MarkerLimits, device: str, let_go: Callable[[], None]) -> I
 
 
 class Leftovers:
-    """Remembers the storages alive now on `device`; `lines` tells of those alive then that were not. Keeps none alive.
+    """Remembers the storages alive now on `device`; `lines` names those that are alive then and were not. Keeps none.
 
     Sees what Python's collector sees: a storage that only native code keeps is not named.
     """
@@ -89,14 +89,14 @@ class Leftovers:
             ((sum(size for size, _ in storages), what, storages) for what, storages in kinds.items()),
             key=lambda kind: -kind[0],
         )
-        told = []
-        for size, what, storages in ranked[:_TOLD]:
+        lines = []
+        for size, what, storages in ranked[:_MOST_KINDS]:
             with unfrozen():
-                told.append(f"  {len(storages)} {what}, {format_bytes(size)}, held by: {holder(storages[0][1]())}")
-        if len(ranked) > _TOLD:
-            rest = sum(size for size, _, _ in ranked[_TOLD:])
-            told.append(f"  and {format_bytes(rest)} in tensors of {len(ranked) - _TOLD} more kinds")
-        return told
+                lines.append(f"  {len(storages)} {what}, {format_bytes(size)}, held by: {holder(storages[0][1]())}")
+        if len(ranked) > _MOST_KINDS:
+            rest = sum(size for size, _, _ in ranked[_MOST_KINDS:])
+            lines.append(f"  and {format_bytes(rest)} in tensors of {len(ranked) - _MOST_KINDS} more kinds")
+        return lines
 
     def _storages(self) -> dict[int, tuple[Any, str]]:
         return _storages(self._device, fake=self._fake)
@@ -109,9 +109,9 @@ def _storages(device: torch.device, *, fake: bool) -> dict[int, tuple[Any, str]]
     objects = gc.get_objects()
     # By type: isinstance would run the __class__ property of any lazy proxy, and take much longer.
     kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
-    # What a subclass answers is code of its own, and may be an error.
+    # A subclass answers by code of its own, which may raise.
     with torch._C.DisableTorchFunctionSubclass():
-        for tensor in [found for found in objects if type(found) in kinds]:
+        for tensor in [each for each in objects if type(each) in kinds]:
             if tensor.device.type != device.type or device.index not in (None, tensor.device.index):
                 continue
             for storage in storages_of(tensor):

@@ -1,4 +1,4 @@
-"""What the markers `vram_limit` and `vram_leak_free` ask of a test, and whether it kept to it. Arithmetic on numbers.
+"""Limits that the markers `vram_limit` and `vram_leak_free` set, and whether a test kept them. Arithmetic on numbers.
 
 `vram_limit("48 MiB")`: the peak above what is alive when the body of the test begins. `vram_leak_free`, or
 `vram_leak_free(allow="1 MiB")` for a known leak: bytes that are alive when the body ends and were not when it began.
@@ -36,51 +36,51 @@ class Mark(Protocol):
 
 @dataclass(frozen=True)
 class MarkerLimits:
-    """What a test's markers ask for, in bytes; None where they don't ask."""
+    """Limits that a test's markers set, in bytes; None for a marker that is not there."""
 
     limit_bytes: int | None
     allow_bytes: int | None
 
 
 def marker_limits(marks: Iterable[Mark]) -> MarkerLimits | None:
-    """What the markers of one test ask for, those of others left aside; None where there is nothing.
+    """Limits that the markers of one test set, those of other plugins left aside; None where there are none.
 
     Raises ValueError for two of one kind, arguments that are not its own, and sizes that cannot be read.
     """
-    found: dict[str, list[Mark]] = {LIMIT: [], LEAK_FREE: []}
+    by_name: dict[str, list[Mark]] = {LIMIT: [], LEAK_FREE: []}
     for mark in marks:
-        if mark.name in found:
-            found[mark.name].append(mark)
-    for name, several in found.items():
+        if mark.name in by_name:
+            by_name[mark.name].append(mark)
+    for name, several in by_name.items():
         if len(several) > 1:
             raise ValueError(f"a test takes one {name}, got {len(several)}: {', '.join(map(_written, several))}")
-    if not any(found.values()):
+    if not any(by_name.values()):
         return None
-    limit = [_limit(mark) for mark in found[LIMIT]]
-    allow = [_allow(mark) for mark in found[LEAK_FREE]]
+    limit = [_limit(mark) for mark in by_name[LIMIT]]
+    allow = [_allow(mark) for mark in by_name[LEAK_FREE]]
     return MarkerLimits(limit[0] if limit else None, allow[0] if allow else None)
 
 
 def judge(
     limits: MarkerLimits, peak_bytes: int, kept_bytes: int | None, kept: Sequence[str] = ()
 ) -> PeakExceeded | MemoryLeak | None:
-    """What to fail the test with; None where it kept to what was asked: exactly the limit, exactly what is allowed.
+    """Error to fail the test with; None where it kept its limits: exactly the limit passes, exactly the allowance too.
 
-    `kept` are lines that tell of what was kept.
+    `kept` are lines that name the tensors that were kept.
     """
-    found: list[PeakExceeded | MemoryLeak] = []
+    errors: list[PeakExceeded | MemoryLeak] = []
     if limits.limit_bytes is not None:
         overrun = judge_peak(peak_bytes, limits.limit_bytes)
         if overrun is not None:
-            found.append(PeakExceeded(f"{LIMIT}: {overrun}, above what was alive before the test"))
+            errors.append(PeakExceeded(f"{LIMIT}: {overrun}, above what was alive before the test"))
     if limits.allow_bytes is not None and kept_bytes is not None and kept_bytes > limits.allow_bytes:
         text = f"{LEAK_FREE}: the test keeps {kept_bytes:,} B ({format_bytes(kept_bytes)})"
         if limits.allow_bytes:
             text += f", {kept_bytes - limits.allow_bytes:,} B over the allowed {limits.allow_bytes:,} B"
-        found.append(MemoryLeak("\n".join([text, *kept])))
-    if len(found) == 2:
-        return type(found[0])(f"{found[0]}\n{found[1]}")
-    return found[0] if found else None
+        errors.append(MemoryLeak("\n".join([text, *kept])))
+    if len(errors) == 2:
+        return type(errors[0])(f"{errors[0]}\n{errors[1]}")
+    return errors[0] if errors else None
 
 
 def _limit(mark: Mark) -> int:
