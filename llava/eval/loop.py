@@ -1,241 +1,101 @@
-"""The one loop of both programs: check everything, load, answer, write (a rank of several: tell)."""
+"""The one loop of all programs: check everything, load, answer, and write; or, as one rank of several, report."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
 import vram
-from himap import HimapLlavaConfig
+from himap import HimapLlavaForConditionalGeneration
 from llava.answering import Answerer
-from llava.builder import open_checkpoint
-from llava.errors import BadInput, shown
-from llava.eval.ranks import Rank, Report
-from llava.eval.results import Answered, as_json, check_output, print_figures, write_json
+from llava.eval.preparation import Run, prepare
+from llava.eval.ranks import ReportWriter
+from llava.eval.results import Answered, as_json, print_figures, write_json
 from llava.eval.terminal import say
-from llava.load_options import LoadOptions
 from llava.model_shape import image_token_count
-from llava.modes import MODES, default_new_tokens, mode_flags, set_mode
-from llava.placement import placed, resolve_device
-from llava.prompting import Prompts
-from llava.questions import Question, chunk, embedded_questions, load_questions
+from llava.modes import MODES, set_mode
+from llava.questions import Question
 from vram.replaying.out_of_memory import is_out_of_memory
-
-EMBEDDED_COUNT = 20
 
 
 @dataclass
 class _Progress:
-    """What is known so far. Figures of memory that were not read yet are None."""
+    """Answers and memory so far. Figures of memory that were not read yet are None."""
 
     answers: list[Answered] = field(default_factory=list)
     memory: dict[str, Any] = field(default_factory=lambda: {"source": None, "peak_bytes": None})
 
+    def write(self, run: Run, *, complete: bool) -> None:
+        """Write the results file. Raises BadInput where that fails."""
+        content = as_json(
+            self.answers, complete=complete, mode=run.mode, memory=self.memory, model_config=run.model_config
+        )
+        write_json(run.output, content)
+
 
 def evaluate(
-    options: argparse.Namespace, mode: str, flags: Mapping[str, Any], *, prog: str, report: Report | None = None
+    options: argparse.Namespace, mode: str, flags: Mapping[str, Any], *, prog: str, report: ReportWriter | None = None
 ) -> None:
     """Answer the questions that `options` name in `mode`, print the figures and write the results.
 
     All that needs no weights is checked before they are loaded. When answering ends early (Ctrl-C, out of memory),
-    what was answered so far is written, marked incomplete, before the exception goes on. With a `report`, this is one
-    rank of several: it answers its share and tells of it there, and nothing is written or printed at the end.
+    the answers so far are written, marked incomplete, before the exception goes on. With a `report`, this is one rank
+    of several: it answers its share and reports it, and nothing is written or printed at the end.
     """
     rank = None if report is None else report.rank
-    placement = placed(**_load_options(options, rank))
-    device = placement.device
-    named = device if rank is None or options.device_map else resolve_device(options.device)
-    output = check_output(_output_file(options, mode, prog), options.question_file)
-    questions = _questions(options)
-    checkpoint = open_checkpoint(options.model_path, options.model_base)
-    values = mode_flags(checkpoint.config, mode, **flags)
-    prompts = Prompts(checkpoint.tokenizer, checkpoint.config, options.conv_mode, options.single_pred_prompt)
-    system_length = values.get(MODES[mode].system_length)
-    for question in questions:
-        prompts.check(question, system_length)
-    new_tokens = options.max_new_tokens or default_new_tokens(checkpoint.config)
-    if options.max_new_tokens is not None and new_tokens > checkpoint.context_len:
-        raise BadInput(
-            f"--max-new-tokens must be at most the model's context of {checkpoint.context_len} tokens, got {new_tokens}"
-        )
-    model_config = {
-        "model_path": options.model_path,
-        "model_base": options.model_base,
-        "conv_mode": options.conv_mode,
-        "single_pred_prompt": options.single_pred_prompt,
-        "max_new_tokens": new_tokens,
-        "device": str(named),
-        "dtype": options.dtype,
-        "load_8bit": options.load_8bit,
-        "load_4bit": options.load_4bit,
-        "attn": "eager" if options.keep_attentions else options.attn,
-        "no_cache": options.no_cache or options.keep_attentions,
-        "keep_attentions": options.keep_attentions,
-        **values,
-    }
-    if options.device_map is not None:
-        model_config["device_map"] = options.device_map
+    run = prepare(options, mode, flags, prog, rank)
     if rank is None or rank.index == 0:
         say(f"{MODES[mode].technique} WILL BE USED ------")
-
-    so_far = _Progress()
-
-    def write(complete: bool) -> None:
-        if report is None:
-            content = as_json(
-                so_far.answers, complete=complete, mode=mode, memory=so_far.memory, model_config=model_config
-            )
-            write_json(output, content)
-
     if report is not None:
-        report.header(
-            output=str(output),
-            prog=prog,
-            mode=mode,
-            model_config=model_config,
-            device=str(device),
-            patience=options.rank_timeout,
-            questions=[question.id for question in questions],
-            digest=_digest(questions),
-        )
+        report.header(**run.header())
+    so_far = _Progress()
     try:
-        model = checkpoint.load_model(placement)
-        set_mode(model, mode, **flags)
-        answerer = Answerer(
-            checkpoint.tokenizer,
-            model,
-            checkpoint.image_processor,
-            conv_mode=options.conv_mode,
-            single_pred_prompt=options.single_pred_prompt,
-            max_new_tokens=new_tokens,
-            use_cache=not options.no_cache,
-            keep_attentions=options.keep_attentions,
-        )
-        _answer_all(
-            answerer, questions, _devices(model, device), so_far, _draws(mode, values, checkpoint.config), report
-        )
+        _answer_all(_answerer(run, flags), run, so_far, report)
     except BaseException as error:
         ended_early = isinstance(error, KeyboardInterrupt | MemoryError) or is_out_of_memory(error)
-        if ended_early or so_far.answers:
-            write(complete=False)
+        if report is None and (ended_early or so_far.answers):
+            so_far.write(run, complete=False)
         raise
     if report is None:
-        write(complete=True)
-        print_figures(so_far.answers, so_far.memory, output)
+        so_far.write(run, complete=True)
+        print_figures(so_far.answers, so_far.memory, run.output)
 
 
-def _load_options(options: argparse.Namespace, rank: Rank | None) -> LoadOptions:
-    """How to load the model. A rank takes the CUDA device of its number on its node, unless one was named."""
-    device = resolve_device(options.device)
-    if rank is not None and str(device) == "cuda":
-        device = resolve_device(f"cuda:{rank.local}")
-    if device.type == "cuda" and rank is not None:
-        torch.cuda.set_device(device)  # or every rank would have a context on the first card too
-    load_options: LoadOptions = {
-        "device": device,
-        "dtype": options.dtype,
-        "attn_implementation": options.attn,
-        "load_8bit": options.load_8bit,
-        "load_4bit": options.load_4bit,
-    }
-    if options.offload_folder is not None and options.device_map is None:
-        raise BadInput("--offload-folder needs --device-map, got none")
-    if options.device_map is not None:
-        if options.device != "auto":
-            both = f"{shown(options.device)} and {shown(options.device_map)}"
-            raise BadInput(f"--device must not come with --device-map, got {both}")
-        if rank is not None and rank.on_node > 1:
-            raise BadInput(f"with --device-map a node has one rank, which takes all its cards, got {rank.on_node}")
-        load_options |= {"device_map": options.device_map, "offload_folder": options.offload_folder}
-    return load_options
+def _answerer(run: Run, flags: Mapping[str, Any]) -> Answerer:
+    """Load the model, and set it to the run's mode."""
+    model = run.checkpoint.load_model(run.placement)
+    set_mode(model, run.mode, **flags)
+    return Answerer(
+        run.checkpoint.tokenizer,
+        model,
+        run.checkpoint.image_processor,
+        conv_mode=run.options.conv_mode,
+        single_pred_prompt=run.options.single_pred_prompt,
+        max_new_tokens=run.new_tokens,
+        use_cache=not run.options.no_cache,
+        keep_attentions=run.options.keep_attentions,
+    )
 
 
-def _devices(model: Any, device: torch.device) -> list[str]:
-    """Where to measure: the device, or all the cards that a device map has put modules on."""
-    device_map = getattr(model, "hf_device_map", {})  # none, where all is on one device
-    places = {f"cuda:{place}" if isinstance(place, int) else str(place) for place in device_map.values()}
-    return sorted(place for place in places if place.startswith("cuda")) or [str(device)]
-
-
-def _output_file(options: argparse.Namespace, mode: str, prog: str) -> Path:
-    if options.output_file is not None:
-        return Path(options.output_file)
-    # Chunks run side by side: each has its own file.
-    part = f"-chunk-{options.chunk_idx}-of-{options.num_chunks}" if options.num_chunks > 1 else ""
-    return Path(f"{prog}-{mode}{part}.json")
-
-
-def _questions(options: argparse.Namespace) -> list[Question]:
-    if options.question_file is not None:
-        questions = load_questions(options.question_file, options.image_folder)
-    elif options.image_folder is not None:
-        raise BadInput(f"--image-folder needs --question-file, got only {str(options.image_folder)!r}")
-    else:
-        questions = embedded_questions(EMBEDDED_COUNT)
-    questions = chunk(questions, options.num_chunks, options.chunk_idx)
-    return questions if options.num_samples == -1 else questions[: options.num_samples]
-
-
-@contextmanager
-def _same_draws() -> Iterator[None]:
-    """Random choices inside (the first of the farthest points) are the same in every run, and leave no trace."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)
-        yield
-
-
-def _draws(mode: str, values: Mapping[str, Any], config: HimapLlavaConfig) -> Callable[[Question], None]:
-    """What answering a question takes from the generator: one number for an image, where farthest points begin."""
-
-    def draw(question: Question) -> None:
-        if question.image is not None and MODES[mode].draws(values):
-            torch.randint(0, image_token_count(config), (1,))
-
-    return draw
-
-
-def _digest(questions: Sequence[Question]) -> str:
-    """Of the texts and labels, so that ranks on several nodes notice when their files differ."""
-    texts = "\0".join(f"{question.text}\0{question.label}" for question in questions)
-    return hashlib.sha256(texts.encode()).hexdigest()
-
-
-def _answer_all(
-    answerer: Answerer,
-    questions: list[Question],
-    devices: list[str],
-    so_far: _Progress,
-    draw: Callable[[Question], None],
-    report: Report | None,
-) -> None:
-    """Answer the questions, or a rank's share of them. `draw` does to the generator what an answer would do."""
+def _answer_all(answerer: Answerer, run: Run, so_far: _Progress, report: ReportWriter | None) -> None:
+    """Answer the questions, or a rank's share of them."""
     rank = None if report is None else report.rank
-    places = range(len(questions)) if rank is None else rank.share(len(questions))
-    silent, name = rank is not None and rank.index > 0, None if rank is None else str(rank)
-    with _same_draws(), ExitStack() as stack:
+    places = range(len(run.questions)) if rank is None else rank.share(len(run.questions))
+    is_silent, name = rank is not None and rank.index > 0, None if rank is None else str(rank)
+    with _fixed_seed(), ExitStack() as stack:
+        devices = _devices(answerer.model, run.placement.device)
         meters = {device: stack.enter_context(vram.measure(device)) for device in devices}
-        bar = stack.enter_context(tqdm(places, unit="question", disable=silent, desc=name))
-        drawn = 0
+        bar = stack.enter_context(tqdm(places, unit="question", disable=is_silent, desc=name))
         try:
-            for place in bar:
-                for others in questions[drawn:place]:
-                    draw(others)
-                drawn = place + 1
-                question = questions[place]
-                started = time.perf_counter()
-                answer = answerer.answer(question)
-                seconds = time.perf_counter() - started
-                correct = None if question.label is None else answer.text == question.label
-                answered = Answered(question.id, answer.text, question.label, correct, seconds, answer.tokens)
+            for place in _with_draws_of_others(run, bar):
+                answered = _answer(answerer, run.questions[place])
                 so_far.answers.append(answered)
                 memory = _memory(meters)
                 live_bytes = max(meter.live_bytes for meter in meters.values())
@@ -246,6 +106,43 @@ def _answer_all(
             so_far.memory = _memory(meters)
             if report is not None:
                 report.memory(so_far.memory)
+
+
+def _answer(answerer: Answerer, question: Question) -> Answered:
+    started = time.perf_counter()
+    answer = answerer.answer(question)
+    seconds = time.perf_counter() - started
+    correct = None if question.label is None else answer.text == question.label
+    return Answered(question.id, answer.text, question.label, correct, seconds, answer.tokens)
+
+
+@contextmanager
+def _fixed_seed() -> Iterator[None]:
+    """Random choices inside (the first of the farthest points) are the same in every run, and leave no trace."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
+def _with_draws_of_others(run: Run, places: Iterable[int]) -> Iterator[int]:
+    """`places` among the questions, in ascending order; before each, the generator is where one process would have it.
+
+    Answers of other ranks would have drawn one number for each image, if the mode does.
+    """
+    drawn = 0
+    for place in places:
+        for question in run.questions[drawn:place]:
+            if question.image is not None and MODES[run.mode].draws(run.flags):
+                torch.randint(0, image_token_count(run.checkpoint.config), (1,))
+        drawn = place + 1
+        yield place
+
+
+def _devices(model: HimapLlavaForConditionalGeneration, device: torch.device) -> list[str]:
+    """Devices to measure: the model's, or all the cards that a device map has put modules on."""
+    device_map = getattr(model, "hf_device_map", {})  # none, where all is on one device
+    places = {f"cuda:{place}" if isinstance(place, int) else str(place) for place in device_map.values()}
+    return sorted(place for place in places if place.startswith("cuda")) or [str(device)]
 
 
 def _memory(meters: Mapping[str, vram.Measurement]) -> dict[str, Any]:

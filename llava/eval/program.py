@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llava.errors import BadInput
 from llava.eval.command_line import Program, build_parser, chosen_mode
-from llava.eval.ranks import Rank, Report
+from llava.eval.ranks import Rank, ReportWriter
 from vram.exit_codes import BAD_INPUT, FINE, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
 
 
@@ -27,7 +27,7 @@ def run_program(program: Program, argv: Sequence[str] | None) -> int:
         return code
     from llava.eval.supervisor import supervise  # needed under torchrun only
 
-    def work(report: Report) -> int:
+    def work(report: ReportWriter) -> int:
         code, message = _run(program, argv, report)
         report.ended(code, message or ("a fault of our own" if code else ""))
         return code
@@ -35,7 +35,7 @@ def run_program(program: Program, argv: Sequence[str] | None) -> int:
     return supervise(program.name, rank, work)
 
 
-def _run(program: Program, argv: Sequence[str] | None, report: Report | None) -> tuple[int, str]:
+def _run(program: Program, argv: Sequence[str] | None, report: ReportWriter | None) -> tuple[int, str]:
     """The exit code, and one line about it."""
     try:
         options = build_parser(program).parse_args(argv)

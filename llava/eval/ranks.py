@@ -1,4 +1,4 @@
-"""What the processes that torchrun starts (its ranks) tell of their shares, and the one result of all. No torch."""
+"""Reports of the processes that torchrun starts (its ranks), and the one result of all. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from llava.eval.results import Answered, as_json
 from vram.exit_codes import BAD_INPUT, FINE, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
 
-_SAME = ("mode", "model_config", "questions", "digest")  # of a header: what ranks must agree on
+_SAME = ("mode", "model_config", "questions", "digest")  # must be the same in all headers
 
 
 @dataclass(frozen=True)
@@ -34,51 +34,46 @@ class Rank:
         return cls(*(int(environment[name]) for name in names))
 
     def share(self, count: int) -> range:
-        """Its places among `count` questions: every `self.count`th, so that long questions in a row are shared."""
+        """Places of its share of `count` questions: every `self.count`th, so that long ones in a row are shared."""
         return range(self.index, count, self.count)
 
     @property
     def neighbours(self) -> range:
-        """The ranks of its node, itself included: torchrun numbers them in a row."""
+        """The ranks of this one's node, itself included: torchrun numbers them in a row."""
         return range(self.index - self.local, self.index - self.local + self.on_node)
 
     def file(self, output: Path) -> Path:
-        """Where its answers are kept, beside `output`, until they are all gathered there."""
-        return rank_file(output, self.index, self.count)
+        """The file that keeps its answers, beside `output`, until they are all gathered there."""
+        return output.with_name(f"{output.name}.rank{self.index}-of-{self.count}.jsonl")
 
     def __str__(self) -> str:
         return f"rank {self.index} of {self.count}"
 
 
-def rank_file(output: Path, index: int, count: int) -> Path:
-    """OUTPUT.rank3-of-4.jsonl."""
-    return output.with_name(f"{output.name}.rank{index}-of-{count}.jsonl")
-
-
-class Report:
-    """What a rank tells as it goes: one JSON object a line, whole lines only."""
+class ReportWriter:
+    """Writes a rank's report as it goes: one JSON object a line, whole lines only."""
 
     def __init__(self, rank: Rank, stream: TextIO) -> None:
         self.rank = rank
         self._stream = stream
 
     def header(self, **facts: Any) -> None:
-        """The run: output, prog, mode, model_config, device, patience in seconds, questions (ids) and their digest."""
-        self._tell(header=facts)
+        """Write what the run is: output, mode, model_config, device, timeout in seconds, questions (ids), digest."""
+        self._write(header=facts)
 
     def answered(self, place: int, answer: Answered, memory: Mapping[str, Any]) -> None:
-        """Question `place` of all (from 0); `memory` is the rank's so far."""
-        self._tell(place=place, answer=asdict(answer), memory=dict(memory))
+        """Write the answer to question `place` of all (from 0); `memory` is the rank's so far."""
+        self._write(place=place, answer=asdict(answer), memory=dict(memory))
 
     def memory(self, memory: Mapping[str, Any]) -> None:
-        """Source and peak bytes, as in the results."""
-        self._tell(memory=dict(memory))
+        """Write source and peak bytes, as in the results."""
+        self._write(memory=dict(memory))
 
     def ended(self, code: int, message: str) -> None:
-        """The last line."""
-        self._tell(code=code, message=message)
+        """Write the last line."""
+        self._write(code=code, message=message)
 
-    def _tell(self, **facts: Any) -> None:
+    def _write(self, **facts: Any) -> None:
         self._stream.write(line(**facts))
         self._stream.flush()
 
@@ -89,10 +84,9 @@ def line(**facts: Any) -> str:
 
 
 @dataclass
-class Told:
-    """What is known of a rank. `code` is None while it is at work; `reason` says why it did not end well."""
+class RankReport:
+    """A rank's report as far as it is known. `code` is None while it is at work; `reason`: why it did not end well."""
 
-    run: str | None = None
     header: dict[str, Any] | None = None
     answers: dict[int, Answered] = field(default_factory=dict)
     memory: dict[str, Any] | None = None
@@ -100,22 +94,21 @@ class Told:
     reason: str = ""
 
 
-def read_report(text: str) -> Told:
-    """The lines of a report; a last one that was cut off is left out."""
-    told = Told()
+def read_report(text: str) -> RankReport:
+    """The report of these lines; a last one that was cut off is left out."""
+    report = RankReport()
     for each in text.splitlines():
         try:
             facts = json.loads(each)
         except ValueError:
             break
-        told.run = facts.get("run", told.run)
-        told.header = facts.get("header", told.header)
-        told.memory = facts.get("memory", told.memory)
+        report.header = facts.get("header", report.header)
+        report.memory = facts.get("memory", report.memory)
         if "place" in facts:
-            told.answers[facts["place"]] = Answered(**facts["answer"])
-        if "code" in facts and told.code is None:  # the first reason is the reason
-            told.code, told.reason = facts["code"], facts["message"]
-    return told
+            report.answers[facts["place"]] = Answered(**facts["answer"])
+        if "code" in facts and report.code is None:  # the first reason is the reason
+            report.code, report.reason = facts["code"], facts["message"]
+    return report
 
 
 @dataclass(frozen=True)
@@ -129,7 +122,7 @@ class Missing:
 
 @dataclass(frozen=True)
 class Gathered:
-    """All ranks' results as one. `code` is the whole run's exit code, `header` None where nobody came to its own."""
+    """All ranks' results as one. `code` is the whole run's exit code; `header` is None where no rank has one."""
 
     header: Mapping[str, Any] | None
     answers: tuple[Answered, ...]
@@ -139,11 +132,11 @@ class Gathered:
 
     @property
     def worth_writing(self) -> bool:
-        """False for a run that could not begin, as bad input: as without ranks, nothing is written then."""
+        """False for a run that could not begin, for bad input: nothing is written then, as without ranks."""
         return self.header is not None and (self.code != BAD_INPUT or bool(self.answers))
 
     def as_json(self) -> dict[str, Any]:
-        """The results file, as one process writes it; `memory` has each rank's, and `missing` is there if any is."""
+        """Content of the results file: one process's, with each rank's memory, and what is missing if anything is."""
         assert self.header is not None
         content = as_json(
             self.answers,
@@ -164,36 +157,36 @@ class Gathered:
         return [_problem(each) for each in self.missing]
 
 
-def gather(ranks: Sequence[Told]) -> Gathered:
-    """One result of what rank 0, 1, ... told; a rank of which nothing is known is a `Told()` with a reason."""
-    header = next((told.header for told in ranks if told.header is not None), None)
+def gather(reports: Sequence[RankReport]) -> Gathered:
+    """One result of the reports of ranks 0, 1, ...; a silent rank's is a `RankReport()` with a reason."""
+    header = next((report.header for report in reports if report.header is not None), None)
     ids = [] if header is None else header["questions"]
     answers: dict[int, Answered] = {}
     missing, codes = [], set()
-    for index, told in enumerate(ranks):
-        code, reason = (OUT_OF_MEMORY if told.code is None else told.code), told.reason
-        differs = [name for name in _SAME if told.header and header and told.header[name] != header[name]]
+    for index, report in enumerate(reports):
+        code, reason = (OUT_OF_MEMORY if report.code is None else report.code), report.reason
+        differs = [name for name in _SAME if report.header and header and report.header[name] != header[name]]
         if differs:
             code, reason = BAD_INPUT, f"its {' and '.join(differs)} must be those of the other ranks"
         else:
-            answers |= told.answers
-        unanswered = [ids[place] for place in range(index, len(ids), len(ranks)) if place not in answers]
+            answers |= report.answers
+        unanswered = [ids[place] for place in range(index, len(ids), len(reports)) if place not in answers]
         if code != FINE or unanswered:
             missing.append(Missing(index, reason or "ended without a word", tuple(unanswered)))
             codes.add(code or OUR_FAULT)
     in_order = tuple(answers[place] for place in sorted(answers))
-    return Gathered(header, in_order, _memory(ranks), tuple(missing), _code(codes))
+    return Gathered(header, in_order, _memory(reports), tuple(missing), _code(codes))
 
 
-def _memory(ranks: Sequence[Told]) -> dict[str, Any]:
-    """The highest peak of any rank, whose it is, and every rank's own. Absent figures are None."""
+def _memory(reports: Sequence[RankReport]) -> dict[str, Any]:
+    """The highest peak of all ranks, the rank that has it, and every rank's own. Absent figures are None."""
     own = [
         {
             "rank": index,
-            "device": (told.header or {}).get("device"),
-            **(told.memory or {"source": None, "peak_bytes": None}),
+            "device": (report.header or {}).get("device"),
+            **(report.memory or {"source": None, "peak_bytes": None}),
         }
-        for index, told in enumerate(ranks)
+        for index, report in enumerate(reports)
     ]
     worst = max(own, key=lambda each: -1 if each["peak_bytes"] is None else each["peak_bytes"])
     known = worst["peak_bytes"] is not None
@@ -206,7 +199,7 @@ def _memory(ranks: Sequence[Told]) -> dict[str, Any]:
 
 
 def _code(codes: set[int]) -> int:
-    """The run's, of those of the ranks that did not end well."""
+    """The run's exit code, from those of the ranks that did not end well."""
     if not codes:
         return FINE
     if INTERRUPTED in codes:

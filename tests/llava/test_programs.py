@@ -15,7 +15,7 @@ from himap.settings import SELECTION_METHODS
 from llava.answering import Answer, Answerer
 from llava.builder import Checkpoint
 from llava.errors import BadInput
-from llava.eval import custom_selection_inference, eval_scivqa, loop
+from llava.eval import custom_selection_inference, eval_scivqa, preparation
 from llava.eval.command_line import build_parser
 from llava.eval.results import Answered, Summary, summarise, write_json
 from llava.load_options import LoadOptions
@@ -239,7 +239,7 @@ def test_8_and_4_bit_reach_the_loader(
         loaded.update(options)
         return placed()
 
-    monkeypatch.setattr(loop, "placed", spied_placed)
+    monkeypatch.setattr(preparation, "placed", spied_placed)
     answered("A")
     assert main([f"--load-{bits}bit", "--num-samples", "1", "--device", "cpu", "--output-file", "r.json"]) == 0
 
@@ -560,4 +560,4 @@ def test_the_command_line_offers_what_the_library_knows() -> None:
     parser = build_parser(custom_selection_inference.PROGRAM)
     methods = next(action.choices for action in parser._actions if action.dest == "custom_selection_method")
     assert methods == SELECTION_METHODS
-    assert loop.EMBEDDED_COUNT == 20
+    assert preparation.EMBEDDED_COUNT == 20

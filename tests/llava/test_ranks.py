@@ -1,4 +1,4 @@
-"""The programs under torchrun: real processes on one machine; what they tell, and how it is made one, without any."""
+"""The programs under torchrun: real processes on one machine; without any, how reports become one result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import torch
 from llava.errors import BadInput
 from llava.eval import custom_selection_inference, eval_scivqa, loop
 from llava.eval.command_line import build_parser
-from llava.eval.ranks import Rank, Told, gather, line, read_report
+from llava.eval.preparation import load_options
+from llava.eval.ranks import Rank, RankReport, gather, line, read_report
 from llava.eval.results import Answered
 from llava.placement import placed
 
@@ -40,7 +41,7 @@ if fate == "never starts":
     time.sleep(600)
 
 def work(report):
-    report.header(output=sys.argv[1], prog="p", mode="baseline", model_config={{}}, device="cpu", patience={patience!r},
+    report.header(output=sys.argv[1], mode="baseline", model_config={{}}, device="cpu", timeout={timeout!r},
                   questions=[f"q{{place}}" for place in range(QUESTIONS)], digest="same")
     for count, place in enumerate(rank.share(QUESTIONS)):
         if count == 1:
@@ -94,9 +95,9 @@ sys.exit(max(os.waitpid(process, 0)[1] for process in ranks) != 0)
 """
 
 
-def _script(folder: Path, fate: dict[int, str], *, questions: int, seconds: float = 0.0, patience: float = 60.0) -> str:
+def _script(folder: Path, fate: dict[int, str], *, questions: int, seconds: float = 0.0, timeout: float = 60.0) -> str:
     path = folder / "script.py"
-    text = SCRIPT.format(fate=fate, seconds=seconds, questions=questions, patience=patience)
+    text = SCRIPT.format(fate=fate, seconds=seconds, questions=questions, timeout=timeout)
     path.write_text(text, encoding="utf-8")
     return str(path)
 
@@ -198,7 +199,7 @@ class TestFailures:
         """Of five ranks one runs out of memory, one hangs, one never starts, and rank 0, which gathers, is killed by
         SIGKILL: the fifth answers all its questions, what the others had is kept, and each is named with its rest."""
         fate = {0: "is killed", 1: "fails", 3: "hangs", 4: "never starts"}
-        script = _script(tmp_path, fate, questions=20, seconds=0.2, patience=8.0)
+        script = _script(tmp_path, fate, questions=20, seconds=0.2, timeout=8.0)
         running = _torchrun(5, script, str(tmp_path / "r.json"), cwd=tmp_path)
         out, err = running.communicate(timeout=120)
         assert running.returncode != 0
@@ -207,12 +208,12 @@ class TestFailures:
         assert not result["complete"]
         assert _answers(result) == ["A0", "A1", "A2", "A3", "A7", "A12", "A17"]  # in the order of the questions
         assert (result["total_samples"], result["correct_samples"]) == (7, 1)
-        told = {each["rank"]: (each["reason"], each["questions"]) for each in result["missing"]}
-        assert list(told) == [0, 1, 3, 4]
-        assert told[1] == ("out of memory: tried to allocate 48.00 MiB", ["q6", "q11", "q16"])
-        assert told[0] == ("killed by signal 9 (SIGKILL)", ["q5", "q10", "q15"])
-        assert told[3] == ("stopped: nothing heard of it for 8 s", ["q8", "q13", "q18"])
-        assert told[4] == ("lost: nothing heard of it for 8 s, not even once", ["q4", "q9", "q14", "q19"])
+        missing = {each["rank"]: (each["reason"], each["questions"]) for each in result["missing"]}
+        assert list(missing) == [0, 1, 3, 4]
+        assert missing[1] == ("out of memory: tried to allocate 48.00 MiB", ["q6", "q11", "q16"])
+        assert missing[0] == ("killed by signal 9 (SIGKILL)", ["q5", "q10", "q15"])
+        assert missing[3] == ("stopped: nothing heard of it for 8 s", ["q8", "q13", "q18"])
+        assert missing[4] == ("lost: nothing heard of it for 8 s, not even once", ["q4", "q9", "q14", "q19"])
         assert [rank["peak_bytes"] for rank in result["memory"]["ranks"]] == [1000, 1001, 1002, 1003, None]
         assert result["memory"]["worst_rank"] == 3
         assert "p: error: rank 0: killed by signal 9 (SIGKILL); without an answer: q5, q10, q15\n" in err
@@ -222,14 +223,14 @@ class TestFailures:
 
     def test_a_supervisor_is_killed(self, tmp_path: Path) -> None:
         """What torchrun started itself dies by SIGKILL, torchrun says SIGTERM to the others: they finish all the same,
-        what the dead rank told is kept, and its other process does not outlive it."""
+        what the dead rank reported is kept, and its other process does not outlive it."""
         script = _script(tmp_path, {1: "loses its supervisor"}, questions=8, seconds=0.8)
         started = time.monotonic()
         running = _torchrun(2, script, str(tmp_path / "r.json"), cwd=tmp_path)
         _, err = running.communicate(timeout=120)
 
         assert running.returncode != 0
-        assert time.monotonic() - started < 50  # not the patience
+        assert time.monotonic() - started < 50  # not the timeout
         result = _result(tmp_path / "r.json")
         assert _answers(result) == ["A0", "A1", "A2", "A4", "A6"], err
         assert result["missing"] == [
@@ -256,7 +257,7 @@ class TestFailures:
         assert [each["reason"] for each in result["missing"]] == ["interrupted"] * 2
 
 
-def _told(share: Sequence[int], *, count: int = 4, peak_bytes: int | None = 1000, **changes: Any) -> Told:
+def _report(share: Sequence[int], *, count: int = 4, peak_bytes: int | None = 1000, **changes: Any) -> RankReport:
     """A rank that has answered `share` of `count` questions well."""
     header = {
         "mode": "himap", "model_config": {"a": 1}, "questions": [f"q{place}" for place in range(count)],
@@ -264,13 +265,13 @@ def _told(share: Sequence[int], *, count: int = 4, peak_bytes: int | None = 1000
     }  # fmt: skip
     answers = {place: Answered(f"q{place}", "A", "A", True, 0.5, 1) for place in share}
     memory = None if peak_bytes is None else {"source": "CPU tensors", "peak_bytes": peak_bytes}
-    return Told("run", header | changes, answers, memory, 0)
+    return RankReport(header | changes, answers, memory, 0)
 
 
 class TestGather:
     def test_order_and_figures(self) -> None:
         """Answers stand in the order of the questions, and the averages are over all of them."""
-        ranks = [_told([0, 2]), _told([1, 3])]
+        ranks = [_report([0, 2]), _report([1, 3])]
         ranks[1].answers[1] = Answered("q1", "B", "A", False, 1.5, 1)
         gathered = gather(ranks)
         result = gathered.as_json()
@@ -282,12 +283,12 @@ class TestGather:
 
     def test_the_worst_rank(self) -> None:
         """The highest peak and whose it is; a rank without a figure has none, and is not the worst by that."""
-        ranks = [_told([0, 3], peak_bytes=None), _told([1], peak_bytes=7), _told([2], peak_bytes=5)]
+        ranks = [_report([0, 3], peak_bytes=None), _report([1], peak_bytes=7), _report([2], peak_bytes=5)]
         memory = gather(ranks).memory
 
         assert (memory["peak_bytes"], memory["worst_rank"]) == (7, 1)
         assert [rank["peak_bytes"] for rank in memory["ranks"]] == [None, 7, 5]
-        nothing = gather([Told(reason="lost")]).memory
+        nothing = gather([RankReport(reason="lost")]).memory
         assert (nothing["peak_bytes"], nothing["worst_rank"]) == (None, None)
 
     @pytest.mark.parametrize(
@@ -296,14 +297,14 @@ class TestGather:
     )
     def test_the_exit_code(self, codes: Sequence[int | None], code: int) -> None:
         """A lost rank counts as out of memory does; bad input is the run's only where nothing else failed."""
-        ranks = [_told([0, 2]), _told([1, 3])]
+        ranks = [_report([0, 2]), _report([1, 3])]
         for rank, own in zip(ranks, codes, strict=True):
             rank.code = own
         assert gather(ranks).code == code
 
     def test_ranks_that_were_given_other_questions(self) -> None:
         """Nodes whose files differ: the rank that differs counts as failed, and none of its answers is taken."""
-        gathered = gather([_told([0, 2]), _told([1, 3], digest="other")])
+        gathered = gather([_report([0, 2]), _report([1, 3], digest="other")])
 
         assert gathered.code == 2
         assert [answer.id for answer in gathered.answers] == ["q0", "q2"]
@@ -311,28 +312,30 @@ class TestGather:
 
     def test_a_share_that_is_short(self) -> None:
         """A rank that says all is well and left a question out is not believed."""
-        gathered = gather([_told([0]), _told([1, 3])])
+        gathered = gather([_report([0]), _report([1, 3])])
 
         assert gathered.code == 70
         assert [each.questions for each in gathered.missing] == [("q2",)]
 
     def test_a_line_that_was_cut_off(self) -> None:
         """A file that ends anywhere is read up to its last whole line."""
-        whole = line(run="r") + line(place=3, answer=vars(Answered("q", "A", None, None, 1.0, 1)), memory={})
+        whole = line(header={"mode": "m"}) + line(
+            place=3, answer=vars(Answered("q", "A", None, None, 1.0, 1)), memory={}
+        )
         last = line(place=7, answer=vars(Answered("q", "A", None, None, 1.0, 1)), memory={})
 
         for length in range(len(last) - 1):
-            told = read_report(whole + last[:length])
-            assert (told.run, list(told.answers), told.code) == ("r", [3], None)
+            report = read_report(whole + last[:length])
+            assert (report.header, list(report.answers), report.code) == ({"mode": "m"}, [3], None)
 
     def test_bad_input_of_all_writes_nothing(self) -> None:
         """As one process does: with answers, or another failure, there are results."""
-        bad = Told(code=2, reason="no")
+        bad = RankReport(code=2, reason="no")
         assert not gather([bad, bad]).worth_writing
         assert gather([bad, bad]).problems() == ["no"]
-        header = _told([]).header
-        assert not gather([Told(header=header, code=2)]).worth_writing
-        assert gather([Told(header=header, code=1)]).worth_writing
+        header = _report([]).header
+        assert not gather([RankReport(header=header, code=2)]).worth_writing
+        assert gather([RankReport(header=header, code=1)]).worth_writing
 
 
 class TestRank:
@@ -355,13 +358,13 @@ class TestRank:
         monkeypatch.setattr(torch.cuda, "set_device", current.append)
         second, third = Rank(5, 8, 1, 4, 1), Rank(6, 8, 2, 4, 1)
 
-        assert loop._load_options(_options(), second)["device"] == torch.device("cuda:1") == current[0]
-        assert loop._load_options(_options("--device", "cuda"), second)["device"] == torch.device("cuda:1")
-        assert loop._load_options(_options("--device", "cuda:0"), second)["device"] == torch.device("cuda:0")
-        assert loop._load_options(_options("--device", "cpu"), third)["device"] == torch.device("cpu")
-        assert loop._load_options(_options(), None)["device"] == torch.device("cuda")
+        assert load_options(_options(), second)["device"] == torch.device("cuda:1") == current[0]
+        assert load_options(_options("--device", "cuda"), second)["device"] == torch.device("cuda:1")
+        assert load_options(_options("--device", "cuda:0"), second)["device"] == torch.device("cuda:0")
+        assert load_options(_options("--device", "cpu"), third)["device"] == torch.device("cpu")
+        assert load_options(_options(), None)["device"] == torch.device("cuda")
         with pytest.raises(BadInput, match="got cuda:2 with 2 CUDA devices"):
-            loop._load_options(_options(), third)
+            load_options(_options(), third)
 
 
 def _options(*argv: str) -> Any:
@@ -401,11 +404,11 @@ class TestDeviceMap:
     def test_one_rank_a_node(self) -> None:
         """A map takes all cards: two ranks of a node would be in each other's way."""
         with pytest.raises(BadInput, match="a node has one rank, which takes all its cards, got 2"):
-            loop._load_options(_options("--device-map", "auto"), Rank(0, 2, 0, 2, 0))
-        assert loop._load_options(_options("--device-map", "auto"), Rank(0, 2, 0, 1, 0))["device_map"] == "auto"
+            load_options(_options("--device-map", "auto"), Rank(0, 2, 0, 2, 0))
+        assert load_options(_options("--device-map", "auto"), Rank(0, 2, 0, 1, 0))["device_map"] == "auto"
 
     def test_every_card_is_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """All cards of the map, not only the first; told is the fullest, with each one's figure."""
+        """All cards of the map, not only the first; the fullest is named, with each one's figure."""
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         device = placed(device_map="auto").device

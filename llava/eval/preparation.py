@@ -1,0 +1,153 @@
+"""Preparing a run: everything that can be checked before weights are loaded."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llava.builder import open_checkpoint
+from llava.checkpoint import Checkpoint
+from llava.errors import BadInput, shown
+from llava.eval.ranks import Rank
+from llava.eval.results import check_output
+from llava.load_options import LoadOptions
+from llava.modes import MODES, default_new_tokens, mode_flags
+from llava.placement import Placement, placed, resolve_device
+from llava.prompting import Prompts
+from llava.questions import Question, chunk, embedded_questions, load_questions
+
+EMBEDDED_COUNT = 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is ready to begin. `flags` are all of the mode's; `model_config` is as in the results."""
+
+    options: argparse.Namespace
+    mode: str
+    flags: Mapping[str, Any]
+    output: Path
+    questions: Sequence[Question]
+    checkpoint: Checkpoint
+    placement: Placement
+    new_tokens: int
+    model_config: Mapping[str, Any]
+
+    def header(self) -> dict[str, Any]:
+        """The run in a rank's report. The digest lets ranks on several nodes notice when their files differ."""
+        texts = "\0".join(f"{question.text}\0{question.label}" for question in self.questions)
+        return {
+            "output": str(self.output),
+            "mode": self.mode,
+            "model_config": self.model_config,
+            "device": str(self.placement.device),
+            "timeout": self.options.rank_timeout,
+            "questions": [question.id for question in self.questions],
+            "digest": hashlib.sha256(texts.encode()).hexdigest(),
+        }
+
+
+def prepare(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], prog: str, rank: Rank | None) -> Run:
+    """The run that the command line describes; `flags` are those it sets. Raises BadInput."""
+    placement = placed(**load_options(options, rank))
+    output = check_output(_output_file(options, mode, prog), options.question_file)
+    questions = _questions(options)
+    checkpoint = open_checkpoint(options.model_path, options.model_base)
+    values = mode_flags(checkpoint.config, mode, **flags)
+    prompts = Prompts(checkpoint.tokenizer, checkpoint.config, options.conv_mode, options.single_pred_prompt)
+    for question in questions:
+        prompts.check(question, values.get(MODES[mode].system_length))
+    new_tokens = _new_tokens(options, checkpoint)
+    named = placement.device if rank is None or options.device_map else resolve_device(options.device)
+    model_config = _model_config(options, new_tokens, named) | values
+    if options.device_map is not None:
+        model_config["device_map"] = options.device_map
+    return Run(options, mode, values, output, questions, checkpoint, placement, new_tokens, model_config)
+
+
+def load_options(options: argparse.Namespace, rank: Rank | None) -> LoadOptions:
+    """How to load the model. A rank takes the CUDA device of its number on its node, unless one was named."""
+    _check_device_map(options, rank)
+    device = resolve_device(options.device)
+    if rank is not None and str(device) == "cuda":
+        device = resolve_device(f"cuda:{rank.local}")
+    if device.type == "cuda" and rank is not None:
+        torch.cuda.set_device(device)  # or every rank would have a context on the first card too
+    load_options: LoadOptions = {
+        "device": device,
+        "dtype": options.dtype,
+        "attn_implementation": options.attn,
+        "load_8bit": options.load_8bit,
+        "load_4bit": options.load_4bit,
+    }
+    if options.device_map is not None:
+        load_options |= {"device_map": options.device_map, "offload_folder": options.offload_folder}
+    return load_options
+
+
+def _check_device_map(options: argparse.Namespace, rank: Rank | None) -> None:
+    """Raise BadInput where the options beside --device-map contradict it."""
+    if options.device_map is None:
+        if options.offload_folder is not None:
+            raise BadInput("--offload-folder needs --device-map, got none")
+        return
+    if options.device != "auto":
+        both = f"{shown(options.device)} and {shown(options.device_map)}"
+        raise BadInput(f"--device must not come with --device-map, got {both}")
+    if rank is not None and rank.on_node > 1:
+        raise BadInput(f"with --device-map a node has one rank, which takes all its cards, got {rank.on_node}")
+
+
+def _new_tokens(options: argparse.Namespace, checkpoint: Checkpoint) -> int:
+    """The longest answer, in tokens."""
+    if options.max_new_tokens is None:
+        return default_new_tokens(checkpoint.config)
+    if options.max_new_tokens > checkpoint.context_len:
+        raise BadInput(
+            f"--max-new-tokens must be at most the model's context of {checkpoint.context_len} tokens, "
+            f"got {options.max_new_tokens}"
+        )
+    return int(options.max_new_tokens)
+
+
+def _model_config(options: argparse.Namespace, new_tokens: int, device: torch.device) -> dict[str, Any]:
+    """Settings that the results name, without the mode's flags."""
+    return {
+        "model_path": options.model_path,
+        "model_base": options.model_base,
+        "conv_mode": options.conv_mode,
+        "single_pred_prompt": options.single_pred_prompt,
+        "max_new_tokens": new_tokens,
+        "device": str(device),
+        "dtype": options.dtype,
+        "load_8bit": options.load_8bit,
+        "load_4bit": options.load_4bit,
+        "attn": "eager" if options.keep_attentions else options.attn,
+        "no_cache": options.no_cache or options.keep_attentions,
+        "keep_attentions": options.keep_attentions,
+    }
+
+
+def _output_file(options: argparse.Namespace, mode: str, prog: str) -> Path:
+    if options.output_file is not None:
+        return Path(options.output_file)
+    # Chunks run side by side: each has its own file.
+    part = f"-chunk-{options.chunk_idx}-of-{options.num_chunks}" if options.num_chunks > 1 else ""
+    return Path(f"{prog}-{mode}{part}.json")
+
+
+def _questions(options: argparse.Namespace) -> list[Question]:
+    if options.question_file is not None:
+        questions = load_questions(options.question_file, options.image_folder)
+    elif options.image_folder is not None:
+        raise BadInput(f"--image-folder needs --question-file, got only {str(options.image_folder)!r}")
+    else:
+        questions = embedded_questions(EMBEDDED_COUNT)
+    questions = chunk(questions, options.num_chunks, options.chunk_idx)
+    return questions if options.num_samples == -1 else questions[: options.num_samples]
