@@ -15,9 +15,9 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,52 +43,62 @@ ROUNDS = 7
 Figures = dict[str, dict[str, int]]  # by "attention, mode, what": allocated and reserved, bytes
 
 
-def peaks(model_name: str, attention: str, device: str = "cuda:0") -> Figures:
-    """Of one answer in each mode, where `torch.cuda` speaks of a card, real or simulated."""
-    tokenizer, model, processor, _ = load_pretrained_model(model_name, device=device, attn_implementation=attention)
+@dataclass(frozen=True)
+class Scope:
+    """What is measured: answers of one model, with each of the attentions, in each of the modes."""
+
+    model: str
+    attentions: Sequence[str] = ATTENTIONS
+    modes: Sequence[str] = MODES
+
+
+def peaks(scope: Scope, attention: str) -> Figures:
+    """Peaks of the weights and of one answer in each mode, on the card that `torch.cuda` shows, real or simulated."""
+    loaded = load_pretrained_model(scope.model, device="cuda:0", attn_implementation=attention)
+    tokenizer, model, processor, _ = loaded
     question = next(each for each in embedded_questions(20) if each.image is not None)
-    found: Figures = {}
+    figures: Figures = {}
 
     def note(what: str) -> None:
-        figures = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
-        found[f"{attention}, {what}"] = figures
+        both = {"allocated": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+        figures[f"{attention}, {what}"] = both
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     note("weights")
-    for mode in MODES:
+    for mode in scope.modes:
         set_mode(model, mode)
         for what, tokens in TOKENS.items():
             answerer = Answerer(tokenizer, model, processor, max_new_tokens=tokens, min_new_tokens=tokens)
-            answerer.answer(question)  # what is done once is done now
+            answerer.answer(question)  # what happens only once happens here, unmeasured
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             answerer.answer(question)
             note(f"{mode}, {what}")
-    return found
+    return figures
 
 
 def clear_workspaces() -> None:
-    """Of cuBLAS, which stay after the model that wanted them: the next begins as a simulation does, with nothing."""
+    """Drop cuBLAS's workspaces, which outlive their model: the next one begins with none, as a simulation does."""
     clear = getattr(torch._C, "_cuda_clearCublasWorkspaces", None)  # not in a torch without CUDA
     if clear is not None:
         clear()
 
 
-def all_peaks(model_name: str, within: Callable[[], AbstractContextManager[object]]) -> Figures:
-    found: Figures = {}
-    for attention in ATTENTIONS:
-        with within():
-            found |= peaks(model_name, attention)
+def all_peaks(scope: Scope, card: Callable[[], AbstractContextManager[object]]) -> Figures:
+    figures: Figures = {}
+    for attention in scope.attentions:
+        with card():
+            figures |= peaks(scope, attention)
             gc.collect()
             clear_workspaces()
             torch.cuda.empty_cache()
-    return found
+    return figures
 
 
 class Allocations:
-    """What was allocated inside `with`, on the card or on a simulated one: `sizes`, each with the lines that asked."""
+    """Allocations inside `with`, on the card or on a simulated one: `sizes` in bytes, each with its lines."""
 
     def __init__(self, cuda: SimulatedCuda | None) -> None:
         self._cuda = cuda
@@ -118,24 +128,24 @@ class Allocations:
             self.sizes.setdefault(block.requested, []).append(line)
 
 
-def allocations(model_name: str, cuda: SimulatedCuda | None) -> dict[str, dict[int, list[str]]]:
-    """Of an answer of 2 tokens that is not the first, by "attention, mode"."""
-    found = {}
-    for attention in ATTENTIONS:
+def allocations(scope: Scope, cuda: SimulatedCuda | None) -> dict[str, dict[int, list[str]]]:
+    """Allocations of an answer of 2 tokens that is not the first, by "attention, mode"."""
+    sizes = {}
+    for attention in scope.attentions:
         with cuda or nullcontext():
-            loaded = load_pretrained_model(model_name, device="cuda:0", attn_implementation=attention)
+            loaded = load_pretrained_model(scope.model, device="cuda:0", attn_implementation=attention)
             tokenizer, model, processor, _ = loaded
             question = next(each for each in embedded_questions(20) if each.image is not None)
             answerer = Answerer(tokenizer, model, processor, max_new_tokens=2, min_new_tokens=2)
             for mode in ("baseline", "himap"):
                 set_mode(model, mode)
                 answerer.answer(question)
-                with Allocations(cuda) as made:
+                with Allocations(cuda) as allocated:
                     answerer.answer(question)
-                found[f"{attention}, {mode}"] = made.sizes
+                sizes[f"{attention}, {mode}"] = allocated.sizes
             del loaded, tokenizer, model, processor, answerer
             gc.collect()
-    return found
+    return sizes
 
 
 def differences(
@@ -143,18 +153,18 @@ def differences(
 ) -> list[dict[str, Any]]:
     """Sizes that one side allocated more often, the most bytes first, at most ten for each "attention, mode"."""
     rows = []
-    for what, ours in card.items():
-        theirs = simulated[what]
+    for what, measured in card.items():
+        predicted = simulated[what]
         unequal = [
-            {"what": what, "bytes": size, "card": len(real), "simulated": len(told), "line": (real or told)[-1]}
-            for size in ours.keys() | theirs.keys()
-            if len(real := ours.get(size, [])) != len(told := theirs.get(size, []))
+            {"what": what, "bytes": size, "card": len(here), "simulated": len(there), "line": (here or there)[-1]}
+            for size in measured.keys() | predicted.keys()
+            if len(here := measured.get(size, [])) != len(there := predicted.get(size, []))
         ]
         rows += sorted(unequal, key=lambda row: -row["bytes"] * abs(row["card"] - row["simulated"]))[:10]
     return rows
 
 
-# Query heads, key heads, queries, keys, head size, dtype, mask, causal: what LLaVA asks for, and others.
+# Query heads, key heads, queries, keys, head size, dtype, mask, causal: LLaVA's calls, and others.
 KERNELS: dict[str, tuple[int, int, int, int, int, torch.dtype, str, bool]] = {
     "prefill": (32, 32, 627, 627, 128, torch.float16, "", True),
     "decode": (32, 32, 1, 628, 128, torch.float16, "", False),
@@ -189,7 +199,7 @@ def kernels(capability: tuple[int, int]) -> list[dict[str, str]]:
 
 
 def compared(predicted: Figures, measured: Figures) -> list[dict[str, Any]]:
-    """One row a figure: bytes and, as a share of the measured, the error."""
+    """One row a figure: both sides' bytes, and the error as a share of the measured."""
     return [
         {
             "what": what,
@@ -207,7 +217,7 @@ def times(model_name: str) -> dict[str, dict[str, float]]:
     """Median seconds of answers of 1 and of 32 tokens, baseline and HiMAP taking turns, and their ratio."""
     tokenizer, model, processor, _ = load_pretrained_model(model_name, device="cuda:0")
     question = next(each for each in embedded_questions(20) if each.image is not None)
-    found = {}
+    by_tokens = {}
     for tokens in (1, 32):
         answerer = Answerer(tokenizer, model, processor, max_new_tokens=tokens, min_new_tokens=tokens)
         taken: dict[str, list[float]] = {"baseline": [], "himap": []}
@@ -221,8 +231,8 @@ def times(model_name: str) -> dict[str, dict[str, float]]:
                 if turn >= 2:  # before that it is warm-up
                     seconds.append(time.perf_counter() - started)
         medians = {mode: statistics.median(seconds) for mode, seconds in taken.items()}
-        found[f"{tokens} tokens"] = {**medians, "ratio": medians["himap"] / medians["baseline"]}
-    return found
+        by_tokens[f"{tokens} tokens"] = {**medians, "ratio": medians["himap"] / medians["baseline"]}
+    return by_tokens
 
 
 def card_here() -> Card:
@@ -231,13 +241,13 @@ def card_here() -> Card:
 
 
 def context_here() -> int:
-    """What the card lacks beside PyTorch's segments: the CUDA context, where this process is alone on it."""
+    """Bytes in use on the card beside PyTorch's segments: the CUDA context, where this process is alone on it."""
     free_bytes, total_bytes = torch.cuda.mem_get_info()
     return total_bytes - free_bytes - torch.cuda.memory_reserved()
 
 
 def judged(memory: Path | None) -> list[dict[str, Any]]:
-    """What the suite's report says of each mode, without its readings."""
+    """Each mode of the suite's report, without its readings."""
     if memory is None:
         return []
     kept = ("mode", "laps", "samples", "verdict", "bytes_per_sample", "peak_bytes", "seconds", "absent")
@@ -248,39 +258,72 @@ def judged(memory: Path | None) -> list[dict[str, Any]]:
     ]
 
 
-def show(part: str, found: Any) -> None:
-    """What a person wants of a part of the evidence."""
+def show(part: str, rows: Any) -> None:
+    """Print a part of the evidence for people."""
     if part == "kernels":
-        for row in found:
+        for row in rows:
             if row["predicted"] != row["measured"]:
                 print(f"attention, {row['what']}: {row['predicted']} predicted, {row['measured']} measured")
     elif part == "peaks":
-        for row in found:
+        for row in rows:
             predicted, measured = (format_bytes(row[f"{side}_bytes"]) for side in ("predicted", "measured"))
             sides = f"{predicted:>11} predicted {measured:>11} measured {row['error']:+.3%}"
             print(f"{row['what']:<34}{row['figure']:<11}{sides}")
     elif part == "differences":
-        for row in found:
+        for row in rows:
             times = f"{row['card']} x on the card, {row['simulated']} x simulated"
             print(f"{row['what']}: {format_bytes(row['bytes'])} {times}: {row['line']}")
     elif part == "judged":
-        for mode in found:
+        for mode in rows:
             channels = ", ".join(f"{name} {verdict}" for name, verdict in mode["channels"].items())
             print(f"{mode['mode']}: {mode['verdict']}, {mode['laps']} x {mode['samples']} runs; {channels}")
     elif part == "seconds":
-        for what, taken in found.items():
+        for what, taken in rows.items():
             print(f"{what}: baseline {taken['baseline']:.4f} s, HiMAP {taken['himap']:.4f} s, {taken['ratio']:.2f} x")
 
 
-def main() -> int:
-    """0; 2 where there is no CUDA."""
+class Evidence:
+    """The evidence file, written anew with each part: a later failure leaves the parts before it."""
+
+    def __init__(self, folder: Path, card: Card, model: str, *, rehearsal: bool) -> None:
+        name = re.sub(r"[^\w.]+", "-", f"{card.name}-torch{torch.__version__}")
+        self.path = folder / f"{name}.json"
+        self._parts: dict[str, Any] = {
+            "schema": 1,
+            "rehearsal": rehearsal,
+            "card": asdict(card),
+            "environment": {
+                "torch": str(torch.__version__),
+                "transformers": transformers.__version__,
+                "cuda": torch.version.cuda,
+                "cudnn": torch.backends.cudnn.version(),
+                "python": sys.version.split()[0],
+            },
+            "model": model,
+        }
+
+    def keep(self, part: str, rows: Any) -> None:
+        """Add a part, write the file and print the part."""
+        self._parts[part] = rows
+        self.path.write_text(json.dumps(self._parts, indent=1) + "\n", encoding="utf-8")
+        show(part, rows)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only say whether there is CUDA")
     parser.add_argument("--model", default="7b")
     parser.add_argument("--memory", type=Path, help="the suite's report")
     parser.add_argument("--output-folder", type=Path, default=Path("ci/evidence"))
     parser.add_argument("--rehearse", metavar="CARD", help="no GPU: a second simulation, of this card, in its place")
-    options = parser.parse_args()
+    parser.add_argument("--attentions", nargs="+", choices=ATTENTIONS, default=ATTENTIONS)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Return 0, or 2 where there is no CUDA."""
+    options = parse(arguments)
     if not torch.cuda.is_available() and not options.rehearse:
         print("ci/gpu: error: needs a CUDA device, and torch sees none", file=sys.stderr)
         return 2
@@ -288,38 +331,19 @@ def main() -> int:
         return 0
     rehearsed = options.rehearse is not None
     card = find_card(options.rehearse) if rehearsed else card_here()
-    evidence: dict[str, Any] = {
-        "schema": 1,
-        "rehearsal": rehearsed,
-        "card": asdict(card),
-        "environment": {
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-            "python": sys.version.split()[0],
-        },
-        "model": options.model,
-    }
-    name = re.sub(r"[^\w.]+", "-", f"{card.name}-torch{torch.__version__}")
-    path = options.output_folder / f"{name}.json"
+    scope = Scope(options.model, options.attentions, options.modes)
+    evidence = Evidence(options.output_folder, card, options.model, rehearsal=rehearsed)
 
-    def keep(part: str, found: Any) -> None:
-        """Written at once: what fails later must not take it along."""
-        evidence[part] = found
-        path.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
-        show(part, found)
-
-    measured = all_peaks(options.model, lambda: SimulatedCuda(card) if rehearsed else nullcontext())
-    keep("measured", measured)
-    keep("context_bytes", None if rehearsed else context_here())
-    keep("seconds", {} if rehearsed else times(options.model))
-    keep("judged", judged(options.memory))
-    keep("peaks", compared(all_peaks(options.model, lambda: SimulatedCuda(card)), measured))
-    keep("kernels", [] if rehearsed else kernels(card.compute_capability))
-    made = allocations(options.model, SimulatedCuda(card) if rehearsed else None)
-    keep("differences", differences(made, allocations(options.model, SimulatedCuda(card))))
-    print(f"written: {path}")
+    measured = all_peaks(scope, lambda: SimulatedCuda(card) if rehearsed else nullcontext())
+    evidence.keep("measured", measured)
+    evidence.keep("context_bytes", None if rehearsed else context_here())
+    evidence.keep("seconds", {} if rehearsed else times(options.model))
+    evidence.keep("judged", judged(options.memory))
+    evidence.keep("peaks", compared(all_peaks(scope, lambda: SimulatedCuda(card)), measured))
+    evidence.keep("kernels", [] if rehearsed else kernels(card.compute_capability))
+    measured_sizes = allocations(scope, SimulatedCuda(card) if rehearsed else None)
+    evidence.keep("differences", differences(measured_sizes, allocations(scope, SimulatedCuda(card))))
+    print(f"written: {evidence.path}")
     return 0
 
 
