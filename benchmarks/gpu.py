@@ -49,7 +49,7 @@ class Scope:
 
     model: str
     attentions: Sequence[str] = ATTENTIONS
-    modes: Sequence[str] = MODES
+    modes: Sequence[str] = tuple(MODES)
 
 
 def peaks(scope: Scope, attention: str) -> Figures:
@@ -317,7 +317,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output-folder", type=Path, default=Path("ci/evidence"))
     parser.add_argument("--rehearse", metavar="CARD", help="no GPU: a second simulation, of this card, in its place")
     parser.add_argument("--attentions", nargs="+", choices=ATTENTIONS, default=ATTENTIONS)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--modes", nargs="+", choices=tuple(MODES), default=tuple(MODES))
     return parser.parse_args(arguments)
 
 

@@ -53,7 +53,7 @@ def rehearsal(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Con
     """
     folder = tmp_path_factory.mktemp("evidence")
     full = pytestconfig.getoption("--full")
-    attentions, modes = (ATTENTIONS, MODES) if full else (("sdpa",), ("baseline", "himap"))
+    attentions, modes = (ATTENTIONS, tuple(MODES)) if full else (("sdpa",), ("baseline", "himap"))
     options = ["--rehearse", "H200", "--model", "tiny", "--output-folder", str(folder)]
     with redirect_stdout(io.StringIO()) as printed:
         assert main([*options, "--attentions", *attentions, "--modes", *modes]) == 0
@@ -105,7 +105,8 @@ def test_each_mode_is_measured_at_prefill_and_decode_with_both_kinds_of_attentio
     figures = gpu.all_peaks(gpu.Scope("7b"), nullcontext)
 
     assert figures == {
-        name: {part: f"{name}: {part}" for part in ("allocated", "reserved")} for name in names(ATTENTIONS, MODES)
+        name: {part: f"{name}: {part}" for part in ("allocated", "reserved")}
+        for name in names(ATTENTIONS, tuple(MODES))
     }
 
 
