@@ -31,7 +31,8 @@ _CUDA = torch.device("cuda", 0)
 
 @dataclass(frozen=True)
 class Published:
-    """`figure` as the source prints it; `run` says the same of the simulation. `why`: where they differ, the cause."""
+    """`figure` as the source prints it; `run` returns the simulation's. `why`: the cause where they differ. `slow`: a
+    minute's work, which tests do with --full."""
 
     source: str
     gpu: str
@@ -41,6 +42,7 @@ class Published:
     why: str = ""
     card: Card | str = "A100-80"
     workspace: bool = True
+    slow: bool = False
 
     def simulated(self) -> str:
         with warnings.catch_warnings():
@@ -234,7 +236,7 @@ ROWS = (
         f"{_GITHUB}pytorch/pytorch/issues/77049", "?", "sort: before, peak, MiB", "1526, 18380", sort, why=_SORT
     ),
     Published(f"{_GITHUB}pytorch/pytorch/issues/67971", "6 GB", "full of 40 KB tensors: tries", "2.00 MiB",
-        lambda: fill(10_000), card="6GiB",
+        lambda: fill(10_000), card="6GiB", slow=True,
     ),
     Published(
         f"{_GITHUB}pinokiofactory/flux-webui/issues/11", "RTX 4090", "full of a few MiB each: tries", "20.00 MiB",
