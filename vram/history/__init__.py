@@ -1,4 +1,5 @@
 """Runs remembered in pytest-benchmark's store, compared with one another, and searched for where a change began.
 
-Pure: `keys`, `entries`, `criteria`, `compare`, `steps`, `runs`. Files: `store`, `locked`. The format: docs/history.md.
+Pure: `keys`, `entries`, `criteria`, `compare`, `steps`, `runs`. Files: `store`, `file_storage`. In pytest: `gate`,
+`saver`. In the shell: `command`, `terminal`, `json_form`. The format: docs/history.md.
 """

@@ -1,7 +1,7 @@
 """Is this run worse than its base? Arithmetic on entries: no file, no clock.
 
 "No regression" does not prove that memory does not grow, or fits: only that no judged figure is over what its criterion
-allows beside the base. Different keys are never compared; a key without a base is new, and nothing is said of it.
+allows beside the base. Different keys are never compared; a key without a base is new, which is not a pass.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from vram.history.criteria import GROWTH, Criterion, figure_in, figures, held_to, is_exact
+from vram.history.criteria import GROWTH, Criterion, criteria_of, figure_in, figures, is_exact
 from vram.history.entries import OUT_OF_MEMORY, Entry
 from vram.text import bytes_text, exact_text
 
-Status = Literal["regressed", "drifted", "within", "improved", "same", "told", "not measured"]
+Status = Literal["regressed", "drifted", "within", "improved", "same", "reported", "not measured"]
 FAILING: tuple[Status, ...] = ("regressed", "drifted")
-MEMORY = "memory"  # the figure of what ran out of it
+MEMORY = "memory"  # the figure of a key that ran out of it
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Located:
 
 @dataclass(frozen=True)
 class Change:
-    """One figure of one key, beside its base. `criterion` is None for a figure that decides nothing.
+    """One figure of one key, beside its base. `criterion` is None for a figure that never fails.
 
     `base` or `head` is None where the figure was not measured there. Bytes; of `growth`, bytes a sample.
     """
@@ -51,7 +51,7 @@ class Change:
         unit = " a sample" if self.figure == GROWTH else ""
         text = f"{self.figure} {exact_text(self.head)}{unit}, {_moved(self.base, self.head)} in {self.base_run}"
         if self.criterion is None:
-            return f"{text}; noisy or not asked for: told, does not decide"
+            return f"{text}; noisy, or without a criterion: reported, never fails"
         if self.status in FAILING:
             since = "; no single run since was over" if self.status == "drifted" else ""
             return f"{text}; allowed {self.criterion.tolerance} more{since}"
@@ -68,31 +68,31 @@ def _moved(base: float, head: float) -> str:
 
 @dataclass(frozen=True)
 class Judged:
-    """All that is said of one key: its changes; or that it is new; or why nothing can be said."""
+    """One key beside its base: its changes; or no base, as it is new; or the reason why nothing was compared."""
 
     entry: Entry
     base: Located | None
     changes: Sequence[Change] = ()
-    unsaid: str = ""
+    reason: str = ""
 
     @property
     def regressions(self) -> list[Change]:
-        """What fails it."""
+        """The changes that fail it."""
         return [change for change in self.changes if change.status in FAILING]
 
     @property
     def status(self) -> str:
-        """ "new", "inconclusive", "regressed" (a drift too), "improved", "within", "same"; "told" where no criterion is
-        about a figure it has."""
+        """ "new", "inconclusive", "regressed" (a drift too), "improved", "within" or "same"; "reported" where no
+        criterion is about a figure it has."""
         if self.base is None:
             return "new"
         if self.regressions:
             return "regressed"
         decided = [change.status for change in self.changes if change.criterion is not None]
-        if self.unsaid or "not measured" in decided or not self.changes:
+        if self.reason or "not measured" in decided or not self.changes:
             return "inconclusive"
         if not decided:
-            return "told"
+            return "reported"
         return next((status for status in ("within", "improved") if status in decided), "same")
 
 
@@ -111,35 +111,31 @@ class Comparison:
     @property
     def comparable(self) -> bool:
         """Whether anything was decided at all."""
-        return any(one.status not in ("new", "inconclusive", "told") for one in self.judged)
+        return any(one.status not in ("new", "inconclusive", "reported") for one in self.judged)
 
 
 def judge(
     head: Entry, base: Located | None, criteria: Sequence[Criterion] = (), past: Sequence[Located] = ()
 ) -> Judged:
-    """Hold `head` to `base`, and where `past` (the key's entries, oldest first, up to the base) is given, to what
-    `anchor` finds there: small steps that each pass may add up to a regression."""
+    """Compare `head` with `base`, and with what `anchor` finds in `past`, the key's entries up to the base, oldest
+    first: small steps that each pass may add up to a regression."""
     if base is None:
         return Judged(head, None)
     if OUT_OF_MEMORY in (head.verdict, base.entry.verdict):
         return _out_of_memory(head, base)
     if head.verdict is None and not head.peaks_alone:
-        return Judged(head, base, unsaid=head.reason)
-    held = held_to(head, criteria)
+        return Judged(head, base, reason=head.reason)
+    own = criteria_of(head, criteria)
     now, before = figures(head), figures(base.entry)
     changes = []
-    for figure in dict.fromkeys((*held, *before, *now)):
-        criterion = held.get(figure)
-        told = [here for here, one in ((now, head), (before, base.entry)) if figure in here]
-        if criterion is not None and len(told) == 2 and not (is_exact(head, figure) and is_exact(base.entry, figure)):
+    for figure in dict.fromkeys((*own, *before, *now)):
+        criterion = own.get(figure)
+        in_both = figure in now and figure in before
+        if in_both and not (is_exact(head, figure) and is_exact(base.entry, figure)):
             criterion = None
-        if len(told) < (2 if criterion is None else 1):  # of what neither has nothing is said
-            continue
-        change = _change(figure, before.get(figure), now.get(figure), base.run, criterion)
-        # To the byte there is no drift: each byte was told.
-        if change.status not in FAILING and criterion is not None and criterion.tolerance != "0" and figure in now:
-            change = _drift(change, criterion, past) or change
-        changes.append(change)
+        if in_both or (criterion is not None and (figure in now or figure in before)):
+            change = _change(figure, before.get(figure), now.get(figure), base.run, criterion)
+            changes.append(_drift(change, past) or change)
     return Judged(head, base, changes)
 
 
@@ -148,7 +144,7 @@ def _change(figure: str, base: float | None, head: float | None, run: str, crite
     if base is None or head is None:
         status = "not measured"
     elif criterion is None:
-        status = "told"
+        status = "reported"
     elif head > criterion.allowed(base):
         status = "regressed"
     else:
@@ -156,40 +152,43 @@ def _change(figure: str, base: float | None, head: float | None, run: str, crite
     return Change(figure, base, head, run, criterion, status)
 
 
-def _drift(change: Change, criterion: Criterion, past: Sequence[Located]) -> Change | None:
-    held = anchor(past, change.figure, criterion)
-    if held is None or change.head is None:
+def _drift(change: Change, past: Sequence[Located]) -> Change | None:
+    """The change since the anchor, where that fails and the one since the base did not."""
+    criterion = change.criterion
+    # To the byte there is no drift: each byte was reported.
+    if criterion is None or criterion.tolerance == "0" or change.head is None or change.status in FAILING:
         return None
-    base = figures(held.entry)[change.figure]
+    first = anchor(past, change.figure, criterion)
+    if first is None:
+        return None
+    base = figures(first.entry)[change.figure]
     if change.head <= criterion.allowed(base):
         return None
-    return Change(change.figure, base, change.head, held.run, criterion, "drifted")
+    return Change(change.figure, base, change.head, first.run, criterion, "drifted")
 
 
 def anchor(past: Sequence[Located], figure: str, criterion: Criterion) -> Located | None:
-    """The entry that a figure is held to: the first, or the last since that was accepted or was over what was allowed
-    (and was told then). A run that passes never takes its place. Runs without the figure are passed over."""
-    held: Located | None = None
+    """The entry that drift is counted from: the first, or the last since that was accepted or was over (and was
+    reported then). A run that passes never takes its place. Runs without the figure are passed over."""
+    latest: Located | None = None
     allowed = Fraction(0)
     for located in past:
         now = figure_in(located.entry, figure)
-        if now is None:
-            continue
-        if held is None or located.entry.accepted or now > allowed:
-            held, allowed = located, criterion.allowed(now)
-    return held
+        if now is not None and (latest is None or located.entry.accepted or now > allowed):
+            latest, allowed = located, criterion.allowed(now)
+    return latest
 
 
 def _out_of_memory(head: Entry, base: Located) -> Judged:
     if base.entry.verdict == OUT_OF_MEMORY:
         also = " too" if head.verdict == OUT_OF_MEMORY else ""
-        return Judged(head, base, unsaid=f"{base.run} ran out of memory{also}")
+        return Judged(head, base, reason=f"{base.run} ran out of memory{also}")
     return Judged(head, base, [Change(MEMORY, None, None, base.run, Criterion(MEMORY), "regressed")])
 
 
 def matching(entry: Entry, located: Sequence[Located]) -> list[Located]:
-    """Those of exactly its key. A replay that ran out of memory did not come to count its samples, nor to ask every
-    meter: what it knows must be equal."""
+    """Those with exactly its key. A replay that ran out of memory did not come to count its samples or to read every
+    meter: the facts that it knows must be equal."""
     if entry.verdict != OUT_OF_MEMORY:
         return [one for one in located if one.entry.key == entry.key]
     return [one for one in located if set(entry.key) <= set(one.entry.key)]

@@ -1,4 +1,4 @@
-"""What a comparison is held to: `peak:2%`, `growth:0`, `himap/peak:1 MiB`."""
+"""Criteria of a comparison: `peak:2%`, `growth:0`, `himap/peak:1 MiB`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vram.history.entries import BODY_KEPT, BODY_PEAK, Entry
 from vram.units import format_bytes, parse_bytes
 
 PEAK, GROWTH = "peak", "growth"
-ABOVE_START = "peak_above_start"  # of a recording: the peak less what was there before its first sample
+ABOVE_START = "peak_above_start"  # a recording's peak less what was there before its first sample
 _CHANNELS = ("requested", "requested_peak", "allocated", "allocated_peak", "reserved", BODY_PEAK, BODY_KEPT)
 _FIGURES = (PEAK, GROWTH, ABOVE_START, *_CHANNELS)
 _OTHER_DEVICE = re.compile(r"cuda:\d+ ")  # "cuda:1 requested_peak"
@@ -34,7 +34,7 @@ class Criterion:
     tolerance_bytes: int = 0
 
     def allowed(self, base: float) -> Fraction:
-        """The most that is no regression."""
+        """The largest figure that is no regression."""
         return Fraction(base) + abs(Fraction(base)) * self.share + self.tolerance_bytes
 
     @property
@@ -59,7 +59,7 @@ def parse(text: str) -> Criterion:
     if not colon or not tolerance or ("/" in text and not name.strip()):
         raise ValueError(f"a criterion must be {_SYNTAX}, got {text!r}")
     if figure in _NOISY:
-        raise ValueError(f"{figure} is noisy: it is reported and decides nothing, got {text!r}")
+        raise ValueError(f"{figure} is noisy: it is reported and never fails, got {text!r}")
     if _OTHER_DEVICE.sub("", figure) not in _FIGURES:
         raise ValueError(f"a figure must be one of {', '.join(_FIGURES)}, got {text!r}")
     percent = _PERCENT.fullmatch(tolerance)
@@ -72,10 +72,11 @@ def parse(text: str) -> Criterion:
         raise ValueError(f"a tolerance must be 2%, 1MiB or a whole number of bytes, got {text!r}") from None
 
 
-def held_to(entry: Entry, criteria: Sequence[Criterion]) -> dict[str, Criterion]:
-    """The criterion of every figure that may fail `entry`. A named one comes before a general one, a later before an
-    earlier. An entry that no criterion concerns is held to the byte in every exact channel and in growth, less what its
-    meter cannot tell apart."""
+def criteria_of(entry: Entry, criteria: Sequence[Criterion]) -> dict[str, Criterion]:
+    """The criterion of every figure that may fail `entry`: a named one before a general one, a later before an earlier.
+
+    An entry that no criterion concerns is compared to the byte, or to its meter's granule, in every exact channel and
+    in growth."""
     own = [criterion for criterion in criteria if criterion.concerns(entry)]
     if not own:
         return to_the_byte(entry)
@@ -83,28 +84,28 @@ def held_to(entry: Entry, criteria: Sequence[Criterion]) -> dict[str, Criterion]
 
 
 def to_the_byte(entry: Entry) -> dict[str, Criterion]:
-    """Every exact channel to its meter's granule, and growth."""
-    held = {
+    """Criteria for every exact channel, to its meter's granule, and for growth."""
+    exact = {
         figure_of(name): Criterion(figure_of(name), tolerance_bytes=channel.tolerance_bytes)
         for name, channel in entry.channels.items()
         if channel.exact
     }
-    return held if entry.growth is None else {**held, GROWTH: Criterion(GROWTH)}
+    return exact if entry.growth is None else {**exact, GROWTH: Criterion(GROWTH)}
 
 
 def figure_of(channel: str) -> str:
-    """What a criterion calls a channel."""
+    """The name of a channel in a criterion."""
     return PEAK if channel in ("requested_peak", BODY_PEAK) else channel
 
 
 def figures(entry: Entry) -> Mapping[str, float]:
-    """Every figure of the entry by the name that a criterion calls it; the most of each channel."""
-    told: dict[str, float] = {figure_of(name): channel.most_bytes for name, channel in entry.channels.items()}
+    """Every figure of the entry by its name in a criterion; the highest reading of each channel."""
+    by_name: dict[str, float] = {figure_of(name): channel.most_bytes for name, channel in entry.channels.items()}
     for figure in (GROWTH, ABOVE_START):
         value = figure_in(entry, figure)
         if value is not None:
-            told[figure] = value
-    return told
+            by_name[figure] = value
+    return by_name
 
 
 def figure_in(entry: Entry, figure: str) -> float | None:

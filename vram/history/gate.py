@@ -147,4 +147,4 @@ def _open_reason(judged: Judged, history: History) -> str:
     if judged.base is None:
         return f"{history.nearest(judged.entry) or 'no run has measured it'}; {ACCEPT}"
     missing = "; ".join(str(change) for change in judged.changes if change.status == "not measured")
-    return judged.unsaid or missing or "no exact figure to compare"
+    return judged.reason or missing or "no exact figure to compare"

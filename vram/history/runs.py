@@ -14,13 +14,13 @@ from vram.history.entries import OUT_OF_MEMORY, Entry
 from vram.history.keys import Key, difference
 from vram.history.steps import Step, find_steps
 
-RECORDED = "recorded"  # as BASE: of each key the newest accepted run, else the first
+RECORDED = "recorded"  # as BASE: for each key the newest accepted run, else the first
 _LONGEST_NUMBER = 6  # digits; more are a commit
 
 
 @dataclass(frozen=True)
 class Run:
-    """One saved run. `path` is told from the store; `time` is ISO 8601; `commit` is "" where it is not known."""
+    """One saved run. `path` begins at the store; `time` is ISO 8601; `commit` is "" where it is not known."""
 
     path: str
     time: str
@@ -40,12 +40,12 @@ class Run:
         return number if number.isdecimal() and rest else self.stem
 
     def located(self) -> list[Located]:
-        """Its entries, each with the run's number."""
+        """Its entries, each with its run's number."""
         return [Located(f"run {self.number}", entry) for entry in self.entries]
 
 
 class NoRun(ValueError):
-    """No run, or more than one, is meant by a name."""
+    """A name means no run, or more than one."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class History:
     @cached_property
     def by_key(self) -> dict[Key, list[tuple[Run, Entry]]]:
         """Every key's runs, oldest first."""
-        found: dict[Key, list[tuple[Run, Entry]]] = defaultdict(list)
+        by_key: dict[Key, list[tuple[Run, Entry]]] = defaultdict(list)
         for run in self.runs:
             for entry in run.entries:
-                found[entry.key].append((run, entry))
-        return dict(found)
+                by_key[entry.key].append((run, entry))
+        return dict(by_key)
 
     def find(self, name: str) -> Run:
         """The newest run of this number ("3", "0003", "MACHINE/0003"), name or commit (its beginning). Raises NoRun."""
@@ -74,11 +74,11 @@ class History:
             lambda run: len(name) >= 4 and run.commit.startswith(name),
         ]
         for test in tests:
-            found = [run for run in self.runs if test(run)]
-            if found and name.isdecimal() and len({PurePath(run.path).parent for run in found}) > 1:
-                raise NoRun(f"{name} is more than one run: {', '.join(run.path for run in found[-5:])}")
-            if found:
-                return found[-1]
+            matches = [run for run in self.runs if test(run)]
+            if matches and name.isdecimal() and len({PurePath(run.path).parent for run in matches}) > 1:
+                raise NoRun(f"{name} is more than one run: {', '.join(run.path for run in matches[-5:])}")
+            if matches:
+                return matches[-1]
         known = ", ".join(run.stem for run in self.runs[-3:])
         raise NoRun(f"no run is called {name}: " + (f"the newest are {known}" if known else "there are none"))
 
@@ -94,14 +94,14 @@ class History:
 
     def recorded(self, entry: Entry) -> Located | None:
         """Its recorded base: the newest accepted one that has figures, else the first."""
-        held = None
+        base = None
         for located in self.like(entry):
-            if located.entry.channels and (held is None or located.entry.accepted):
-                held = located
-        return held
+            if located.entry.channels and (base is None or located.entry.accepted):
+                base = located
+        return base
 
     def nearest(self, entry: Entry) -> str:
-        """In what the newest entry of the same name differs; "" where there is none."""
+        """How the key of the newest entry of the same name differs; "" where there is none."""
         for run in reversed(self.runs):
             for other in run.entries:
                 if other.name == entry.name and other.key != entry.key:
@@ -133,8 +133,8 @@ def with_run(base: Run, head: Run, criteria: Sequence[Criterion] = ()) -> Compar
     """Each key of `head` beside the same key of `base`."""
     judged: list[Judged] = []
     for entry in head.entries:
-        found = matching(entry, base.located())
-        judged.append(judge(entry, found[-1] if found else None, criteria))
+        same = matching(entry, base.located())
+        judged.append(judge(entry, same[-1] if same else None, criteria))
     return Comparison(judged, _gone(base, head))
 
 

@@ -21,7 +21,7 @@ class NoStore(ValueError):
 
 
 class _Logger:
-    """What pytest-benchmark's storage classes log to; keeps the warnings."""
+    """The logger of pytest-benchmark's storage classes; keeps the warnings."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -30,7 +30,7 @@ class _Logger:
         self.warnings.append(text)
 
     def info(self, *_: object, **__: object) -> None:
-        """Not told."""
+        """Not kept."""
 
     debug = error = info
 
@@ -78,11 +78,11 @@ def _opened(uri: str) -> tuple[Any, _Logger]:
         raise NoStore(f"{uri} can't be opened: {error}") from None
 
 
-def _history(storage: Any, logger: _Logger, wanted: Sequence[str]) -> History:
+def _history(storage: Any, logger: _Logger, patterns: Sequence[str]) -> History:
     runs: list[Run] = []
     skipped: list[str] = []
     try:
-        for path, data in storage.load(*wanted):
+        for path, data in storage.load(*patterns):
             try:
                 run = _run(str(path), data, skipped)
             except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -92,8 +92,8 @@ def _history(storage: Any, logger: _Logger, wanted: Sequence[str]) -> History:
                 runs.append(run)
     except Exception as error:  # whatever the client of another back end raises
         raise NoStore(f"{storage} can't be read: {error}") from None
-    told = [warning.replace("Failed to load", "skipped", 1) for warning in logger.warnings]
-    return History(sorted(runs, key=_when), [*told, *skipped])
+    unread = [warning.replace("Failed to load", "skipped", 1) for warning in logger.warnings]
+    return History(sorted(runs, key=_when), [*unread, *skipped])
 
 
 def _when(run: Run) -> tuple[datetime, str]:
@@ -108,12 +108,12 @@ def _run(path: str, data: Mapping[str, Any], skipped: list[str]) -> Run:
     commit = data.get("commit_info") or {}
     entries: list[Entry] = []
     for benchmark in data["benchmarks"]:
-        told = (benchmark.get("extra_info") or {}).get(EXTRA)
-        if told is None:
+        extra = (benchmark.get("extra_info") or {}).get(EXTRA)
+        if extra is None:
             continue
         name = benchmark.get("fullname")
         try:
-            entries += unpacked(told)
+            entries += unpacked(extra)
         except ValueError as error:
             skipped.append(f"skipped {name} of {path}: {error}")
     commit_id = str(commit.get("id") or "")
@@ -127,18 +127,18 @@ def _run(path: str, data: Mapping[str, Any], skipped: list[str]) -> Run:
 
 
 def packed(entries: Iterable[Entry]) -> dict[str, Any]:
-    """What goes into `extra_info["vram"]`; docs/history.md describes it."""
+    """The entries as `extra_info["vram"]` holds them; docs/history.md describes it."""
     return {"schema": SCHEMA, "entries": [to_json(entry) for entry in entries]}
 
 
-def unpacked(told: Any) -> list[Entry]:
+def unpacked(data: Any) -> list[Entry]:
     """Read back what `packed` gave. ValueError for anything else, and for a schema of a later version."""
-    schema = told.get("schema") if isinstance(told, dict) else None
+    schema = data.get("schema") if isinstance(data, dict) else None
     if not isinstance(schema, int) or schema < 1:
-        raise ValueError(f'extra_info["{EXTRA}"] must have a schema, got {str(told)[:60]!r}')
+        raise ValueError(f'extra_info["{EXTRA}"] must have a schema, got {str(data)[:60]!r}')
     if schema > SCHEMA:
-        raise ValueError(f"schema {schema} is of a later version, this one reads {SCHEMA}")
-    entries = told.get("entries")
+        raise ValueError(f"schema {schema} is from a later version; this one reads {SCHEMA}")
+    entries = data.get("entries")
     if not isinstance(entries, list):
         raise ValueError(f"entries must be a list, got {str(entries)[:60]!r}")
     return [from_json(entry) for entry in entries]

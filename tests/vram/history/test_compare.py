@@ -11,6 +11,7 @@ from vram.history.compare import Change, Comparison, anchor, judge, matching
 from vram.history.criteria import Criterion, parse
 from vram.history.entries import Entry, merged, of_marked, packed, unpacked
 from vram.history.keys import difference, key_of, name_of
+from vram.summary import MarkedSummary
 
 MIB = 2**20
 
@@ -80,10 +81,10 @@ def test_exactly_what_is_allowed_passes_and_one_byte_more_fails(
     assert changes(entry(head), entry(base), criterion)["peak"].status == status
 
 
-def test_both_figures_are_told() -> None:
+def test_both_figures_are_shown() -> None:
     """What it was, what it is, by how much it is over: to the byte."""
-    told = str(changes(entry(2049), entry(2048))["peak"])
-    assert told == ("peak 2.00 KiB (2,049 B), 1 B (0.05%) more than 2.00 KiB (2,048 B) in run 0001; allowed 0 more")
+    text = str(changes(entry(2049), entry(2048))["peak"])
+    assert text == ("peak 2.00 KiB (2,049 B), 1 B (0.05%) more than 2.00 KiB (2,048 B) in run 0001; allowed 0 more")
 
 
 def test_without_a_criterion_every_exact_figure_counts_to_the_byte() -> None:
@@ -94,15 +95,15 @@ def test_without_a_criterion_every_exact_figure_counts_to_the_byte() -> None:
         "peak": "same",
         "growth": "regressed",
     }
-    assert changes(entry(1000, growth=4096.0), entry(1000), "peak:0")["growth"].status == "told"
+    assert changes(entry(1000, growth=4096.0), entry(1000), "peak:0")["growth"].status == "reported"
     assert changes(entry(1001), entry(1000), "baseline/peak:5%")["peak"].status == "regressed"
 
 
 def test_a_criterion_says_nothing_of_what_has_no_such_figure() -> None:
     """A marked test has no growth: it neither passes nor is inconclusive, and alone it leaves nothing comparable."""
-    marked = of_marked({"test": "t", "peak_bytes": 5, "kept_bytes": None, "verdict": "passed"}, CPU)
+    marked = of_marked(MarkedSummary("t", peak_bytes=5), CPU)
     judged = judge(marked, series(marked)[0], [parse("growth:0")])
-    assert judged.status == "told"
+    assert judged.status == "reported"
     assert not Comparison([judged]).comparable
     assert judge(marked, series(marked)[0], [parse("peak:0")]).status == "same"
 
@@ -114,18 +115,18 @@ def test_a_named_criterion_comes_before_a_general_one() -> None:
     assert changes(entry(1050), entry(1000), "peak:5%", "himap/peak:1%")["peak"].status == "regressed"
 
 
-def test_noisy_channels_are_told_and_never_decide() -> None:
+def test_noisy_channels_are_reported_and_never_fail() -> None:
     """However much more they are."""
     head, base = entry(noisy={"reserved": 9 * MIB, "driver": 5}), entry(noisy={"reserved": MIB, "driver": 1})
     judged = judge(head, series(base)[0])
     assert judged.status == "same"
-    assert {change.figure for change in judged.changes if change.status == "told"} == {"reserved", "driver"}
+    assert {change.figure for change in judged.changes if change.status == "reported"} == {"reserved", "driver"}
 
 
 def test_allocated_decides_where_it_is_exact_alone() -> None:
-    """A criterion on a channel that was noisy in either run tells, and does not decide."""
+    """A criterion on a channel that was noisy in either run reports, and never fails."""
     assert changes(entry(noisy={"allocated": 9}), entry(noisy={"allocated": 1}), "allocated:0")["allocated"].status == (
-        "told"
+        "reported"
     )
 
 
@@ -174,15 +175,15 @@ def test_small_steps_that_each_pass_add_up_to_a_regression() -> None:
     [
         ((100, 120, 100), "improved"),  # up, then back
         ((100, 104, 100, 104), "within"),
-        ((100, 110, 110), "same"),  # told when it came
+        ((100, 110, 110), "same"),  # reported when it came
         ((100, 110, 114), "within"),
-        ((100, 110, 113, 116), "drifted"),  # from where it stood when it was told
+        ((100, 110, 113, 116), "drifted"),  # from where it stood when it was reported
         ((100, None, 104, None, None, 108), "drifted"),  # gaps
         ((0, 0, 0), "same"),
     ],
 )
-def test_drift_is_held_to_what_was_last_told(peaks: tuple[int, ...], status: str) -> None:
-    """A change is told once, when it happens; only what passed silently is added up."""
+def test_drift_is_compared_with_what_was_last_reported(peaks: tuple[int, ...], status: str) -> None:
+    """A change is reported once, when it happens; only what passed silently is added up."""
     known = [peak for peak in peaks if peak is not None]
     if len(known) != len(peaks):
         past = series(*(entry(peak) for peak in peaks[:-1]))

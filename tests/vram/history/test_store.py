@@ -75,7 +75,7 @@ FUTURE["benchmarks"][0]["extra_info"]["vram"]["schema"] = 2
         ('{"benchmarks": [{"stats": {"ops": 1}, "extra_info": {"vram": [1]}}]}', "must have a schema"),
         ('{"benchmarks": [{"stats": {"ops": 1}, "extra_info": [7]}]}', "not a run of pytest-benchmark"),
         ('{"benchmarks": [{"stats": {"ops": 1}}], "commit_info": "main"}', "not a run of pytest-benchmark"),
-        (json.dumps(FUTURE), "schema 2 is of a later version, this one reads 1"),
+        (json.dumps(FUTURE), "schema 2 is from a later version; this one reads 1"),
         ("\x00\xff", "skipped"),
     ],
 )

@@ -1,0 +1,115 @@
+"""What `vram compare` and `vram history` print: tables for people."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+
+from vram.exit_codes import FINE, INCONCLUSIVE, REGRESSION
+from vram.history.compare import MEMORY, Change, Comparison, Judged
+from vram.history.criteria import GROWTH, PEAK, figures
+from vram.history.entries import Entry
+from vram.history.gate import open_text
+from vram.history.keys import Key, name_of, place_of
+from vram.history.runs import History, Run, steps_of
+from vram.history.steps import Step
+from vram.text import NO_FIGURE, aligned, apart, bytes_text, exact_text, rate_text, size_text
+
+_COMPARED = ("what", "figure", "base", "head", "change", "allowed", "run", "verdict")
+_SAVED = ("run", "date", "commit", "peak", "growth/sample", "outcome", "")
+_IN_WORDS = {FINE: "no regression", REGRESSION: "regression", INCONCLUSIVE: "nothing comparable"}
+
+
+def comparison_lines(comparison: Comparison, head: Run, base: str, code: int, earlier: History) -> list[str]:
+    """A comparison of `head` with what `base` names: a row a figure, then what was not compared, then the verdict."""
+    lines = [f"{_title(head)}, compared with {base}", ""]
+    rows = [_row(judged, change) for judged in comparison.judged for change in judged.changes if _is_shown(change)]
+    if rows:
+        lines += [*aligned([_COMPARED, *rows]), ""]
+    by_status: defaultdict[str, list[Judged]] = defaultdict(list)
+    for judged in comparison.judged:
+        by_status[judged.status].append(judged)
+    lines += [open_text(judged, earlier) for judged in (*by_status["new"], *by_status["inconclusive"])]
+    lines += [f"{one.entry.name}: in {one.run}, not measured in this run" for one in comparison.gone]
+    changes = [(judged, change) for judged in comparison.judged for change in judged.changes]
+    lines += [f"{judged.entry.name}: {change}" for judged, change in changes if change.status == "drifted"]
+    count = ", ".join(f"{len(several)} {status}" for status, several in sorted(by_status.items()) if several)
+    return [*lines, f"{_IN_WORDS[code]}: {count or 'nothing measured'}"]
+
+
+def _title(run: Run) -> str:
+    commit = f", commit {run.commit[:12]}{' with changes' if run.dirty else ''}" if run.commit else ""
+    return f"run {run.stem} of {_date(run)}{commit}"
+
+
+def _is_shown(change: Change) -> bool:
+    """Peaks, what differs, and growth that may fail."""
+    may_fail = change.figure == GROWTH and change.criterion is not None
+    return may_fail or change.figure in (PEAK, MEMORY) or change.base != change.head
+
+
+def _row(judged: Judged, change: Change) -> tuple[str, ...]:
+    return (
+        judged.entry.name,
+        change.figure,
+        *apart(change.base, change.head),
+        _moved(change),
+        NO_FIGURE if change.criterion is None else change.criterion.tolerance,
+        change.base_run.removeprefix("run "),
+        change.status,
+    )
+
+
+def _moved(change: Change) -> str:
+    """ "+40 B (+4.00%)"."""
+    if change.base is None or change.head is None:
+        return NO_FIGURE
+    more = change.head - change.base
+    share = f" ({more / abs(change.base):+.2%})" if change.base and more else ""
+    return ("+" if more > 0 else "") + bytes_text(more) + share
+
+
+def key_lines(key: Key, runs: Sequence[tuple[Run, Entry]], last: int) -> list[str]:
+    """The `last` runs of one key (0: all), and every step over all of them."""
+    steps = steps_of(runs)
+    first = max(0, len(runs) - last) if last else 0
+    rows = [_saved_row(index, *runs[index], steps) for index in range(first, len(runs))]
+    lines = [name_of(key), f"  {place_of(key)}", *(f"  {row}" for row in aligned([_SAVED, *rows]))]
+    if first:
+        lines.append(f"  and {first} earlier runs (--last 0 shows them)")
+    return [*lines, *_step_lines(runs, steps), ""]
+
+
+def _saved_row(index: int, run: Run, entry: Entry, steps: Mapping[str, Sequence[Step]]) -> tuple[str, ...]:
+    by_name = figures(entry)
+    stepped = [figure for figure, several in steps.items() if any(step.index == index for step in several)]
+    notes = [*["accepted"] * entry.accepted, *[f"step in {', '.join(stepped)}"] * bool(stepped)]
+    return (
+        run.number,
+        _date(run),
+        run.commit[:8] + ("+" if run.dirty else ""),
+        size_text(by_name.get(PEAK)),
+        rate_text(by_name.get(GROWTH)),
+        entry.outcome_text,
+        ", ".join(notes),
+    )
+
+
+def _step_lines(runs: Sequence[tuple[Run, Entry]], steps: Mapping[str, list[Step]]) -> list[str]:
+    """From which run on a figure is what it is; channels with the same steps say it once."""
+    lines = []
+    shown: list[list[Step]] = []
+    for figure, several in steps.items():
+        if several in shown:
+            continue
+        shown.append(several)
+        for step in several:
+            run = runs[step.index][0]
+            commit = f" ({run.commit[:12]})" if run.commit else ""
+            moved = f"{exact_text(step.before)} -> {exact_text(step.after)}"
+            lines.append(f"  {figure}: {moved} since run {run.number}{commit}")
+    return lines
+
+
+def _date(run: Run) -> str:
+    return run.time[:16].replace("T", " ")
