@@ -18,33 +18,13 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from himap.frozen import Frozen, Group, Kept, check_cache, freeze, frozen_choice
-from himap.layout import Row, image_rows, row_starts
+from himap.generation import FirstIndex, Generating, OneFirstIndexPerGenerate
+from himap.layout import Row, cached_tokens, rows_to_select
 from himap.scoring import TILE_BYTES, column_scores
 from himap.selection import aggregate, farthest_points, most_similar, top_tokens
 from himap.settings import CustomSettings, HimapSettings, Settings, active_settings
 
 Rope = tuple[Tensor, Tensor]
-
-
-class _FirstIndex:
-    """The first farthest point, drawn from torch's global generator at most once per life."""
-
-    def __init__(self) -> None:
-        self._index: int | None = None
-
-    def draw(self, count: int) -> int:
-        if self._index is None:
-            self._index = int(torch.randint(0, count, (1,)).item())
-        return self._index
-
-
-class _Generating(threading.local):
-    """The first index of the `generate` that this thread is in; None outside of one."""
-
-    first_index: _FirstIndex | None = None
-
-    def __reduce__(self) -> tuple[type[_Generating], tuple[()]]:
-        return type(self), ()  # a copied model is in none, and threading.local itself cannot be copied
 
 
 class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
@@ -71,7 +51,7 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
         self.kept: Kept | None = None
-        self._generating = _Generating()
+        self._generating = Generating()
 
     def reset_hmapv(self) -> None:
         """Drop what the last HiMAP run left behind. The flags stay as the config has them."""
@@ -85,7 +65,7 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
     @contextmanager
     def one_first_index(self) -> Iterator[None]:
         """Inside, farthest-point selection starts from one first index, drawn once; outside, one per forward."""
-        outer, self._generating.first_index = self._generating.first_index, _FirstIndex()
+        outer, self._generating.first_index = self._generating.first_index, FirstIndex()
         try:
             yield
         finally:
@@ -123,8 +103,8 @@ class Himap_LlamaModel(LlamaModel):  # type: ignore[misc]  # the published name
         rows = None
         tokens = inputs_embeds if inputs_embeds is not None else input_ids
         if tokens is not None:
-            seen = frozen.seen(past_key_values) if frozen else _cached_tokens(past_key_values)
-            rows = _rows_to_select(settings, self.config, tokens, attention_mask, past_key_values, seen, image_mask)
+            seen = frozen.seen(past_key_values) if frozen else cached_tokens(past_key_values)
+            rows = rows_to_select(settings, self.config, tokens, attention_mask, past_key_values, seen, image_mask)
         if rows is None and frozen is None:
             return cast(BaseModelOutputWithPast, super().forward(**inputs))
         return cast(BaseModelOutputWithPast, self._selective_forward(settings=settings, plan=frozen or rows, **inputs))
@@ -370,7 +350,7 @@ class _Prefill(_Run):
         first = settings.first_index
         if first is None and settings.method == "fps":
             shortest = min(len(row.image) for row in self._rows if row.image)
-            first = (self.model._generating.first_index or _FirstIndex()).draw(shortest)
+            first = (self.model._generating.first_index or FirstIndex()).draw(shortest)
         hidden = self.hidden.clone()  # the caller may own the embeddings
         selected = []
         for index, row in enumerate(self._rows):
@@ -398,90 +378,6 @@ def _gather(tokens: Tensor, index: Tensor) -> Tensor:
     """Row by row the tokens (batch or 1, tokens, X) at `index` (batch, kept)."""
     index = index.to(tokens.device)
     return tokens.expand(index.shape[0], -1, -1)[torch.arange(index.shape[0], device=tokens.device)[:, None], index]
-
-
-def _rows_to_select(
-    settings: Settings,
-    config: LlamaConfig,
-    tokens: Tensor,
-    attention_mask: Tensor | None,
-    past_key_values: Any,
-    seen: int,
-    image_mask: Tensor | None,
-) -> tuple[Row, ...] | None:
-    """The rows of `tokens` (batch, tokens[, E]) where the mode has something to do; None where it has not.
-
-    `seen` tokens came before them on the cache.
-    """
-    first_layer = settings.txt_layer if isinstance(settings, HimapSettings) else settings.agg_layer
-    if first_layer >= config.num_hidden_layers:
-        return None
-    batch, width = tokens.shape[:2]
-    if image_mask is not None:
-        if image_mask.shape != (batch, width):
-            raise ValueError(f"image_mask must have the tokens' shape {[batch, width]}, got {[*image_mask.shape]}")
-        if not image_mask.any():
-            return None
-    if seen:  # what follows a prefill is text
-        lengths = settings.lengths
-        end = 0 if lengths.sys is None or lengths.img is None else lengths.sys + lengths.img
-        if image_mask is not None or (width > 1 and seen < end):
-            raise ValueError(f"the whole image must come with the first forward on a cache, got one with {seen} tokens")
-        return None
-    if past_key_values is not None:
-        check_cache(past_key_values)
-    return image_rows(settings, row_starts(attention_mask, batch, width), width, image_mask)
-
-
-def _cached_tokens(past_key_values: Any) -> int:
-    return 0 if past_key_values is None else int(past_key_values.get_seq_length())
-
-
-class OneFirstIndexPerGenerate:
-    """Mixin for models with a `Himap_LlamaModel` inside: `generate` draws custom selection's first index once."""
-
-    def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """`GenerationMixin.generate`; with custom selection on, one first index for all of its forwards.
-
-        Raises ValueError, while a mode is on, for what does not hand the whole prompt and nothing else to the first
-        forward: chunked prefill and assisted generation.
-        """
-        decoder: Himap_LlamaModel = self.get_decoder()  # type: ignore[attr-defined]
-        if active_settings(decoder.config) is None:
-            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
-        config = generation_config or self.generation_config  # type: ignore[attr-defined]
-        for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_early_exit", "assistant_model"):
-            value = kwargs.get(name, getattr(config, name, None))
-            if value is not None:
-                got = value if isinstance(value, int) else type(value).__name__
-                raise ValueError(f"{name} must be None while image tokens are selected by the whole prompt, got {got}")
-        with decoder.one_first_index():
-            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Any,
-        *args: Any,
-        past_key_values: Any = None,
-        next_sequence_length: int | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> Any:
-        """As `GenerationMixin`'s, but tokens dropped before the first layer count as read.
-
-        There the cache's own length, by which `generate` finds what is new in a conversation, leaves them out.
-        """
-        frozen = frozen_choice(past_key_values)
-        if frozen is not None and is_first_iteration and next_sequence_length is not None:
-            next_sequence_length -= frozen.groups[0].removed
-        return super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids,
-            *args,
-            past_key_values=past_key_values,
-            next_sequence_length=next_sequence_length,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
 
 
 class HimapLlamaForCausalLM(OneFirstIndexPerGenerate, LlamaForCausalLM):  # type: ignore[misc]

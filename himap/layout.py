@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LlamaConfig
 
-from himap.frozen import form
+from himap.frozen import check_cache, form
 from himap.settings import HimapSettings, Lengths, Settings
 
 
@@ -98,3 +100,41 @@ def _span(columns: list[int], start: int, lengths: Lengths) -> range:
         if configured is not None and configured != masked:
             raise ValueError(f"the configured {name} length is {configured}, the prompt's is {masked}")
     return image
+
+
+def rows_to_select(
+    settings: Settings,
+    config: LlamaConfig,
+    tokens: Tensor,
+    attention_mask: Tensor | None,
+    past_key_values: Any,
+    seen: int,
+    image_mask: Tensor | None,
+) -> tuple[Row, ...] | None:
+    """The rows of `tokens` (batch, tokens[, E]) where the mode has something to do; None where it has not.
+
+    `seen` tokens came before them on the cache.
+    """
+    first_layer = settings.txt_layer if isinstance(settings, HimapSettings) else settings.agg_layer
+    if first_layer >= config.num_hidden_layers:
+        return None
+    batch, width = tokens.shape[:2]
+    if image_mask is not None:
+        if image_mask.shape != (batch, width):
+            raise ValueError(f"image_mask must have the tokens' shape {[batch, width]}, got {[*image_mask.shape]}")
+        if not image_mask.any():
+            return None
+    if seen:  # what follows a prefill is text
+        lengths = settings.lengths
+        end = 0 if lengths.sys is None or lengths.img is None else lengths.sys + lengths.img
+        if image_mask is not None or (width > 1 and seen < end):
+            raise ValueError(f"the whole image must come with the first forward on a cache, got one with {seen} tokens")
+        return None
+    if past_key_values is not None:
+        check_cache(past_key_values)
+    return image_rows(settings, row_starts(attention_mask, batch, width), width, image_mask)
+
+
+def cached_tokens(past_key_values: Any) -> int:
+    """Tokens that the cache has room for already; 0 without one."""
+    return 0 if past_key_values is None else int(past_key_values.get_seq_length())

@@ -20,7 +20,8 @@ from transformers.conversion_mapping import (
 )
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
-from himap.decoder import Himap_LlamaModel, OneFirstIndexPerGenerate
+from himap.decoder import Himap_LlamaModel
+from himap.generation import OneFirstIndexPerGenerate
 from himap.settings import FLAGS
 
 

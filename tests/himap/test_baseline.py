@@ -35,7 +35,7 @@ def test_forward_is_the_base_class_forward(llama: HimapLlamaForCausalLM, monkeyp
     calls: list[dict[str, Any]] = []
     result = object()
     monkeypatch.setattr(LlamaModel, "forward", lambda self, **kwargs: calls.append(kwargs) or result)
-    for ours in ("image_rows", "column_scores", "aggregate", "_Run", "_Prefill", "_Continuation"):
+    for ours in ("rows_to_select", "column_scores", "aggregate", "_Run", "_Prefill", "_Continuation"):
         monkeypatch.delattr(himap.decoder, ours)
     given = {name: object() for name in ("attention_mask", "position_ids", "past_key_values", "inputs_embeds")}
     given |= {"input_ids": None, "use_cache": True, "output_attentions": True}

@@ -1,0 +1,80 @@
+"""Generation around a `Himap_LlamaModel`: one first index per `generate`; tokens dropped from a cache count as read."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import torch
+
+from himap.frozen import frozen_choice
+from himap.settings import active_settings
+
+
+class FirstIndex:
+    """The first farthest point, drawn from torch's global generator at most once per life."""
+
+    def __init__(self) -> None:
+        self._index: int | None = None
+
+    def draw(self, count: int) -> int:
+        """The index, below `count` when it is drawn."""
+        if self._index is None:
+            self._index = int(torch.randint(0, count, (1,)).item())
+        return self._index
+
+
+class Generating(threading.local):
+    """The first index of the `generate` that this thread is in; None outside of one."""
+
+    first_index: FirstIndex | None = None
+
+    def __reduce__(self) -> tuple[type[Generating], tuple[()]]:
+        return type(self), ()  # a copied model is in none, and threading.local itself cannot be copied
+
+
+class OneFirstIndexPerGenerate:
+    """Mixin for models with a `Himap_LlamaModel` inside: `generate` draws custom selection's first index once."""
+
+    def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """`GenerationMixin.generate`; with custom selection on, one first index for all of its forwards.
+
+        Raises ValueError, while a mode is on, for what does not hand the whole prompt and nothing else to the first
+        forward: chunked prefill and assisted generation.
+        """
+        decoder: Any = self.get_decoder()  # type: ignore[attr-defined]
+        if active_settings(decoder.config) is None:
+            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+        config = generation_config or self.generation_config  # type: ignore[attr-defined]
+        for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_early_exit", "assistant_model"):
+            value = kwargs.get(name, getattr(config, name, None))
+            if value is not None:
+                got = value if isinstance(value, int) else type(value).__name__
+                raise ValueError(f"{name} must be None while image tokens are selected by the whole prompt, got {got}")
+        with decoder.one_first_index():
+            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Any,
+        *args: Any,
+        past_key_values: Any = None,
+        next_sequence_length: int | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
+    ) -> Any:
+        """As `GenerationMixin`'s, but tokens dropped before the first layer count as read.
+
+        There the cache's own length, by which `generate` finds what is new in a conversation, leaves them out.
+        """
+        frozen = frozen_choice(past_key_values)
+        if frozen is not None and is_first_iteration and next_sequence_length is not None:
+            next_sequence_length -= frozen.groups[0].removed
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids,
+            *args,
+            past_key_values=past_key_values,
+            next_sequence_length=next_sequence_length,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
