@@ -12,7 +12,7 @@ from himap.settings import active_settings
 from llava.answering import Answerer
 from llava.questions import Question
 from tests.memory.probes import assert_tokens_cost, cache_bytes_per_token, entered_code
-from vram import PeakExceeded, Recording, replay
+from vram import PeakExceeded, Recording, assert_peak, replay
 from vram.meters import default_meter
 from vram.session import VramSession
 
@@ -60,8 +60,8 @@ def test_kept_attentions_are_caught_by_the_token_test(
 
 
 def test_kept_attentions_are_caught_by_the_peak_budget(
-    vram: VramSession, keeping: Recording, recordings: Callable[[str], Recording]
+    keeping: Recording, recordings: Callable[[str], Recording]
 ) -> None:
-    """What all samples together need in baseline is not enough for two answers whose attentions are kept."""
+    """The peak of all samples in baseline is not enough for two answers whose attentions are kept."""
     with pytest.raises(PeakExceeded):
-        vram.assert_peak(keeping, recordings("baseline").peak_bytes())
+        assert_peak(keeping, recordings("baseline").peak_bytes())
