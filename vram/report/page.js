@@ -31,7 +31,8 @@
     Plotly.react(place, traces, layout, { responsive: true, displaylogo: false, displayModeBar: false });
   };
 
-  const overlaid = (place, series, across) => {
+  const overlaid = (place, series, name) => {
+    const across = plain(name.length > 24 ? `${name.slice(0, 21)}...` : name);
     const [unit, size] = unitOf(series);
     const traces = series.map((values, lap) => ({
       x: values.map((_, index) => index), y: scaled(values, size), name: `lap ${lap}`, mode: "lines+markers",
