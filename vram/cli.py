@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
-from vram.history import command as commands
-from vram.report import command
+from vram.history import command as history
+from vram.report import command as report
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,20 @@ class _Command:
 _COMMANDS = (
     _Command(
         "compare",
-        "is the newest run worse than the one before, or than BASE?",
-        commands.COMPARE,
-        commands.add_compare,
-        commands.compare,
-        commands.EXITS,
+        "compare the newest run with the one before it, or with BASE",
+        history.COMPARE,
+        history.add_compare,
+        history.compare,
+        history.EXITS,
     ),
     _Command(
         "history",
-        "list saved runs by key, and since when a figure is what it is",
-        commands.HISTORY,
-        commands.add_history,
-        commands.history,
+        "list saved runs by key, and from which run on a figure is what it is now",
+        history.HISTORY,
+        history.add_history,
+        history.history,
     ),
-    _Command("report", command.SUMMARY, command.REPORT, command.add_report, command.report, command.EXITS),
+    _Command("report", report.SUMMARY, report.REPORT, report.add_report, report.report, report.EXITS),
 )
 
 
@@ -58,41 +58,51 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code."""
-    parser = _Parser(prog="vram", description="GPU-memory regression tests over time: what pytest saved, compared.")
-    commands_of = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for one in _COMMANDS:
-        sub = commands_of.add_parser(
-            one.name,
-            help=one.summary,
-            description=one.description,
-            epilog=one.epilog,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        one.add(sub)
-        sub.set_defaults(run=one.run, of=sub.prog)
     for stream in (sys.stdout, sys.stderr):  # a test may be called anything
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    parsed = parser.parse_args(arguments)
-    collecting = gc.isenabled()
-    gc.disable()  # thousands of runs are read and none let go of: collecting would go through them again and again
+    parsed = _parser().parse_args(arguments)
     try:
-        run: Callable[[argparse.Namespace], tuple[int, str]] = parsed.run
-        code, text = run(parsed)
+        code, text = _run(parsed)
     except ValueError as error:
-        print(f"{parsed.of}: {error}", file=sys.stderr)
+        print(f"{parsed.prog}: {error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception:  # exit code 1 would say that memory regressed
         traceback.print_exc()
         return OUR_FAULT
-    finally:
-        if collecting:
-            gc.enable()
     try:
         print(text, flush=True)
     except BrokenPipeError:  # `vram history | head`: Python would complain again while it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="vram", description="GPU-memory regression tests over time: compare and show saved runs.")
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in _COMMANDS:
+        subparser = subparsers.add_parser(
+            command.name,
+            help=command.summary,
+            description=command.description,
+            epilog=command.epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add(subparser)
+        subparser.set_defaults(run=command.run, prog=subparser.prog)
+    return parser
+
+
+def _run(parsed: argparse.Namespace) -> tuple[int, str]:
+    """Run the subcommand without the collector: thousands of runs are read, and it would go through them each time."""
+    run: Callable[[argparse.Namespace], tuple[int, str]] = parsed.run
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return run(parsed)
+    finally:
+        if collecting:
+            gc.enable()

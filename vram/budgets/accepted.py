@@ -1,4 +1,4 @@
-"""What a session accepted: gathered from its processes, settled, and told as a diff."""
+"""The budgets that a session accepted: merged over its processes, reconciled with the file, shown as a diff."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vram.text import aligned, apart
 
 @dataclass(frozen=True)
 class Accepted:
-    """What accepting did to one budget: from `before_bytes` (None where it was new) to `after_bytes`.
+    """One budget that was accepted: from `before_bytes` (None where it was new) to `after_bytes`.
 
     `problem` says why it was not recorded; "" where it was.
     """
@@ -26,24 +26,24 @@ class Accepted:
 
 
 def record(budget: Budget, peak_bytes: int, earlier: Sequence[Accepted] = ()) -> tuple[Budget, Accepted]:
-    """Accept `peak_bytes`, or what was accepted `earlier` for the budget where that is more, and tell of it.
+    """Accept `peak_bytes`, or what was accepted `earlier` for the budget where that is more.
 
-    Returns the budget as it is now recorded: as it was where it can't be rewritten.
+    Returns the budget as it is now recorded (unchanged where it can't be rewritten), and the change.
     """
     path = str(budget.path.absolute())
     known = [one for one in earlier if (one.path, one.key) == (path, budget.key) and not one.problem]
     largest_bytes = max([peak_bytes, *(one.after_bytes for one in known)])
-    told = Accepted(path, dict(budget.key), budget.limit_bytes, largest_bytes)
+    change = Accepted(path, dict(budget.key), budget.limit_bytes, largest_bytes)
     try:
-        return accept(budget, largest_bytes), told
+        return accept(budget, largest_bytes), change
     except (OSError, ValueError) as error:
-        return budget, replace(told, problem=str(error))
+        return budget, replace(change, problem=str(error))
 
 
-def settled(accepts: Sequence[Accepted]) -> list[Accepted]:
+def reconciled(accepts: Sequence[Accepted]) -> list[Accepted]:
     """One for each budget. Where processes accepted different figures for one, the file gets the largest."""
-    found = []
-    for one in together(accepts):
+    changes = []
+    for one in merged(accepts):
         unequal = any(
             (other.path, other.key) == (one.path, one.key) and other.after_bytes != one.after_bytes
             for other in accepts
@@ -51,26 +51,26 @@ def settled(accepts: Sequence[Accepted]) -> list[Accepted]:
         )
         if unequal and not one.problem:
             one = replace(one, problem=record(Budget(Path(one.path), one.key, None), one.after_bytes)[1].problem)
-        found.append(one)
-    return found
+        changes.append(one)
+    return changes
 
 
-def together(accepts: Iterable[Accepted]) -> list[Accepted]:
-    """One for each budget and problem, in order: what two tests hold to one budget has to fit both, so the largest."""
+def merged(accepts: Iterable[Accepted]) -> list[Accepted]:
+    """One for each budget and problem, in order: the largest, as a budget that two tests share has to fit both."""
     groups: dict[tuple[object, ...], list[Accepted]] = {}
     for one in accepts:
         groups.setdefault((one.path, tuple(sorted(one.key.items())), one.problem), []).append(one)
-    merged = []
+    changes = []
     for group in groups.values():
         after = {one.after_bytes for one in group}
-        # What one test found in the file may be what another had just accepted.
+        # One test may have read from the file what another had just accepted.
         before = next((one.before_bytes for one in group if one.before_bytes not in after), group[0].before_bytes)
-        merged.append(replace(group[0], before_bytes=before, after_bytes=max(after)))
-    return merged
+        changes.append(replace(group[0], before_bytes=before, after_bytes=max(after)))
+    return changes
 
 
 def diff(accepts: Sequence[Accepted], root: Path) -> list[str]:
-    """Lines, for each file a table of what changed; sizes that differ never read alike. Paths are told from `root`."""
+    """A table of changes for each file, as lines; sizes that differ never read alike. Paths are relative to `root`."""
     lines = []
     for path in dict.fromkeys(one.path for one in accepts if not one.problem):
         here = [one for one in accepts if one.path == path and not one.problem]
@@ -85,7 +85,7 @@ def diff(accepts: Sequence[Accepted], root: Path) -> list[str]:
 
 
 def problems(accepts: Sequence[Accepted], root: Path) -> list[str]:
-    """A line a budget that was not recorded."""
+    """A line for each budget that was not recorded."""
     return [
         f"budget not accepted: {named(one.key)} in {_from(root, one.path)}: {one.problem}"
         for one in accepts

@@ -42,7 +42,7 @@ class Budget:
 
 
 def named(key: Mapping[str, str]) -> str:
-    """The values of a key side by side; one that a terminal would act on as Python writes it."""
+    """The values of a key side by side; one with control characters as Python writes it."""
     return ", ".join(value if value.isprintable() else repr(value) for value in key.values())
 
 
@@ -65,7 +65,7 @@ def accept(budget: Budget, peak_bytes: int) -> Budget:
     Written atomically, one writer at a time; not at all where the file says so already. A new table comes before the
     first whose key is greater. Raises OSError where the file can't be written, ValueError where it can't be edited.
     """
-    from filelock import FileLock  # which torch brings
+    from filelock import FileLock  # only where something is written
 
     _check(budget.key)
     if isinstance(peak_bytes, bool) or not isinstance(peak_bytes, int) or peak_bytes < 0:
@@ -92,7 +92,7 @@ def _check(key: Mapping[str, str]) -> None:
 
 
 def _text(path: Path) -> str:
-    """What is in the file, line ends as they are."""
+    """The file's text, line ends as they are; "" where there is no file."""
     try:
         return path.read_bytes().decode()
     except (FileNotFoundError, NotADirectoryError):
@@ -134,23 +134,23 @@ def _order(entry: Entry) -> tuple[tuple[str, str], ...]:
 
 
 def _edited(path: Path, text: str, key: Mapping[str, str], peak_bytes: int) -> str:
-    """`text` with the figure of one key changed, or with one more table; read again to see that it is that."""
+    """`text` with the figure of one key changed, or with one more table. Raises ValueError where it does not work."""
     entries = _entries(path, text)
-    wanted: Entry = {**key, _LIMIT: peak_bytes}
+    entry: Entry = {**key, _LIMIT: peak_bytes}
     lines = re.findall(r"[^\n]*\n|[^\n]+", text or _HEADER)  # TOML's line ends, and not what else splitlines knows
     starts = [number for number, line in enumerate(lines) if _TABLE.fullmatch(line.rstrip("\r\n"))]
-    found = next((number for number, entry in enumerate(entries) if _key(entry) == key), None)
-    if found is None:
-        place = next((number for number, entry in enumerate(entries) if _order(entry) > _order(wanted)), len(entries))
-        expected = [*entries[:place], wanted, *entries[place:]]
-        _insert(lines, starts, place, wanted)
-    elif entries[found][_LIMIT] == peak_bytes:
+    known = next((number for number, one in enumerate(entries) if _key(one) == key), None)
+    if known is None:
+        place = next((number for number, one in enumerate(entries) if _order(one) > _order(entry)), len(entries))
+        expected = [*entries[:place], entry, *entries[place:]]
+        _insert(lines, starts, place, entry)
+    elif entries[known][_LIMIT] == peak_bytes:
         return text
     else:
-        expected = [wanted if number == found else entry for number, entry in enumerate(entries)]
-        _change(lines, starts, found, peak_bytes)
+        expected = [entry if number == known else one for number, one in enumerate(entries)]
+        _change(lines, starts, known, peak_bytes)
     edited = "".join(lines)
-    # What a line looks like may deceive, inside a multi-line string for one.
+    # A line may look like a table or a figure and be none, inside a multi-line string for one: read it again.
     with suppress(ValueError):
         if len(starts) == len(entries) and _parsed(path, edited) == {**_parsed(path, text), "budget": expected}:
             return edited
@@ -158,10 +158,10 @@ def _edited(path: Path, text: str, key: Mapping[str, str], peak_bytes: int) -> s
 
 
 def _change(lines: list[str], starts: Sequence[int], number: int, peak_bytes: int) -> None:
-    """Set the figure of table `number`."""
-    for line in range(*([*starts, len(lines)][number : number + 2] or (0,))):
-        if figure := _FIGURE.fullmatch(lines[line]):
-            lines[line] = f"{figure[1]}{peak_bytes}{figure[2]}"
+    """Set the figure of table `number`, where there is such a table."""
+    for at in range(*[*starts, len(lines)][number : number + 2]) if number < len(starts) else ():
+        if figure := _FIGURE.fullmatch(lines[at]):
+            lines[at] = f"{figure[1]}{peak_bytes}{figure[2]}"
             return
 
 
@@ -185,13 +185,13 @@ def _name(name: str) -> str:
 
 
 def _value(value: str | int) -> str:
-    """As TOML: JSON's strings, and what can't be seen (DEL, which TOML refuses, and marks that turn text) escaped."""
+    """TOML for a value: JSON's strings, with invisible characters (DEL, marks that turn text) escaped too."""
     text = json.dumps(value, ensure_ascii=False)
     return "".join(letter if letter.isprintable() else f"\\U{ord(letter):08x}" for letter in text)
 
 
 def _lock_of(path: Path) -> Path:
-    """A file for this user's processes to take turns by. Beside the budgets it would get into commits."""
+    """The lock file of this user's processes. It is no neighbour of the budgets, where it would get into commits."""
     user = os.getuid() if hasattr(os, "getuid") else ""
     which = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"vram-budgets-{user}-{which}.lock"
@@ -200,5 +200,5 @@ def _lock_of(path: Path) -> Path:
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        path.open("ab").close()  # replacing asks the folder alone: a file made read-only is meant to stay as it is
+        path.open("ab").close()  # a rename needs the folder alone, but a file made read-only is meant to stay as it is
     atomic_write(path, text.encode())

@@ -122,9 +122,9 @@ class Reporting:
             }
             return
         if self._accepted:
-            from vram.budgets.accepted import settled
+            from vram.budgets.accepted import reconciled
 
-            self._accepted = settled(self._accepted)
+            self._accepted = reconciled(self._accepted)
         if self._recordings or self._tests:
             self._write_files(self.run())
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vram.budgets.accepted import Accepted, diff, record, settled, together
+from vram.budgets.accepted import Accepted, diff, merged, reconciled, record
 from vram.budgets.file import Budget, accept, read_budget
 
 WRITTEN = """\
@@ -264,11 +264,11 @@ def test_two_tests_that_share_a_budget_get_the_larger(tmp_path: Path) -> None:
     _, first = record(read_budget(path, mode="a"), 70)
     held, second = record(read_budget(path, mode="a"), 60, [first])
     assert held.limit_bytes == read_budget(path, mode="a").limit_bytes == 70
-    assert together([second, first]) == [Accepted(str(path), {"mode": "a"}, 50, 70)]
+    assert merged([second, first]) == [Accepted(str(path), {"mode": "a"}, 50, 70)]
 
     _, elsewhere = record(read_budget(path, mode="a"), 65)  # a process that knows of neither
     assert read_budget(path, mode="a").limit_bytes == 65
-    assert settled([first, second, elsewhere]) == [Accepted(str(path), {"mode": "a"}, 50, 70)]
+    assert reconciled([first, second, elsewhere]) == [Accepted(str(path), {"mode": "a"}, 50, 70)]
     assert read_budget(path, mode="a").limit_bytes == 70
 
 
