@@ -1,4 +1,4 @@
-"""From a model's name to a model that answers: folder, preset or hub id -> tokenizer, weights, image processor."""
+"""Opening and loading checkpoints by name: a folder, preset or hub id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint as this package hands it on: config, tokenizer, image processor, and weights that wait to be loaded."""
+"""A checkpoint as all layouts give it: config, tokenizer, image processor, and weights that are not loaded yet."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 
 class Weights(Protocol):
-    """Where a model's weights come from."""
+    """Source of a model's weights."""
 
     def load(self, config: HimapLlavaConfig, placement: Placement) -> HimapLlavaForConditionalGeneration:
-        """The model, placed as asked. Raises BadInput where the weights are not the model's."""
+        """The model with these weights at `placement`. Raises BadInput where they are not the model's."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything of a LLaVA checkpoint but its weights. `folder` is None where nothing of it is on disk."""
+    """A LLaVA checkpoint, its weights not loaded yet. `folder` is None where nothing of it is on disk."""
 
     folder: Path | None
     config: HimapLlavaConfig
@@ -64,7 +64,7 @@ def empty_model(
     dtype: torch.dtype = torch.float32,
     attn_implementation: str = "sdpa",
 ) -> HimapLlavaForConditionalGeneration:
-    """The model made on `device` in `dtype` with weights that nobody has set. On "meta" it takes no memory."""
+    """The model on `device` in `dtype`, its weights not set. On "meta" it takes no memory."""
     with torch.device(device), no_init_weights():
         model: HimapLlavaForConditionalGeneration = HimapLlavaForConditionalGeneration._from_config(
             copy.deepcopy(config), dtype=dtype, attn_implementation=attn_implementation
@@ -74,24 +74,24 @@ def empty_model(
 
 
 def pretrained(
-    folder: Path, config: HimapLlavaConfig, placement: Placement, source: Path | None, **how: Any
+    folder: Path, config: HimapLlavaConfig, placement: Placement, source: Path | None, **options: Any
 ) -> HimapLlavaForConditionalGeneration:
-    """The model `from_pretrained(source, **how)` makes, placed. What is wrong is told of `folder`, as BadInput."""
+    """The model that `from_pretrained(source, **options)` makes, placed. Raises BadInput, naming `folder`."""
     if placement.device_map is not None:
         check_device_map(placement.device_map, empty_model(config, torch.device("meta")))
     model: HimapLlavaForConditionalGeneration = reading(
         folder,
         "set of weights",
         lambda: HimapLlavaForConditionalGeneration.from_pretrained(
-            source, config=config, local_files_only=True, **placement.options(), **how
+            source, config=config, local_files_only=True, **placement.options(), **options
         ),
     )
     placement.finish(model)
     return model
 
 
-def reading(folder: Path, what: str, read: Callable[[], T]) -> T:
-    """`read()`; what goes wrong in it is the checkpoint's fault, except running out of memory."""
+def reading(folder: Path, part: str, read: Callable[[], T]) -> T:
+    """Result of `read()`. Raises BadInput, naming `part` and `folder`, for any error but running out of memory."""
     try:
         with quiet():
             return read()
@@ -101,7 +101,7 @@ def reading(folder: Path, what: str, read: Callable[[], T]) -> T:
         if isinstance(error, MemoryError) or is_out_of_memory(error):
             raise
         raise BadInput(
-            f"a checkpoint must have a whole and fitting {what}, got {shown(str(folder))}: {first_line(error)}"
+            f"a checkpoint must have a whole and fitting {part}, got {shown(str(folder))}: {first_line(error)}"
         ) from error
 
 
@@ -114,17 +114,17 @@ def read_config(folder: Path) -> dict[str, Any]:
     return raw
 
 
-def check_model_type(folder: Path, raw: dict[str, Any], *wanted: str) -> None:
-    """Raise BadInput unless config.json is of one of the model types `wanted`."""
-    if raw.get("model_type") not in wanted:
+def check_model_type(folder: Path, raw: dict[str, Any], *model_types: str) -> None:
+    """Raise BadInput unless config.json is of one of the `model_types`."""
+    if raw.get("model_type") not in model_types:
         raise BadInput(
-            f"config.json must be of model type {' or '.join(wanted)}, got {shown(raw.get('model_type'))} "
+            f"config.json must be of model type {' or '.join(model_types)}, got {shown(raw.get('model_type'))} "
             f"in {shown(str(folder))}"
         )
 
 
 def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
+    """First line of an exception's message, or its type where it has none."""
     return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 

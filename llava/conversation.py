@@ -12,7 +12,7 @@ SINGLE_PREDICTION = "\nAnswer with the option's letter from the given choices di
 
 @dataclass(frozen=True)
 class Conversation:
-    """How one conversation mode writes a single turn. `stop` ends an answer."""
+    """Format of a single turn. `stop` ends an answer."""
 
     system: str
     user: str
@@ -20,7 +20,7 @@ class Conversation:
     stop: str
 
     def prompt(self, message: str) -> str:
-        """The whole prompt for the user's `message`, up to where the assistant speaks."""
+        """The whole prompt for the user's `message`, up to the assistant's turn."""
         return f"{self.system} {self.user}: {message} {self.assistant}:"
 
 

@@ -1,4 +1,4 @@
-"""What a user got wrong, said in one line."""
+"""Errors of the user, in one line."""
 
 from __future__ import annotations
 

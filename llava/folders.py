@@ -1,4 +1,4 @@
-"""From a name to a folder on this machine: a folder, or a hub id. The only module that may use the network."""
+"""Folders of models, by path or by hub id. The only module that may use the network."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def cached(hub_id: str) -> Path | None:
 
 
 def _snapshot(hub_id: str, patterns: list[str], *, local_files_only: bool) -> Path:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # needed for hub ids alone
 
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=local_files_only))

@@ -23,7 +23,7 @@ def open_hf(folder: Path) -> Checkpoint:
     config = hf_config(folder)
     tokenizer = hf_tokenizer(folder, config)
     files = weight_files(folder)
-    open_tensors(files)  # so that what is wrong is named before gigabytes are read
+    open_tensors(files)  # so that a fault is named before gigabytes are read
     image_processor = read_image_processor(folder, config.vision_config.image_size)
     return Checkpoint(folder, config, tokenizer, image_processor, _FolderWeights(folder, files[0].suffix))
 
@@ -34,7 +34,7 @@ class _FolderWeights:
     suffix: str
 
     def load(self, config: HimapLlavaConfig, placement: Placement) -> HimapLlavaForConditionalGeneration:
-        # transformers reads pickles with weights_only, but picks what to read by itself unless it is told.
+        # transformers reads pickles with weights_only, but picks the files itself unless this says which.
         return pretrained(self.folder, config, placement, self.folder, use_safetensors=self.suffix == ".safetensors")
 
 
@@ -80,10 +80,10 @@ def hf_config(folder: Path) -> HimapLlavaConfig:
     raw = read_config(folder)
     check_model_type(folder, raw, "llava")
     config: HimapLlavaConfig = reading(folder, "config.json", lambda: HimapLlavaConfig.from_dict(raw))
-    for part, wanted in (("text_config", "llama"), ("vision_config", "clip_vision_model")):
-        got = getattr(config, part).model_type
-        if got != wanted:
-            raise BadInput(f"{part} must be of model type {wanted}, got {shown(got)} in {shown(str(folder))}")
+    for part, expected in (("text_config", "llama"), ("vision_config", "clip_vision_model")):
+        model_type = getattr(config, part).model_type
+        if model_type != expected:
+            raise BadInput(f"{part} must be of model type {expected}, got {shown(model_type)} in {shown(str(folder))}")
     return config
 
 

@@ -1,4 +1,4 @@
-"""Images from a folder or from a pencil, opened when they are needed."""
+"""Images from a folder, or drawn; opened when they are needed."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def resolve_image(folder: Path, name: str) -> Path:
 def open_rgb(source: ImageSource) -> Image.Image:
     """The image (of several frames the first), fully decoded, as RGB. EXIF orientation is left alone.
 
-    Of 16 bits a value's upper eight are taken.
+    Values of 16 bits are cut to their upper eight.
 
-    Raises BadInput for what Pillow can't read, what is over its pixel limit (`PIL.Image.MAX_IMAGE_PIXELS`), what is
+    Raises BadInput for an image that Pillow can't read, one over its pixel limit (`PIL.Image.MAX_IMAGE_PIXELS`), one
     more than `MAX_ASPECT_RATIO` times as long as wide, and 32-bit numbers of another range than 0 to 255.
     """
     if isinstance(source, Drawing):
@@ -94,7 +94,7 @@ def open_rgb(source: ImageSource) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """As RGB, where Pillow alone would cut values of more than 8 bits off at 255."""
+    """The image as RGB; Pillow alone would cut values of more than 8 bits off at 255."""
     if image.mode.startswith("I;16"):
         image = image.convert("I").point(lambda value: value / 256)
     elif image.mode in ("I", "F"):

@@ -1,4 +1,4 @@
-"""How a model can be loaded. Imports no torch, so that a command line can list the choices at once."""
+"""Options of loading a model. Imports no torch, so that a command line can list the choices at once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Checkpoints as LLaVA's authors publish them, liuhaotian/llava-v1.5-7b for one, and projectors alone with a base.
 
-config.json is LLaMA's with `mm_*` keys about the picture; the vision tower is a CLIP that is only named; the
-vocabulary has no `<image>`.
+config.json is LLaMA's with `mm_*` keys about the image; the vision tower is a CLIP that is only named; the vocabulary
+has no `<image>`.
 """
 
 from __future__ import annotations
@@ -98,9 +98,9 @@ def open_original(folder: Path, raw: dict[str, Any], *, base: Path | None, may_f
     else:
         check_model_type(base, read_config(base), "llama")
         parts = [_Part(tuple(weight_files(base)), _LLAVA_KEYS), _Part((_projector(folder),), _LLAVA_KEYS)]
-    sees = any(key.startswith(_TOWER) for part in parts for key, _, _ in part.tensors())
-    tower = find_vision_tower(folder, raw["mm_vision_tower"], has_weights=sees, may_fetch=may_fetch)
-    if not sees:
+    has_tower = any(key.startswith(_TOWER) for part in parts for key, _, _ in part.tensors())
+    tower = find_vision_tower(folder, raw["mm_vision_tower"], has_weights=has_tower, may_fetch=may_fetch)
+    if not has_tower:
         assert tower.folder is not None
         parts.append(_clip(tower.folder))
     tokenizer = _tokenizer(base or folder, raw["vocab_size"])
@@ -111,7 +111,7 @@ def open_original(folder: Path, raw: dict[str, Any], *, base: Path | None, may_f
 
 
 def original_config(folder: Path, raw: dict[str, Any]) -> HimapLlavaConfig:
-    """The config alone, of a folder that need hold nothing else. Raises BadInput as `open_original` does."""
+    """The config of a folder that may hold nothing else. Raises BadInput as `open_original` does."""
     _check_config(folder, raw)
     tower = find_vision_tower(folder, raw["mm_vision_tower"], has_weights=True, may_fetch=False)
     return _config(folder, raw, tower.config, original_tokenizer(folder, raw) or _Unread(raw["vocab_size"]))
@@ -124,7 +124,7 @@ def original_tokenizer(folder: Path, raw: Mapping[str, Any]) -> Any | None:
 
 @dataclass(frozen=True)
 class _Unread:
-    """A tokenizer that is not there, as far as a config needs it: its last tokens are the two that we add."""
+    """Stands for a missing tokenizer as far as a config needs one: its last tokens are the two that we add."""
 
     rows: int
 
@@ -137,7 +137,7 @@ class _Unread:
 
 @dataclass(frozen=True)
 class _Part:
-    """Files that hold a part of the model; `keys`: how their keys begin, and ours. `others`: take the rest as it is."""
+    """Files with a part of the model. `keys`: how their keys begin, and ours. `others`: take other keys as they are."""
 
     files: tuple[Path, ...]
     keys: tuple[tuple[str, str], ...]
@@ -152,14 +152,14 @@ class _Part:
                 yield ours + key.removeprefix(theirs), key, tensor
 
     def their_key(self, key: str) -> str | None:
-        """What our `key` is called there; None if it is not there at all."""
+        """Their name of our `key`; None if the part has no such key."""
         begins = next(((theirs, ours) for theirs, ours in self.keys if key.startswith(ours)), None)
         return None if begins is None else begins[0] + key.removeprefix(begins[1])
 
 
 @dataclass(frozen=True)
 class _OriginalWeights:
-    """Of `parts` that hold the same key, the last counts. `rows` are the tokens that the files know."""
+    """Weights in `parts`: the last one that holds a key counts. `rows` are the tokens that the files know."""
 
     folder: Path
     parts: tuple[_Part, ...]
@@ -167,20 +167,20 @@ class _OriginalWeights:
 
     def check(self, config: HimapLlavaConfig) -> None:
         """Raise BadInput, naming keys as the files do, unless the files hold exactly the model's."""
-        wanted = {key: tuple(tensor.shape) for key, tensor in _meta_state(config).items()}
-        wanted |= {key: (self.rows, *wanted[key][1:]) for key in _ROWS}
-        found = {ours: (theirs, shape_of(tensor)) for part in self.parts for ours, theirs, tensor in part.tensors()}
+        expected = {key: tuple(tensor.shape) for key, tensor in _meta_state(config).items()}
+        expected |= {key: (self.rows, *expected[key][1:]) for key in _ROWS}
+        actual = {ours: (theirs, shape_of(tensor)) for part in self.parts for ours, theirs, tensor in part.tensors()}
         problems = {
-            "missing": [self._their_key(key) for key in wanted if key not in found],
-            "unexpected": [theirs for ours, (theirs, _) in found.items() if ours not in wanted],
+            "missing": [self._their_key(key) for key in expected if key not in actual],
+            "unexpected": [theirs for ours, (theirs, _) in actual.items() if ours not in expected],
             "misshapen": [
-                f"{theirs} {shape} instead of {wanted[ours]}"
-                for ours, (theirs, shape) in found.items()
-                if shape != wanted.get(ours, shape)
+                f"{theirs} {shape} instead of {expected[ours]}"
+                for ours, (theirs, shape) in actual.items()
+                if shape != expected.get(ours, shape)
             ],
         }
         if any(problems.values()):
-            listed = "; ".join(f"{what} {_listed(keys)}" for what, keys in problems.items() if keys)
+            listed = "; ".join(f"{problem} {_listed(keys)}" for problem, keys in problems.items() if keys)
             raise BadInput(
                 f"a checkpoint must hold exactly the model's keys, got {listed} in {shown(str(self.folder))}"
             )
@@ -214,12 +214,12 @@ def _with_rows(rows: Tensor, count: int) -> Tensor:
 
 
 def _projector(folder: Path) -> Path:
-    found = _projectors(folder)
-    if not found:
+    projectors = _projectors(folder)
+    if not projectors:
         raise BadInput(
             f"with a model base, a checkpoint must have {' or '.join(_PROJECTORS)}, got neither in {shown(str(folder))}"
         )
-    return found[0]
+    return projectors[0]
 
 
 def _projectors(folder: Path) -> list[Path]:
@@ -235,7 +235,7 @@ def _clip(folder: Path) -> _Part:
 
 
 def _check_config(folder: Path, raw: Mapping[str, Any]) -> None:
-    """Raise BadInput unless the config says all we must know, and nothing that transformers' LLaVA can't do."""
+    """Raise BadInput unless the config has all we must know, and nothing that transformers' LLaVA can't do."""
     for key in (*_SHAPE, "mm_vision_tower", "mm_vision_select_layer"):
         if raw.get(key) is None:
             raise BadInput(f"config.json must say {key}, got none in {shown(str(folder))}")
@@ -252,12 +252,13 @@ def _check_config(folder: Path, raw: Mapping[str, Any]) -> None:
         "mm_patch_merge_type": ("flat", raw.get("mm_patch_merge_type") in (None, "flat")),
         "image_aspect_ratio": ("pad or square", raw.get("image_aspect_ratio") in (None, "pad", "square")),
     }
-    for key, (rule, kept) in rules.items():
-        if not kept:
+    for key, (rule, is_kept) in rules.items():
+        if not is_kept:
             raise BadInput(f"{key} must be {rule}, got {shown(raw.get(key))} in {shown(str(folder))}")
 
 
-def _config(folder: Path, raw: Mapping[str, Any], vision: CLIPVisionConfig, tokenizer: Any) -> HimapLlavaConfig:
+def _check_tower(folder: Path, raw: Mapping[str, Any], vision: CLIPVisionConfig) -> None:
+    """Raise BadInput where the config contradicts its vision tower."""
     if raw.get("mm_hidden_size", vision.hidden_size) != vision.hidden_size:
         raise BadInput(
             f"mm_hidden_size must be the vision tower's {vision.hidden_size}, got {shown(raw['mm_hidden_size'])} "
@@ -268,6 +269,11 @@ def _config(folder: Path, raw: Mapping[str, Any], vision: CLIPVisionConfig, toke
         raise BadInput(
             f"mm_vision_select_layer must be in {-layers - 1}..{layers}, got {layer} in {shown(str(folder))}"
         )
+
+
+def _config(folder: Path, raw: Mapping[str, Any], vision: CLIPVisionConfig, tokenizer: Any) -> HimapLlavaConfig:
+    """The config in transformers' terms; rows of the vocabulary are added for the tokens that the files don't know."""
+    _check_tower(folder, raw, vision)
     dtype = raw.get("torch_dtype") or raw.get("dtype") or "float16"
     if dtype not in _DTYPES:
         raise BadInput(f"torch_dtype must be one of {', '.join(_DTYPES)}, got {shown(dtype)} in {shown(str(folder))}")
@@ -281,7 +287,7 @@ def _config(folder: Path, raw: Mapping[str, Any], vision: CLIPVisionConfig, toke
             text_config=LlamaConfig(**decoder, pad_token_id=ids[_PAD_TOKEN]),
             image_token_index=ids[IMAGE_TOKEN],
             projector_hidden_act="gelu",
-            vision_feature_layer=layer,
+            vision_feature_layer=raw["mm_vision_select_layer"],
             vision_feature_select_strategy=_SELECT[raw.get("mm_vision_select_feature", "patch")],
             dtype=dtype,
         )

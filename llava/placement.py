@@ -1,4 +1,4 @@
-"""Where a model goes and in what numbers: device, dtype, attention, 8 or 4 bit, several devices and the disk."""
+"""Placement of a model: device, dtype, attention, 8 or 4 bit, several devices and the disk."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from llava.errors import BadInput, shown
 from llava.load_options import ATTENTIONS, DTYPES, DeviceMap, LoadOptions
 
 _DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
-# Only the decoder's layers are quantised, as LLaVA's authors do: the rest is small and what an image goes through.
+# Only the decoder's layers are quantised, as LLaVA's authors do: the rest is small, and every image goes through it.
 _NOT_QUANTISED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How to load a model. `dtype` "auto" is the checkpoint's own; with a `device_map`, `device` is its first."""
+    """Checked options of loading. `dtype` "auto" is the checkpoint's own; `device` is the first of a `device_map`."""
 
     device: torch.device
     dtype: str | torch.dtype
@@ -32,7 +32,7 @@ class Placement:
     quantization: BitsAndBytesConfig | None = None
 
     def options(self) -> dict[str, Any]:
-        """What `from_pretrained` is told of it."""
+        """Options of `from_pretrained`."""
         options: dict[str, Any] = {"dtype": self.dtype, "attn_implementation": self.attn_implementation}
         if self.device_map is not None:
             options["device_map"] = self.device_map if isinstance(self.device_map, str) else dict(self.device_map)
@@ -44,7 +44,7 @@ class Placement:
         return options
 
     def finish(self, model: Any) -> None:
-        """Move a model that `from_pretrained` made with `options` to where it shall be, if it is not there yet."""
+        """Move a model that `from_pretrained` made with `options` to its device, if it is not there yet."""
         if self.device_map is None:
             if getattr(model, "hf_quantizer", None) is None:  # quantised weights are where they were quantised
                 model.to(self.device)

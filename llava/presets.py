@@ -40,7 +40,7 @@ def open_preset(name: str) -> Checkpoint:
 
 
 def random_checkpoint(name: str, shape: Shape) -> Checkpoint:
-    """A checkpoint of that shape of which nothing is on disk. `name` is what it is called in messages."""
+    """A checkpoint of that shape, of which nothing is on disk. Messages call it `name`."""
     tokenizer = our_tokenizer()
     config = llava_config(shape, tokenizer)
     return Checkpoint(None, config, tokenizer, clip_processor(shape.image_size), _RandomWeights(name))
@@ -51,7 +51,7 @@ class _RandomWeights:
     name: str
 
     def load(self, config: HimapLlavaConfig, placement: Placement) -> HimapLlavaForConditionalGeneration:
-        """The same weights each time, on the same kind of device and in the same dtype."""
+        """The model with weights that are the same each time, for a kind of device and a dtype."""
         if placement.device_map is not None or placement.quantization is not None:
             raise BadInput(
                 f"a device map, 8 bit and 4 bit are for checkpoints on disk, got the preset {shown(self.name)}"
@@ -88,7 +88,7 @@ def tiny_folder() -> Path:
         folder = _cache_home() / "himap-vram" / f"tiny-{_digest()}"
         if not folder.is_dir():
             folder.parent.mkdir(parents=True, exist_ok=True)
-            _write_whole(folder)
+            _write_complete(folder)
     except (OSError, RuntimeError):  # Path.home raises RuntimeError where there is none
         return _temporary_tiny()
     return folder
@@ -100,14 +100,14 @@ def _cache_home() -> Path:
 
 
 def _digest() -> str:
-    """What defines the checkpoint: the code and the texts it is made from, and the libraries that write it."""
+    """Digest of the code and texts that the checkpoint is made from, and of the libraries that write it."""
     modules = (shapes, sample_questions, conversation, multimodal)
     parts = [Path(file).read_bytes() for file in (__file__, *(str(module.__file__) for module in modules))]
     parts += [module.__version__.encode() for module in (tokenizers, torch, transformers)]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 
-def _write_whole(folder: Path) -> None:
+def _write_complete(folder: Path) -> None:
     """Write `folder` under another name beside it, then rename it: it is there whole or not at all."""
     unfinished = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:

@@ -1,4 +1,4 @@
-"""From a question to token ids, as transformers' LlavaProcessor gives them, but safe from the question's own text."""
+"""Prompts as token ids: those of transformers' LlavaProcessor, but safe from special tokens in a question's text."""
 
 from __future__ import annotations
 

@@ -114,11 +114,11 @@ def _first_value(turns: list[dict[str, Any]], speaker: str) -> str | None:
     return None if turn is None else _text(turn.get("value"), f"the value of a {speaker} turn")
 
 
-def _text(value: Any, what: str) -> str:
+def _text(value: Any, role: str) -> str:
     if not isinstance(value, str):
-        raise BadInput(f"{what} must be a string, got {shown(value)}")
+        raise BadInput(f"{role} must be a string, got {shown(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair; no tokenizer takes it
-        raise BadInput(f"{what} must be valid Unicode, got {shown(value)}") from error
+        raise BadInput(f"{role} must be valid Unicode, got {shown(value)}") from error
     return value

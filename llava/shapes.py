@@ -1,4 +1,4 @@
-"""The models of our own: their shapes, and the tokenizer and image processor that go with them."""
+"""Our own models: their shapes, and the tokenizer and image processor that go with them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def llava_config(shape: Shape, tokenizer: PreTrainedTokenizerFast) -> HimapLlava
 
 
 def vision_config(shape: Shape) -> CLIPVisionConfig:
-    """Its vision tower's config."""
+    """The config of its vision tower."""
     return CLIPVisionConfig(
         **vars(shape.tower),
         image_size=shape.image_size,

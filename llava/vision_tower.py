@@ -1,4 +1,4 @@
-"""The CLIP that looks at the pictures, for checkpoints that only name it."""
+"""The CLIP that encodes images, for checkpoints that only name it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llava.folders import cached, fetched, is_hub_id
 from llava.hf_layout import read_image_processor
 from llava.shapes import SHAPES, clip_processor, vision_config
 
-# What LLaVA-1.5 names. Its shape is known, so that weights which stand in the checkpoint itself need nothing else.
+# LLaVA-1.5's. Its shape is known, so that weights in the checkpoint itself need nothing else.
 _KNOWN = "openai/clip-vit-large-patch14-336"
 
 
@@ -30,7 +30,7 @@ class VisionTower:
 def find_vision_tower(checkpoint: Path, name: str, *, has_weights: bool, may_fetch: bool) -> VisionTower:
     """The tower `name`: a folder in `checkpoint` or elsewhere, or a hub id, from the hub's cache unless `may_fetch`.
 
-    `has_weights`: its weights stand in the checkpoint. Raises BadInput where it is not there, or no CLIP.
+    `has_weights`: its weights are in the checkpoint. Raises BadInput where it is not there, or no CLIP.
     """
     folder = _local(checkpoint, name)
     if folder is None and has_weights and name == _KNOWN:

@@ -61,7 +61,7 @@ def shape_of(tensor: Any) -> tuple[int, ...]:
 def _shards(index: Path) -> list[str]:
     names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     for name in names:
-        # By name, not where links lead: in a hub cache every file is a link to elsewhere.
+        # Its name counts, not where links lead: in a hub cache every file is a link to elsewhere.
         if name in ("", ".", "..") or "\\" in name or Path(name).name != name:
             raise BadInput(
                 f"an index must name files of its folder, got {shown(name)} in {index.name} in "

@@ -14,7 +14,9 @@ from llava.errors import BadInput, shown
 from llava.eval.command_line import Parser
 from llava.eval.results import check_output
 from llava.modes import MODES
+from vram.cards import find_card
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
+from vram.simulated.allocator import refuse_environment
 
 _MAX_SAMPLES = 2**20
 
@@ -72,9 +74,6 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
 
 def _check(options: argparse.Namespace) -> None:
     """Raise BadInput for what can be seen without a model. Puts the card and resolved paths in the options."""
-    from vram.cards import find_card  # vram's simulation imports torch, and a wrong option shall be refused at once
-    from vram.simulated.allocator import refuse_environment
-
     try:
         options.card = find_card(options.card)
     except ValueError as error:

@@ -72,7 +72,7 @@ def prepare(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], pr
 
 
 def load_options(options: argparse.Namespace, rank: Rank | None) -> LoadOptions:
-    """How to load the model. A rank takes the CUDA device of its number on its node, unless one was named."""
+    """Options of loading the model. A rank takes the CUDA device of its number on its node, unless one was named."""
     _check_device_map(options, rank)
     device = resolve_device(options.device)
     if rank is not None and str(device) == "cuda":

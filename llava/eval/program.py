@@ -11,6 +11,7 @@ from llava.errors import BadInput
 from llava.eval.command_line import Program, build_parser, chosen_mode
 from llava.eval.ranks import Rank, ReportWriter
 from vram.exit_codes import BAD_INPUT, FINE, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
+from vram.replaying.out_of_memory import is_out_of_memory
 
 
 def run_program(program: Program, argv: Sequence[str] | None) -> int:
@@ -48,8 +49,6 @@ def _run(program: Program, argv: Sequence[str] | None, report: ReportWriter | No
     except KeyboardInterrupt:
         return INTERRUPTED, "interrupted"
     except Exception as error:
-        from vram.replaying.out_of_memory import is_out_of_memory  # imports torch
-
         if isinstance(error, MemoryError) or is_out_of_memory(error):
             return OUT_OF_MEMORY, _one_line(f"out of memory: {error}")
         traceback.print_exc()

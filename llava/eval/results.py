@@ -1,4 +1,4 @@
-"""What a run found, and writing it down whole or not at all."""
+"""Results of a run, and writing them to a file whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from llava.errors import BadInput, shown
 from llava.eval.terminal import say
 from vram.files import atomic_write
+from vram.units import format_bytes
 
 SCHEMA = 1
 
@@ -87,31 +88,29 @@ def print_figures(answers: Sequence[Answered], memory: Mapping[str, Any], output
 def _peak(memory: Mapping[str, Any]) -> str:
     if memory["peak_bytes"] is None:
         return "not measured"
-    from vram.units import format_bytes  # vram imports NumPy, and a usage error shall come at once
-
     peak = f"{format_bytes(memory['peak_bytes'])} ({memory['source']})"
     if "ranks" not in memory:
         return peak
     return f"{peak}, of rank {memory['worst_rank']}, the worst of {len(memory['ranks'])}"
 
 
-def check_output(path: Path, question_file: Path | None, what: str = "output file") -> Path:
+def check_output(path: Path, question_file: Path | None, role: str = "output file") -> Path:
     """`path` with its links followed. Raises BadInput unless a file can be written there; never over the questions."""
     name = shown(str(path))
     try:
         target = path.resolve()
         if not target.parent.is_dir():
-            raise BadInput(f"the {what} must be in an existing folder, got {name}")
+            raise BadInput(f"the {role} must be in an existing folder, got {name}")
         if target.exists() and not target.is_file():
-            raise BadInput(f"the {what} must be a regular file, got {name}")
+            raise BadInput(f"the {role} must be a regular file, got {name}")
         if question_file is not None and question_file.resolve() == target:
-            raise BadInput(f"the {what} must not be the question file, got {name}")
+            raise BadInput(f"the {role} must not be the question file, got {name}")
         with tempfile.TemporaryFile(dir=target.parent):
             pass
     except (OSError, RuntimeError, ValueError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"the {what} must be writable, got {name}: {error}") from error
+        raise BadInput(f"the {role} must be writable, got {name}: {error}") from error
     return target
 
 

@@ -138,7 +138,7 @@ class Worker:
             self._file = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123
 
     def _reap(self) -> int:
-        """Its wait status. A worker that has finished its report and does not end is killed."""
+        """Wait for its end; its wait status. A worker that has finished its report and does not end is killed."""
         until = time.monotonic() + ENDING_SECONDS
         while True:
             process, status = os.waitpid(self._process, os.WNOHANG)

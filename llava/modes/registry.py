@@ -1,4 +1,4 @@
-"""What a mode says of itself, and the registry of all modes."""
+"""The description of a mode, and the registry of all modes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """How a command line chooses a mode: by a switch, or by a `value` of an option that several modes share."""
+    """A command line's choice of a mode: by a switch, or by a `value` of an option that several modes share."""
 
     option: str
     help: str
