@@ -36,7 +36,8 @@ from llava.forecast import (
 from llava.forecast_config import check_prompt_tokens, config_of, default_prompt_tokens, tokenizer_of
 from llava.prompting import Prompts
 from llava.questions import load_questions
-from vram.cards import CARDS, Card, smallest_that_fits
+from vram import cards
+from vram.cards import Card, smallest_that_fits
 from vram.exit_codes import FINE, OUT_OF_MEMORY
 
 
@@ -149,6 +150,6 @@ def _larger_card(answers: AnswerTraces, pairs: Sequence[Pair], count: int) -> tu
     """The smallest listed card that fits all samples, and whether that is known: all were simulated to their ends."""
     if not all(answers.reaches_end(*pair) for pair in pairs[:count]):
         return None, False
-    larger = [card for card in CARDS if card.total_bytes > answers.workload.card.total_bytes]
+    larger = [card for card in cards.CARDS if card.total_bytes > answers.workload.card.total_bytes]
     larger.sort(key=lambda card: card.total_bytes)
     return smallest_card(answers, islice(cycle(pairs), count), larger), True
