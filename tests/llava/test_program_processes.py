@@ -1,14 +1,16 @@
+"""The programs as processes: real signals, real pipes, real exits."""
+
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from functools import partial
+from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import IO
 
 import pytest
 
@@ -16,87 +18,153 @@ from llava.eval import custom_selection_inference, eval_scivqa
 
 ROOT = Path(__file__).parents[2]
 
+# Imports the model's library once, and forks a process for each request: [arguments of eval_scivqa, folder, encoding of
+# stdout], with stdout and stderr themselves. Answers with the process's id, and at its end with its exit code.
+SERVER = """
+import json, os, runpy, signal, socket, sys
+import llava.eval.loop
+connection = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    request, streams, _, _ = socket.recv_fds(connection, 65536, 2)
+    if not request:
+        break
+    if process := os.fork():
+        for stream in streams:
+            os.close(stream)
+        connection.sendall(b"%d\\n" % process)
+        connection.sendall(b"%d\\n" % os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
+        continue
+    connection.close()
+    argv, folder, encoding = json.loads(request)
+    for number, stream in enumerate(streams, start=1):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.chdir(folder)
+    sys.stdout = open(1, "w", encoding=encoding, closefd=False)
+    sys.argv[1:] = argv
+    # Where these tests run in a shell's background, SIGINT is ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    runpy.run_module("llava.eval.eval_scivqa", run_name="__main__")
+connection.close()
+"""
 
-def _start(
-    module: str, *argv: str, cwd: Path, stdout: IO[bytes] | int = subprocess.PIPE, **environment: str
-) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"} | environment
-    return subprocess.Popen(
-        [sys.executable, "-m", f"llava.eval.{module}", *argv],
-        cwd=cwd,
-        env=environment,
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        # Where these tests run in a shell's background, SIGINT is ignored, and a child would inherit that.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+
+def _environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+
+
+class Program:
+    """A process of eval-scivqa that the server has forked; `stderr` is the file descriptor to read from."""
+
+    def __init__(self, server: socket.socket, argv: tuple[str, ...], folder: Path, stdout: int, encoding: str) -> None:
+        self.stderr, writing = os.pipe()
+        socket.send_fds(server, [json.dumps([argv, str(folder), encoding]).encode()], [stdout, writing])
+        os.close(writing)
+        self._answers = server.makefile()
+        self.id = int(self._answers.readline())
+
+    def finish(self) -> tuple[int, str]:
+        """Its exit code, and the rest of its stderr."""
+        with os.fdopen(self.stderr) as stderr:
+            rest = stderr.read()
+        return int(self._answers.readline()), rest
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[socket.socket]:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(240)
+    command = [sys.executable, "-c", SERVER, str(theirs.fileno())]
+    with subprocess.Popen(command, env=_environment(), pass_fds=[theirs.fileno()]) as process:
+        theirs.close()
+        yield ours
+        ours.shutdown(socket.SHUT_RDWR)  # the server ends then
+        ours.close()
+        process.wait(timeout=60)
+
+
+@pytest.fixture
+def start(server: socket.socket, tmp_path: Path) -> Callable[..., Program]:
+    """Starts eval-scivqa in `tmp_path`; its stdout is the file `out` there, unless one is passed."""
+
+    def start(*argv: str, stdout: int | None = None, encoding: str = "utf-8") -> Program:
+        with (tmp_path / "out").open("wb") as out:
+            return Program(server, argv, tmp_path, out.fileno() if stdout is None else stdout, encoding)
+
+    return start
 
 
 def test_custom_selection_inference_as_a_process(tmp_path: Path) -> None:
-    """`python -m` from any folder, warnings as errors: exit 0, results in that folder."""
-    process = _start("custom_selection_inference", "--num-samples", "1", cwd=tmp_path)
-    out, err = process.communicate(timeout=120)
+    """`python -m` from any folder, warnings as errors: exit 0, results in that folder.
 
-    assert process.returncode == 0, err.decode()
-    assert out.startswith(b"CUSTOM TOKEN SELECTION TECHNIQUE WILL BE USED ------\n")
+    Takes long, as the model's library is imported.
+    """
+    run = subprocess.run(
+        [sys.executable, "-m", "llava.eval.custom_selection_inference", "--num-samples", "1"],
+        cwd=tmp_path,
+        env=_environment(),
+        capture_output=True,
+        timeout=240,
+        check=False,
+    )
+
+    assert run.returncode == 0, run.stderr.decode()
+    assert run.stdout.startswith(b"CUSTOM TOKEN SELECTION TECHNIQUE WILL BE USED ------\n")
     assert json.loads((tmp_path / "custom-selection-inference-custom-fps.json").read_text())["complete"]
 
 
-def test_ctrl_c_in_a_process(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_process(tmp_path: Path, start: Callable[..., Program]) -> None:
     """A real SIGINT in the middle: exit 130, the answers so far, one last line, no traceback."""
-    process = _start("eval_scivqa", "--max-new-tokens", "60", "--output-file", "r.json", cwd=tmp_path)
-    assert process.stderr is not None
+    program = start("--max-new-tokens", "60", "--output-file", "r.json")
     seen = b""
     while b" 1/20" not in seen:
-        read = os.read(process.stderr.fileno(), 4096)
+        read = os.read(program.stderr, 4096)
         assert read, seen.decode()
         seen += read
-    process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=120)
+    os.kill(program.id, signal.SIGINT)
+    code, rest = program.finish()
 
-    assert process.returncode == 130
+    assert code == 130
     result = json.loads((tmp_path / "r.json").read_text())
     assert not result["complete"]
     assert 1 <= result["total_samples"] < 20
-    assert rest.endswith(b"eval-scivqa: error: interrupted\n")
-    assert b"Traceback" not in seen + rest
-    assert [path.name for path in tmp_path.iterdir()] == ["r.json"]
+    assert rest.endswith("eval-scivqa: error: interrupted\n")
+    assert "Traceback" not in seen.decode() + rest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "r.json"]
 
 
-def test_a_reader_that_has_gone_costs_nothing_but_its_text(tmp_path: Path) -> None:
+def test_a_reader_that_has_gone_costs_nothing_but_its_text(tmp_path: Path, start: Callable[..., Program]) -> None:
     """`| head` closes the pipe: the run goes on, its results are whole, exit 0, and no traceback."""
-    with _start("eval_scivqa", "--num-samples", "1", "--output-file", "r.json", cwd=tmp_path) as process:
-        assert process.stdout is not None
-        process.stdout.close()
-        assert process.stderr is not None
-        err = process.stderr.read()
+    reading, writing = os.pipe()
+    os.close(reading)
+    program = start("--num-samples", "1", "--output-file", "r.json", stdout=writing)
+    os.close(writing)
+    code, err = program.finish()
 
-    assert process.returncode == 0, err.decode()
+    assert code == 0, err
     assert json.loads((tmp_path / "r.json").read_text())["complete"]
-    assert b"Traceback" not in err
+    assert "Traceback" not in err
 
 
-def test_a_name_that_the_terminal_can_not_show_is_spelt(tmp_path: Path) -> None:
+def test_a_name_that_the_terminal_can_not_show_is_spelt(tmp_path: Path, start: Callable[..., Program]) -> None:
     """An ASCII terminal and a file with an accent: its escape is printed, exit 0."""
     name = "r\u00e9.json"
-    process = _start("eval_scivqa", "--num-samples", "1", "--output-file", name, cwd=tmp_path, PYTHONIOENCODING="ascii")
-    out, err = process.communicate(timeout=120)
+    code, err = start("--num-samples", "1", "--output-file", name, encoding="ascii").finish()
 
-    assert process.returncode == 0, err.decode()
-    assert out.endswith(b"r\\xe9.json\n")
+    assert code == 0, err
+    assert (tmp_path / "out").read_bytes().endswith(b"r\\xe9.json\n")
     assert (tmp_path / name).is_file()
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_disk_under_the_output_is_one_line(tmp_path: Path) -> None:
+def test_a_full_disk_under_the_output_is_one_line(start: Callable[..., Program]) -> None:
     """Where not even the first line can be printed: exit 2 and one line, before anything is loaded."""
     with Path("/dev/full").open("wb") as full:
-        process = _start("eval_scivqa", "--num-samples", "1", cwd=tmp_path, stdout=full)
-    _, err = process.communicate(timeout=120)
+        code, err = start("--num-samples", "1", stdout=full.fileno()).finish()
 
-    assert process.returncode == 2
-    assert err.startswith(b"eval-scivqa: error: the standard output must be writable, got")
-    assert err.count(b"\n") == 1
+    assert code == 2
+    assert err.startswith("eval-scivqa: error: the standard output must be writable, got")
+    assert err.count("\n") == 1
 
 
 def test_bad_usage_comes_at_once(tmp_path: Path) -> None:
