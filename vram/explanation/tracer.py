@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import gc
-import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, Self
 
@@ -13,8 +12,9 @@ import torch
 
 from vram.explanation.allocations import BEFORE, Allocation, Event, at_peak, described, unclaimed
 from vram.frames import Frame, Stacks
-from vram.meters.tensor import Following, has_bytes, storages_of
-from vram.torch_hooks.dispatch import hooked
+from vram.torch_hooks.dispatch import Following, operation_name
+from vram.torch_hooks.storages import LivingStorages, has_bytes, living_tensors, storages_of
+from vram.torch_hooks.watchers import hooked
 
 _MOST_EVENTS = 100_000  # of the snapshot's timeline; the oldest are dropped, as PyTorch's own ring buffer does
 
@@ -29,8 +29,7 @@ class TensorTracer:
     def __init__(self, device: torch.device | None = None) -> None:
         """`device`: only tensors there; without an index, on any of that type. Default: the CPU."""
         self._device = torch.device("cpu") if device is None else device
-        self._known: dict[int, tuple[int, Allocation]] = {}  # by storage address: key, allocation
-        self._ends: dict[int, weakref.ref[Any]] = {}
+        self._living = LivingStorages[tuple[int, Allocation]](lambda _, known: self._log("free", *known))
         self._stacks = Stacks()
         self._next_key = 0
         self._run = BEFORE
@@ -41,40 +40,35 @@ class TensorTracer:
 
     def __enter__(self) -> Self:
         gc.collect()
-        for found in gc.get_objects():
-            if issubclass(type(found), torch.Tensor):
-                self._see(found, "", frames=())
+        for tensor in living_tensors():
+            self._see(tensor, "", frames=())
         self.events.clear()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._ends.clear()  # drops the callbacks with their references
-        self._known.clear()
+        self._living.clear()
         self._stacks.clear()
 
     @contextmanager
     def watching(self, run: int) -> Iterator[None]:
         """Follow the operations of this thread, and of threads started meanwhile, as part of `run`."""
         self._run, self._marks = run, {}
-        self._start, self._run_events = list(self._known.values()), []
+        self._start, self._run_events = self._living.values(), []
         with hooked(self), self.following():
             yield
 
     def following(self) -> AbstractContextManager[object]:
         """Follow the operations of this thread alone."""
-        follow: AbstractContextManager[object] = _Follow(self)
-        return follow
+        following: AbstractContextManager[object] = Following(self._seen)
+        return following
 
     def resized(self, storage: torch.UntypedStorage) -> None:
         """A storage changed its size without an operation: the line that did it is what matters now."""
-        known = self._known.get(storage._cdata)
-        if known is not None and known[1].n_bytes != storage.nbytes():
-            self._log("free", *known)
+        if storage in self._living and self._living.changed(storage):
             n_bytes = storage.nbytes()
-            allocation = Allocation(
-                n_bytes, "resize_", (n_bytes,), "uint8", self._stacks.here(), self._run, self._mark()
-            )
-            self._begin(storage._cdata, allocation)
+            stack = self._stacks.here()
+            allocation = Allocation(n_bytes, "resize_", (n_bytes,), "uint8", stack, self._run, self._mark())
+            self._begin(storage, allocation)
 
     def reached(self, mark: str) -> None:
         """The sample reached a mark (see `vram.replaying.marks.listening`)."""
@@ -82,11 +76,11 @@ class TensorTracer:
 
     def alive(self) -> list[Allocation]:
         """What is alive now, oldest first, and was made since the trace began."""
-        return [allocation for _, allocation in sorted(self._known.values()) if allocation.run != BEFORE]
+        return [allocation for _, allocation in sorted(self._living.values()) if allocation.run != BEFORE]
 
     def alive_before(self) -> list[Allocation]:
         """What is alive now and was so when the trace began."""
-        return [allocation for _, allocation in self._known.values() if allocation.run == BEFORE]
+        return [allocation for _, allocation in self._living.values() if allocation.run == BEFORE]
 
     def at_peak(self) -> list[Allocation]:
         """What was alive at the moment of most bytes in the last run."""
@@ -94,14 +88,11 @@ class TensorTracer:
 
     def storage_of(self, allocation: Allocation) -> Any | None:
         """The living storage (`torch.UntypedStorage`) of one of the allocations returned here; None once it is gone."""
-        for address, (_, known) in self._known.items():
-            if known is allocation:
-                return self._ends[address]()
-        return None
+        return next((storage for storage, (_, its) in self._living.living() if its is allocation), None)
 
     def living(self) -> Iterator[tuple[int, Allocation]]:
         """(key, allocation) of everything alive now."""
-        yield from self._known.values()
+        yield from self._living.values()
 
     def snapshot(self) -> dict[str, Any]:
         """What happened, for PyTorch's memory viewer: see `vram.explanation.snapshot`."""
@@ -109,50 +100,37 @@ class TensorTracer:
 
         return viewer_snapshot(self.events, self.living())
 
-    def _wanted(self, tensor: torch.Tensor) -> bool:
-        device = tensor.device
-        return device.type == self._device.type and self._device.index in (None, device.index)
-
     def _counts(self, storage: torch.UntypedStorage) -> bool:
         """A wrapper's storage has a size, and nothing behind it."""
         return has_bytes(storage)
 
+    def _seen(self, tensor: torch.Tensor, func: Any, made: bool) -> None:
+        op = operation_name(func)
+        if not made:
+            # torch.tensor and its kin make a tensor where no mode sees it, then lift it.
+            op = "tensor from data" if op == "aten.lift_fresh" else f"first used by {op}"
+        self._see(tensor, op)
+
     def _see(self, tensor: torch.Tensor, op: str, *, frames: tuple[Frame, ...] | None = None) -> None:
         # What a subclass answers is code of its own, and may be an error: a lazy module's parameter has no storage yet.
         with torch._C.DisableTorchFunctionSubclass():
-            if self._wanted(tensor):
-                for storage in storages_of(tensor):
-                    self._see_storage(storage, tensor, op, frames)
-
-    def _see_storage(
-        self, storage: torch.UntypedStorage, tensor: torch.Tensor, op: str, frames: tuple[Frame, ...] | None
-    ) -> None:
-        address, n_bytes = storage._cdata, storage.nbytes()
-        known = self._known.get(address)
-        if known is not None:
-            if known[1].n_bytes == n_bytes:
+            device = tensor.device
+            if device.type != self._device.type or self._device.index not in (None, device.index):
                 return
-            self._log("free", *known)  # resized in place: the line that did it is what matters now
-        elif not self._counts(storage):
-            return
-        else:
-            self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
-        stack = self._stacks.here() if frames is None else frames
-        self._begin(address, described(op, tensor, n_bytes, stack, self._run, self._mark()))
+            for storage in storages_of(tensor):
+                if self._living.changed(storage) and (storage in self._living or self._counts(storage)):
+                    stack = self._stacks.here() if frames is None else frames
+                    self._begin(storage, described(op, tensor, storage.nbytes(), stack, self._run, self._mark()))
 
-    def _begin(self, address: int, allocation: Allocation) -> None:
+    def _begin(self, storage: torch.UntypedStorage, allocation: Allocation) -> None:
         self._next_key += 1
-        self._known[address] = self._next_key, allocation
+        before = self._living.put(storage, (self._next_key, allocation))
+        if before is not None:  # resized in place: the line that did it is what matters now
+            self._log("free", *before[1])
         self._log("alloc", self._next_key, allocation)
 
     def _mark(self) -> str:
         return ", ".join(f"{name} {count}" for name, count in self._marks.items())
-
-    def _forget(self, address: int) -> None:
-        known = self._known.pop(address, None)
-        self._ends.pop(address, None)
-        if known is not None:
-            self._log("free", *known)
 
     def _log(self, action: Literal["alloc", "free"], key: int, allocation: Allocation) -> None:
         event = Event(action, key, allocation)
@@ -191,7 +169,7 @@ class CudaTracer(TensorTracer):
         tensors = super().alive()
         if self.without_history is not None:
             return tensors
-        pointers = {storage.data_ptr() for end in self._ends.values() if (storage := end()) is not None}
+        pointers = {storage.data_ptr() for storage, _ in self._living.living()}
         return tensors + unclaimed(self.snapshot(), self._device.index, pointers)
 
     def snapshot(self) -> dict[str, Any]:
@@ -228,35 +206,3 @@ def tracer_for(device: str) -> TensorTracer:
         return SimulatedTracer(simulated_cuda(device.partition(":")[2]), DEVICE)
     resolved = torch.device(device)
     return CudaTracer(resolved) if resolved.type == "cuda" else TensorTracer(resolved)
-
-
-class _Follow(Following):  # type: ignore[no-untyped-call]
-    def __init__(self, tracer: TensorTracer) -> None:
-        super().__init__()
-        self._tracer = tracer
-        self._op = ""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        outer = self._op
-        name = func._schema.name if hasattr(func, "_schema") else func.name()  # one of higher order has no schema
-        self._op = name.replace("::", ".")
-        try:
-            return super().__torch_dispatch__(func, types, args, kwargs)
-        finally:
-            self._op = outer
-
-    def _see_all(self, values: Iterable[Any]) -> None:
-        # torch.tensor and its kin make a tensor where no mode sees it, then lift it.
-        self._see_as("tensor from data" if self._op == "aten.lift_fresh" else f"first used by {self._op}", values)
-
-    def _see_made(self, values: Iterable[Any]) -> None:
-        self._see_as(self._op, values)
-
-    def _see_as(self, op: str, values: Iterable[Any]) -> None:
-        for value in values:
-            if isinstance(value, torch.Tensor):
-                self._tracer._see(value, op)
-            elif isinstance(value, list | tuple):
-                self._see_as(op, value)
-            elif isinstance(value, dict):
-                self._see_as(op, value.values())

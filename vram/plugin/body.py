@@ -15,10 +15,10 @@ import torch
 
 from vram.explanation.holders.search import holder
 from vram.meters import torch_device
-from vram.meters.tensor import has_bytes, storages_of
 from vram.plugin.markers import MarkerLimits
 from vram.replaying.collector import unfrozen
 from vram.replaying.measurement import measure
+from vram.torch_hooks.storages import has_bytes, storages_of
 from vram.units import format_bytes
 
 _MOMENT_SECONDS = 0.02

@@ -35,7 +35,7 @@ from vram.simulated.serialization import Storages, file_places
 from vram.simulated.torch_api import torch_places
 from vram.simulated.torch_build import check, fill_cuda_guard, made_on_the_cpu, release
 from vram.simulated.trace import Scratch
-from vram.torch_hooks.dispatch import hooked
+from vram.torch_hooks.watchers import hooked
 
 __all__ = ["DEVICE", "TOKEN", "SimulatedCuda", "simulated_cuda"]
 

@@ -1,135 +1,68 @@
-"""What a dispatch mode does not see, brought to whoever watches: threads that start, storages resized in place."""
+"""Following operations in torch's dispatch, and those that others are made of."""
 
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-
-class Watcher(Protocol):
-    """Who wants to know."""
-
-    def following(self) -> AbstractContextManager[object]:
-        """Entered in each thread that starts, around every operation."""
-        ...
-
-    def resized(self, storage: torch.UntypedStorage) -> None:
-        """Called after `storage.resize_`, which is no operation that a dispatch mode is told of."""
-        ...
-
-
 # Composite, but of a contiguous tensor they make a view, or their result and nothing else: most of a model's work.
 _DIRECT = {f"aten::{name}" for name in ("contiguous", "flatten", "is_nonzero", "item", "linear", "reshape", "to")}
-_watchers: list[Watcher] = []
-_changing = threading.Lock()
-_restore = ExitStack()
 
 
-@contextmanager
-def hooked(watcher: Watcher) -> Iterator[None]:
-    """Tell `watcher` of threads that start and storages that are resized, in any thread, inside the block.
-
-    `threading.Thread.start` and `torch.UntypedStorage.resize_` are wrapped while anybody watches. Blocks may overlap in
-    any order. A thread that started while somebody else watched, as a pool's may have, is followed too, from now on.
-    Blind to: threads started while nobody did, and those of no `threading.Thread`.
-    """
-    with _changing:
-        if not _watchers:
-            _restore.enter_context(_wrapped(threading.Thread, "start", _followed))
-            _restore.enter_context(_wrapped(torch.UntypedStorage, "resize_", _told))
-        _watchers.append(watcher)
-    try:
-        yield
-    finally:
-        with _changing:
-            _watchers.remove(watcher)
-            if not _watchers:
-                _restore.close()
-
-
-@contextmanager
-def _wrapped(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    own = vars(owner).get(name)
-    ours = wrap(getattr(owner, name))
-    setattr(owner, name, ours)
-    try:
-        yield
-    finally:
-        if vars(owner).get(name) is not ours:
-            pass  # somebody wrapped it after us: theirs stays, and ours, which does nothing when nobody watches
-        elif own is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, own)
-
-
-def _followed(start: Callable[[threading.Thread], None]) -> Callable[[threading.Thread], None]:
-    @functools.wraps(start)
-    def wrapped(thread: threading.Thread) -> None:
-        watchers = tuple(_watchers)
-        if watchers and thread.ident is None:
-            # On the thread itself: a class may have a `run` of its own, as threading.Timer does.
-            own = vars(thread).get("run")
-            run = thread.run
-
-            def followed() -> None:
-                _reset(thread, own)
-                with ExitStack() as stack:
-                    for watcher in watchers:  # some want more of a thread than its operations
-                        stack.enter_context(getattr(watcher, "within_thread", nullcontext)())
-                    stack.enter_context(_Relay(watchers))
-                    run()
-
-            vars(thread)["run"] = followed
-            try:
-                start(thread)
-            except BaseException:
-                _reset(thread, own)
-                raise
-        else:
-            start(thread)
-
-    return wrapped
-
-
-class _Relay(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Has an operation of its thread followed by those who watched when the thread started, and who do now."""
+class Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Shows the tensors of every operation of its thread, and of those it is made of, inputs before results."""
 
     supports_higher_order_operators = True
 
-    def __init__(self, first: tuple[Watcher, ...]) -> None:
+    def __init__(self, seen: Callable[[torch.Tensor, Any, bool], None]) -> None:
+        """`seen` gets a tensor, the operation, and whether it is among the operation's results."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._first = first
+        self._seen = seen
+        self._left: Any = None  # the operation that is left to a subclass
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with ExitStack() as stack:
-            for watcher in dict.fromkeys((*self._first, *_watchers)):
-                stack.enter_context(watcher.following())
-            return func(*args, **(kwargs or {}))
-
-
-def _reset(thread: threading.Thread, own: object) -> None:
-    if own is None:
-        vars(thread).pop("run", None)
-    else:
-        vars(thread)["run"] = own
-
-
-def _told(resize: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(resize)
-    def wrapped(storage: torch.UntypedStorage, *args: Any, **kwargs: Any) -> Any:
-        result = resize(storage, *args, **kwargs)
-        for watcher in tuple(_watchers):
-            watcher.resized(storage)
+        if func is self._left:
+            self._left = None
+            return NotImplemented
+        if not (left := any(map(_dispatches, types))) and hides_parts(func, args):
+            with self:
+                return in_parts(func, args, kwargs or {})
+        # Inputs first: one that is new to us was made before, or elsewhere, and is no work of this operation's.
+        self._show(args, func, False)
+        if kwargs:
+            self._show(kwargs.values(), func, False)
+        result = func(*args, **(kwargs or {})) if not left else self._by_subclass(func, args, kwargs or {})
+        self._show((result,), func, True)
         return result
 
-    return wrapped
+    def _by_subclass(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of an operation that a subclass has code of its own for, which is followed too."""
+        self._left = func
+        try:
+            with self:
+                return func(*args, **kwargs)
+        finally:
+            self._left = None
+
+    def _show(self, values: Iterable[Any], func: Any, made: bool) -> None:
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                self._seen(value, func, made)
+            elif isinstance(value, list | tuple):
+                self._show(value, func, made)
+            elif isinstance(value, dict):
+                self._show(value.values(), func, made)
+
+
+@functools.cache
+def operation_name(func: Any) -> str:
+    """ "aten.add" of an operation."""
+    name: str = func._schema.name if hasattr(func, "_schema") else func.name()  # one of higher order has no schema
+    return name.replace("::", ".")
 
 
 @functools.cache
@@ -159,3 +92,9 @@ def hides_parts(func: Any, args: tuple[Any, ...]) -> bool:
     first = args[0] if args else None
     plain = isinstance(first, torch.Tensor) and first.layout is torch.strided and first.is_contiguous()
     return not (plain and func._schema.name in _DIRECT)
+
+
+def _dispatches(kind: type[torch.Tensor]) -> bool:
+    """Whether a subclass has code of its own for every operation. PyTorch's fake tensors bring a mode for that."""
+    own = kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    return own and not kind.__module__.startswith("torch._subclasses.")

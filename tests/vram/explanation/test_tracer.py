@@ -14,7 +14,7 @@ import torch
 from vram.explanation.allocations import Allocation, Event, at_peak, unclaimed
 from vram.explanation.tracer import CudaTracer, TensorTracer, tracer_for
 from vram.frames import Frame, telling_frame
-from vram.meters.tensor import storages_of
+from vram.torch_hooks.storages import storages_of
 
 
 def here() -> int:

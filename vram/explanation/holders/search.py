@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from vram.frames import short_name
-from vram.meters.tensor import storages_of
+from vram.torch_hooks.storages import storages_of
 
 _DEEPEST = 100  # links of a list of one's own; dead ends end by themselves
 _WIDEST = 20_000  # objects in one level: past this a chain says nothing any more

@@ -1,0 +1,113 @@
+"""Storages: those behind a tensor, and following the living ones from their first use to their end."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
+from typing import Any, Generic, TypeVar
+
+import torch
+
+_T = TypeVar("_T")
+_ORDINARY = (torch.Tensor, torch.nn.Parameter)
+_COMPRESSED_ROWS = ("crow_indices", "col_indices", "values")
+_COMPRESSED_COLUMNS = ("ccol_indices", "row_indices", "values")
+_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: _COMPRESSED_ROWS,
+    torch.sparse_bsr: _COMPRESSED_ROWS,
+    torch.sparse_csc: _COMPRESSED_COLUMNS,
+    torch.sparse_bsc: _COMPRESSED_COLUMNS,
+}
+
+
+class LivingStorages(Generic[_T]):
+    """Storages that are followed to their end by weak references, each with a value of its owner's.
+
+    A storage is known by its address, which is free for another one only after `ended` was called.
+    """
+
+    def __init__(self, ended: Callable[[int, _T], None]) -> None:
+        """`ended` gets the last known bytes and the value of a storage that ends, in whichever thread that is."""
+        self._ended = ended
+        self.sizes: dict[int, int] = {}  # bytes by address, to ask in a hurry
+        self._values: dict[int, _T] = {}
+        self._ends: dict[int, weakref.ref[Any]] = {}
+
+    def __contains__(self, storage: torch.UntypedStorage) -> bool:
+        return storage._cdata in self.sizes
+
+    def changed(self, storage: torch.UntypedStorage) -> bool:
+        """Whether a storage is new, or has another size than it had."""
+        return self.sizes.get(storage._cdata) != storage.nbytes()
+
+    def put(self, storage: torch.UntypedStorage, value: _T) -> tuple[int, _T] | None:
+        """Follow a storage, or give it another value; (bytes, value) as they were before, None where it is new."""
+        address = storage._cdata
+        before = (self.sizes[address], self._values[address]) if address in self.sizes else None
+        if before is None:
+            self._ends[address] = weakref.ref(storage, lambda _: self._end(address))
+        self.sizes[address], self._values[address] = storage.nbytes(), value
+        return before
+
+    def values(self) -> list[_T]:
+        """Values of the storages alive now, in the order in which these were first put."""
+        return list(self._values.values())
+
+    def living(self) -> Iterator[tuple[Any, _T]]:
+        """(storage, value) of the storages alive now."""
+        for address, value in list(self._values.items()):
+            end = self._ends.get(address)
+            if end is not None and (storage := end()) is not None:
+                yield storage, value
+
+    def clear(self) -> None:
+        """Follow none any more."""
+        self._ends.clear()  # drops the callbacks with their references
+        self.sizes.clear()
+        self._values.clear()
+
+    def _end(self, address: int) -> None:
+        n_bytes = self.sizes.pop(address, None)
+        if n_bytes is not None:  # else another thread has just cleared us
+            del self._ends[address]
+            self._ended(n_bytes, self._values.pop(address))
+
+
+def living_tensors() -> list[torch.Tensor]:
+    """All tensors that Python's collector sees; a list of one's own, to be let go of before holders are looked for."""
+    return tensors_among(gc.get_objects())
+
+
+def tensors_among(objects: Sequence[Any]) -> list[torch.Tensor]:
+    """The tensors among `objects`."""
+    # By type: isinstance would run the __class__ property of any lazy proxy, and take much longer.
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
+    return list(compress(objects, map(kinds.__contains__, map(type, objects))))
+
+
+def storages_of(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
+    """The storages that hold the tensor's bytes: one; of a sparse tensor its parts'; none where it shows none."""
+    if type(tensor) in _ORDINARY:
+        try:
+            return (tensor.untyped_storage(),)
+        except (NotImplementedError, RuntimeError):
+            with torch.no_grad():
+                parts = [getattr(tensor, name)() for name in _PARTS.get(tensor.layout, ())]
+            return [part.untyped_storage() for part in parts]
+    # What a subclass answers is code of its own, and may be an error.
+    with torch._C.DisableTorchFunctionSubclass():
+        try:
+            return (tensor.untyped_storage(),)
+        except (NotImplementedError, RuntimeError):
+            return ()
+
+
+def has_bytes(storage: torch.UntypedStorage) -> bool:
+    """Whether there is memory behind a storage, if it has a size: none is behind a fake tensor's, or a wrapper's."""
+    try:
+        return storage.device.type != "meta" and (storage.data_ptr() != 0 or storage.nbytes() == 0)
+    except RuntimeError:  # what asking a wrapper's storage for its data ends in
+        return False
