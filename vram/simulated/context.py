@@ -6,7 +6,6 @@ import functools
 import os
 import threading
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Self, TypeVar
@@ -35,6 +34,7 @@ from vram.simulated.serialization import Storages, file_places
 from vram.simulated.torch_api import torch_places
 from vram.simulated.torch_build import check, fill_cuda_guard, made_on_the_cpu, release
 from vram.simulated.trace import Scratch
+from vram.torch_hooks.storages import LivingStorages
 from vram.torch_hooks.watchers import hooked
 
 __all__ = ["DEVICE", "TOKEN", "SimulatedCuda", "simulated_cuda"]
@@ -87,8 +87,7 @@ class SimulatedCuda:
         self._known_values = KnownValues(self._mode, token)
         # Held during an operation, as fake tensors' mode is not for several threads. Finalizers may come in between.
         self._running = threading.RLock()
-        self._blocks: dict[int, tuple[int, Block]] = {}  # by storage address: bytes, block
-        self._ends: dict[int, weakref.ref[Any]] = {}
+        self._living = LivingStorages[Block](lambda _, block: self._give_back(block))
         self._workspaces = {"cuBLAS", "cuBLASLt"} if cublas_workspace else set()  # still to be taken
         self._depth = 0
         self._modes = ExitStack()
@@ -145,7 +144,7 @@ class SimulatedCuda:
 
     def _cloned(self, storage: torch.UntypedStorage) -> torch.UntypedStorage | None:
         """Another storage on the card, of as many bytes; None for one that is not there."""
-        if storage._cdata not in self._blocks:
+        if storage not in self._living:
             return None
         return self._unknown(storage.nbytes()).untyped_storage()
 
@@ -172,11 +171,8 @@ class SimulatedCuda:
 
     def resized(self, storage: torch.UntypedStorage) -> None:
         """A storage changed its size without an operation."""
-        address, n_bytes = storage._cdata, storage.nbytes()
-        known = self._blocks.get(address)
-        if known is not None and known[0] != n_bytes:
-            self._blocks[address] = n_bytes, self._take(n_bytes)
-            self._give_back(known[1])
+        if storage in self._living and self._living.changed(storage):
+            self._put(storage, self._take(storage.nbytes()))
 
     def take_workspace(self, lt: bool = True) -> None:
         """cuBLAS takes its workspace now, and not at the first matrix product: no figure depends on who comes first.
@@ -283,17 +279,14 @@ class SimulatedCuda:
             storage = tensor.untyped_storage()
         except (NotImplementedError, RuntimeError):
             return  # sparse: its parts are seen by themselves
-        address, n_bytes = storage._cdata, storage.nbytes()
-        known = self._blocks.get(address)
-        if known is not None and known[0] == n_bytes:
-            return
-        tag = self._tag(func, tensor)
-        block = self._take(n_bytes, tag)
-        if known is None:
-            self._ends[address] = weakref.ref(storage, lambda _: self._forget(address))
-        else:  # resized in place: the new block is there before the old one goes
-            self._give_back(known[1])
-        self._blocks[address] = n_bytes, block
+        if self._living.changed(storage):
+            tag = self._tag(func, tensor)
+            self._put(storage, self._take(storage.nbytes(), tag))
+
+    def _put(self, storage: torch.UntypedStorage, block: Block) -> None:
+        before = self._living.put(storage, block)
+        if before is not None:  # resized in place: the new block is there before the old one goes
+            self._give_back(before[1])
 
     def _tag(self, func: Any, tensor: Tensor) -> object:
         return self.describe(func._schema.name.replace("::", "."), tensor) if self.describe else None
@@ -308,12 +301,6 @@ class SimulatedCuda:
         except SimulatedOutOfMemory as error:
             message = str(error)
         raise torch.OutOfMemoryError(message)
-
-    def _forget(self, address: int) -> None:
-        self._ends.pop(address, None)
-        known = self._blocks.pop(address, None)
-        if known is not None:
-            self._give_back(known[1])
 
     def _give_back(self, block: Block) -> None:
         with self._running:
