@@ -1,15 +1,25 @@
-"""What every meter offers, and which ones a device name means."""
+"""Meters: the interface of every one, and the registry of those that read each kind of device."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol, Self
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
     import torch
 
-_LARGE_CARD = "A100-80"
+# By kind of device: the files of this folder whose meters are read in a replay, the one that decides first. Each has
+# `meter(device)`, and the first of a kind `resolve(device)`: the device's full name, or ValueError where it is not
+# there. They are imported when a device of theirs is measured: importing vram imports no torch.
+METERS: dict[str, tuple[str, ...]] = {
+    "cpu": ("tensor", "host"),
+    "cuda": ("cuda", "nvml", "host"),
+    "mps": ("accelerator", "host"),
+    "simulated": ("simulated",),  # the host's memory is not what the card's would be
+    "xpu": ("accelerator", "host"),
+}
 
 
 class Meter(Protocol):
@@ -17,8 +27,8 @@ class Meter(Protocol):
 
     `source` names it in reports; `device` is where what it counts lives, as `resolve_device` names it ("cuda": several
     of them); `exact` are the channels that give the same bytes on every replay; `tolerance_bytes`
-    holds the others' granule; `absent` maps channels it should read but cannot to the reason; `facts` is what it knows
-    of the device it reads, for the environment of a recording.
+    holds the others' granule; `absent` maps channels it should read but cannot to the reason; `facts` describes the
+    device it reads, for the environment of a recording.
 
     A channel whose figures turn out not to be trusted is left out by `read` from then on, and `absent` says why: a
     replay then drops all of that channel's figures.
@@ -32,7 +42,7 @@ class Meter(Protocol):
 
     @property
     def facts(self) -> Mapping[str, object]:
-        """Ready for JSON; asked for while the meter runs."""
+        """Ready for JSON; read while the meter runs."""
         ...
 
     def __enter__(self) -> Self:
@@ -44,11 +54,11 @@ class Meter(Protocol):
         ...
 
     def watching(self) -> AbstractContextManager[object]:
-        """What must be active while the measured work runs."""
+        """The context that the measured work must run in."""
         ...
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was given."""
+        """Wait until the device has finished its work."""
         ...
 
     def reset_peak(self) -> None:
@@ -61,33 +71,33 @@ class Meter(Protocol):
 
 
 def resolve_device(device: str = "auto") -> str:
-    """ "cpu", "cuda", "cuda:INDEX" or "simulated:CARD"; "auto" is CUDA where there is one, "simulated" a large card.
+    """The device's full name: "cpu", "cuda", "cuda:INDEX", "mps", "simulated:CARD", "xpu" or "xpu:INDEX".
+
+    "auto" is CUDA where there is one, else the CPU; "simulated" is a large card.
 
     Raises ValueError for what is not there.
     """
-    import torch
+    import torch  # late: importing vram imports no torch
 
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if device.partition(":")[0] == "simulated":
-        from vram.cards import find_card
+    kind = device.partition(":")[0]
+    if kind not in METERS:
+        raise unknown_device(device)
+    resolved: str = _modules(kind)[0].resolve(device)
+    return resolved
 
-        return f"simulated:{find_card(device.partition(':')[2] or _LARGE_CARD).name}"
-    if device == "cpu":
-        return device
-    kind, colon, index = device.partition(":")
-    if kind != "cuda" or (colon and not index.isdigit()):
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:INDEX, simulated or simulated:CARD, got {device!r}")
-    if not torch.cuda.is_available():
-        raise ValueError(f"device {device} needs a GPU, and torch sees none")
-    if index and int(index) >= torch.cuda.device_count():
-        raise ValueError(f"device {device} does not exist: torch sees {torch.cuda.device_count()}")
-    return device
+
+def unknown_device(device: str) -> ValueError:
+    """The error for a device whose name is none that can be measured."""
+    *kinds, last = METERS
+    names = f"auto, {', '.join(kinds)} or {last}"
+    return ValueError(f"device must be {names}, as in cuda:INDEX and simulated:CARD where one is meant, got {device!r}")
 
 
 def torch_device(device: str) -> torch.device:
-    """Where tensors of a device, named as in `resolve_device`, live."""
-    import torch
+    """The torch device of tensors on a device named as in `resolve_device`."""
+    import torch  # late: as above
 
     return torch.device("cuda", 0) if device.startswith("simulated") else torch.device(device)
 
@@ -95,29 +105,15 @@ def torch_device(device: str) -> torch.device:
 def default_meter(device: str = "auto") -> Meter:
     """The meter that decides for a device, named as in `resolve_device`."""
     resolved = resolve_device(device)
-    if resolved.startswith("simulated"):
-        from vram.meters.simulated import SimulatedCudaMeter
-        from vram.simulated.context import simulated_cuda
-
-        return SimulatedCudaMeter(simulated_cuda(resolved.partition(":")[2]))
-    if resolved == "cpu":
-        from vram.meters.tensor import TensorMeter
-
-        return TensorMeter()
-    from vram.meters.cuda import CudaMeter
-
-    return CudaMeter(resolved)
+    meter: Meter = _modules(resolved.partition(":")[0])[0].meter(resolved)
+    return meter
 
 
 def default_meters(device: str = "auto") -> list[Meter]:
-    """What a replay reads: the meter that decides, first; on CUDA the driver's count; the host's memory."""
-    from vram.meters.host import HostMeter
+    """The meters that a replay reads: the one that decides, first; on CUDA the driver's count; the host's memory."""
+    resolved = resolve_device(device)
+    return [module.meter(resolved) for module in _modules(resolved.partition(":")[0])]
 
-    deciding = default_meter(device)
-    if resolve_device(device).startswith("simulated"):
-        return [deciding]  # the host's memory is not what the card's would be
-    if resolve_device(device) == "cpu":
-        return [deciding, HostMeter()]
-    from vram.meters.nvml import NvmlMeter
 
-    return [deciding, NvmlMeter(resolve_device(device)), HostMeter()]
+def _modules(kind: str) -> list[Any]:
+    return [import_module(f"vram.meters.{name}") for name in METERS[kind]]

@@ -9,6 +9,8 @@ from typing import Any, Self
 
 import torch
 
+from vram.meters.base import unknown_device
+
 _MIB = 2**20
 # Our channel -> the allocator's statistic. requested: what tensors asked for; allocated: the blocks that hold them.
 _STATISTICS = {
@@ -152,3 +154,20 @@ def allocator_settings() -> str:
     settings = settings or next((os.environ[name] for name in _SETTINGS if os.environ.get(name)), "default")
     uncached = "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ
     return f"{settings}, no caching" if uncached else settings
+
+
+def resolve(device: str) -> str:
+    """ "cuda" or "cuda:INDEX". Raises ValueError for a GPU that torch does not see."""
+    _, colon, index = device.partition(":")
+    if colon and not index.isdigit():
+        raise unknown_device(device)
+    if not torch.cuda.is_available():
+        raise ValueError(f"device {device} needs a GPU, and torch sees none")
+    if index and int(index) >= torch.cuda.device_count():
+        raise ValueError(f"device {device} does not exist: torch sees {torch.cuda.device_count()}")
+    return device
+
+
+def meter(device: str) -> CudaMeter:
+    """The meter of a GPU's allocator."""
+    return CudaMeter(device)

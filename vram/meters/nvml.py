@@ -226,3 +226,8 @@ def _imported() -> ModuleType | None:
         return importlib.import_module("pynvml")
     except ImportError:
         return None
+
+
+def meter(device: str) -> NvmlMeter:
+    """The driver's count beside the allocator's."""
+    return NvmlMeter(device)

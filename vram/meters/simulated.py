@@ -1,4 +1,4 @@
-"""What a simulated card's allocator says."""
+"""The allocator of a simulated card."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Self
 
-from vram.simulated.context import SimulatedCuda
+from vram.cards import find_card
+from vram.simulated.context import SimulatedCuda, simulated_cuda
+
+_LARGE_CARD = "A100-80"
 
 
 class SimulatedCudaMeter:
@@ -73,3 +76,13 @@ class SimulatedCudaMeter:
 
     def _keep_peaks(self) -> None:
         self._earlier = self.read()
+
+
+def resolve(device: str) -> str:
+    """ "simulated:CARD"; a large card where none is named. Raises ValueError for a card that is not known."""
+    return f"simulated:{find_card(device.partition(':')[2] or _LARGE_CARD).name}"
+
+
+def meter(device: str) -> SimulatedCudaMeter:
+    """The meter of the one simulated card of that name in this process."""
+    return SimulatedCudaMeter(simulated_cuda(device.partition(":")[2]))

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 
+from vram.meters.base import unknown_device
 from vram.torch_hooks.dispatch import Following
 from vram.torch_hooks.storages import LivingStorages, has_bytes, living_tensors, storages_of
 from vram.torch_hooks.watchers import hooked
@@ -105,3 +106,15 @@ class TensorMeter:
     def _ended(self, n_bytes: int, _: None) -> None:
         with self._counting:
             self._live_bytes -= n_bytes
+
+
+def resolve(device: str) -> str:
+    """ "cpu": there is one."""
+    if device != "cpu":
+        raise unknown_device(device)
+    return device
+
+
+def meter(device: str) -> TensorMeter:
+    """The meter of the CPU."""
+    return TensorMeter()

@@ -352,10 +352,13 @@ def test_only_requested_channels_are_exact_on_cuda() -> None:
     assert meter.tolerance_bytes["reserved"] == 2 * MiB
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "cpu:0", "mps", ""])
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cuda:", "cpu:0", "xpu:", ""])
 def test_a_device_nobody_knows_is_refused(device: str) -> None:
     """The message lists what can be said, and quotes what was."""
-    with pytest.raises(ValueError, match="auto, cpu, cuda, cuda:INDEX, simulated or simulated:CARD, got"):
+    with pytest.raises(
+        ValueError,
+        match="auto, cpu, cuda, mps, simulated or xpu, as in cuda:INDEX and simulated:CARD where one",
+    ):
         resolve_device(device)
 
 

@@ -141,7 +141,8 @@ def test_an_option_comes_before_its_ini_twin_and_an_argument_before_both(pyteste
         (("--vram-undecided", "maybe"), "--vram-undecided must be fail or skip, got 'maybe'"),
         (
             ("--vram-device", "gpu"),
-            "--vram-device: device must be auto, cpu, cuda, cuda:INDEX, simulated or simulated:CARD, got 'gpu'",
+            "--vram-device: device must be auto, cpu, cuda, mps, simulated or xpu, as in cuda:INDEX and simulated:CARD "
+            "where one is meant, got 'gpu'",
         ),
     ],
 )
