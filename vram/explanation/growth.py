@@ -260,7 +260,7 @@ class _Trace:
 
 
 def _holder_of(tracer: TensorTracer, alive: Sequence[Allocation], rerunnable: Rerunnable) -> str:
-    from vram.explanation.holders.search import holder
+    from vram.explanation.holders import holder
 
     # Neither the first nor the last: those may be held by something that lets go of them in time.
     for allocation in (alive[len(alive) // 2], *alive):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from vram.errors import OutOfMemory
 from vram.explanation.allocations import BEFORE, Allocation
 from vram.explanation.growth import line_of, names_of, shapes
-from vram.explanation.holders.search import holder
+from vram.explanation.holders import holder
 from vram.explanation.tracer import TensorTracer, tracer_for
 from vram.replaying.collector import unfrozen
 from vram.replaying.out_of_memory import is_out_of_memory

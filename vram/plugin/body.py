@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vram.explanation.holders.search import holder
+from vram.explanation.holders import holder
 from vram.meters import torch_device
 from vram.plugin.markers import MarkerLimits
 from vram.replaying.collector import unfrozen

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from vram.explanation.holders.search import holder
+from vram.explanation.holders import holder
 from vram.replaying.collector import frozen, unfrozen
 
 GLOBAL: list[Any] = []
