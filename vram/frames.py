@@ -1,4 +1,4 @@
-"""Lines of call stacks: the one that a user can act on, told from those of torch, vram and the standard library."""
+"""Lines of call stacks: the one that a user can act on, among those of torch, vram and the standard library."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WITHIN = (str(_OURS / "simulated"), str(_OURS / "torch_hooks"))
 
 
 def _source(module: str) -> Path:
-    """The file of a module that is installed; it is found and not imported, as importing vram imports no torch."""
+    """The file of a module that is installed; located and not imported, as importing vram imports no torch."""
     spec = find_spec(module)
     if spec is None or spec.origin is None:
         raise ImportError(f"vram needs {module}, which is not installed")
@@ -92,19 +92,19 @@ class Stacks:
 
     def here(self) -> tuple[Frame, ...]:
         """The caller's, from the innermost frame that is not ours to the outermost that what is traced has called."""
-        found: list[tuple[Any, int]] = []
+        stack: list[tuple[Any, int]] = []
         ours = str(_OURS)
         frame = sys._getframe(1)
-        while frame is not None and len(found) < _MOST_FRAMES:
+        while frame is not None and len(stack) < _MOST_FRAMES:
             filename = frame.f_code.co_filename
-            if not found and filename.endswith(_WRAPPERS):
+            if not stack and filename.endswith(_WRAPPERS):
                 pass  # around our own dispatch, not around the operation
             elif not filename.startswith(ours):
-                found.append((frame.f_code, frame.f_lineno))
-            elif found and not filename.startswith(_WITHIN):
+                stack.append((frame.f_code, frame.f_lineno))
+            elif stack and not filename.startswith(_WITHIN):
                 break  # what called the step is no part of it
             frame = frame.f_back  # type: ignore[assignment]
-        places = tuple(found)
+        places = tuple(stack)
         if places not in self._known:
             self._known[places] = tuple(
                 Frame(code.co_filename, line or 0, short_name(code.co_qualname)) for code, line in places

@@ -1,1 +1,1 @@
-"""Which line of code made the memory, and who holds it."""
+"""Explanation of growth, peaks and out of memory: the lines of code that allocate, and who holds what they made."""

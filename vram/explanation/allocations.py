@@ -50,7 +50,7 @@ class Event:
 
 
 def at_peak(start: Iterable[tuple[int, Allocation]], events: Iterable[Event]) -> list[Allocation]:
-    """What was alive at the moment of most bytes, from (key, allocation) alive at the start and what happened since."""
+    """Allocations alive at the moment of most bytes, from (key, allocation) alive at the start and the events since."""
     log = list(events)
     alive = dict(start)
     total_bytes = peak_bytes = sum(allocation.n_bytes for allocation in alive.values())
@@ -69,7 +69,7 @@ def at_peak(start: Iterable[tuple[int, Allocation]], events: Iterable[Event]) ->
 
 def unclaimed(snapshot: dict[str, Any], device: int | None, pointers: set[int]) -> list[Allocation]:
     """Blocks of a CUDA snapshot in use on `device`, recorded with a stack, whose address is none of `pointers`."""
-    found = []
+    allocations = []
     for segment in snapshot["segments"]:
         if device is not None and segment.get("device") != device:
             continue
@@ -77,14 +77,14 @@ def unclaimed(snapshot: dict[str, Any], device: int | None, pointers: set[int]) 
             if block["state"] == "active_allocated" and block.get("frames") and block["address"] not in pointers:
                 frames = tuple(Frame(frame["filename"], frame["line"], frame["name"]) for frame in block["frames"])
                 size = block.get("requested_size", block["size"])
-                found.append(Allocation(size, "", (), "", frames, run=0))
-    return found
+                allocations.append(Allocation(size, "", (), "", frames, run=0))
+    return allocations
 
 
 def described(
     op: str, tensor: torch.Tensor, n_bytes: int, frames: tuple[Frame, ...], run: int, mark: str = ""
 ) -> Allocation:
-    """The allocation of a storage of the tensor, as an operation made it. A nested tensor is told by its elements."""
+    """The allocation of a storage of the tensor, as an operation made it. A nested tensor has one size."""
     try:
         shape = tuple(int(size) for size in tensor.shape)
     except (AttributeError, RuntimeError):  # of several shapes: in either of PyTorch's layouts
@@ -107,5 +107,5 @@ class Describing:
         self._stacks = Stacks()
 
     def __call__(self, op: str, tensor: torch.Tensor) -> Allocation:
-        """Of the storage that the operation took for its result."""
+        """The allocation of the storage that the operation took for its result."""
         return described(op, tensor, tensor.untyped_storage().nbytes(), self._stacks.here(), 0)

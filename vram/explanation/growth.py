@@ -7,9 +7,11 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vram.explanation.allocations import Allocation
+from vram.explanation.holders import holder
+from vram.explanation.tracer import TensorTracer, tracer_for
 from vram.frames import short_name
 from vram.recording import Recording
 from vram.replaying.collector import cheap_collections, unfrozen
@@ -18,22 +20,19 @@ from vram.replaying.rerunnable import Rerunnable, forget, rerunnable_of, step_na
 from vram.text import rate_text
 from vram.units import format_bytes
 
-if TYPE_CHECKING:
-    from vram.explanation.tracer import TensorTracer
-
 _RUNS = 20  # at least so many in a trace, half of which are what the other half is compared with
 _MOST_LAPS = 8  # a leak that is rarer than this is not waited for
-_LINES_TOLD = 4  # on the terminal; the report has all
-_HOLDERS_SOUGHT = 8  # each search looks at every object of the process
+_LINES_SHOWN = 4  # on the terminal; the report has all
+_HOLDERS_SEARCHED = 8  # each search looks at every object of the process
 
-# Allocations of one line of code, one operation and one dtype are told together.
+# Allocations of one line of code, one operation and one dtype are one group.
 _Group = tuple[object, str, str]
 _explained: dict[int, Explanation] = {}  # by the recording's id, as long as it lives
 
 
 @dataclass(frozen=True)
 class Line:
-    """What one line of code keeps more of in every run. `shape` has ranges where shapes differ, as in "[1, 5..24]"."""
+    """One line of code that keeps more in every run. `shape` has ranges where shapes differ, as in "[1, 5..24]"."""
 
     where: str
     caller: str
@@ -55,7 +54,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What a traced rerun found. `lines` is empty where it found nothing, and `note` then says why."""
+    """The result of a traced rerun. Where `lines` is empty, `note` says why."""
 
     lines: tuple[Line, ...]
     note: str = ""
@@ -76,24 +75,24 @@ class Explanation:
             what = "alive at the peak and more each lap" if self.at_peak else "kept"
             begin.append(f"  {what}, in {self.runs} runs with tracing:")
         room = most_lines - len(begin) - len(end)
-        told: list[str] = []
+        shown_lines: list[str] = []
         holder = None
         shown = 0
-        for line in self.lines[:_LINES_TOLD]:
+        for line in self.lines[:_LINES_SHOWN]:
             block = [f"    {line}"]
             if line.first:
                 block.append(f"      {line.first}")
             if line.holder:
                 block.append("      held by: the same" if line.holder == holder else f"      held by: {line.holder}")
-            if len(told) + len(block) + (shown + 1 < len(self.lines)) > room:
+            if len(shown_lines) + len(block) + (shown + 1 < len(self.lines)) > room:
                 break
-            told += block
+            shown_lines += block
             holder, shown = line.holder, shown + 1
         rest = self.lines[shown:]
         if rest:
             rate = rate_text(sum(line.bytes_per_sample for line in rest))
-            told.append(f"    and {rate} a sample from {len(rest)} more line{'s' * (len(rest) != 1)}")
-        return (begin + told[: max(0, room)] + end)[:most_lines]
+            shown_lines.append(f"    and {rate} a sample from {len(rest)} more line{'s' * (len(rest) != 1)}")
+        return (begin + shown_lines[: max(0, room)] + end)[:most_lines]
 
     def summary(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
@@ -110,7 +109,7 @@ class Explanation:
 def explained(
     recording: Recording, *, peak: bool, save: Callable[[dict[str, Any]], Path] | None = None
 ) -> Explanation | None:
-    """`explain` for a recording, once: asked again, the same answer. None where its step and samples are not known."""
+    """`explain` for a recording, once: later calls return the same. None where its step and samples are not known."""
     known = _explained.get(id(recording))
     rerunnable = rerunnable_of(recording)
     if known is None and rerunnable is not None:
@@ -123,10 +122,8 @@ def explained(
 def explain(rerunnable: Rerunnable, *, peak: bool, save: Callable[[dict[str, Any]], Path] | None = None) -> Explanation:
     """Run the samples again, traced, and say what grows: live memory, or with `peak` what the peak is made of.
 
-    `save` writes the viewer's snapshot and returns its path. What the rerun raises becomes a note, never an error.
+    `save` writes the viewer's snapshot and returns its path. An error of the rerun becomes a note.
     """
-    from vram.explanation.tracer import tracer_for
-
     with tracer_for(rerunnable.device) as tracer:
         trace = _Trace(rerunnable, tracer)
         trace.run()
@@ -138,9 +135,9 @@ def explain(rerunnable: Rerunnable, *, peak: bool, save: Callable[[dict[str, Any
         lines: list[Line] = []
         with unfrozen():
             for rank, (group, rate) in enumerate(grown):
-                found = [] if at_peak else trace.alive_in(group)
-                words = _holder_of(tracer, found, rerunnable) if found and rank < _HOLDERS_SOUGHT else ""
-                lines.append(_line(found or trace.peak_in(group), rate, rerunnable, words, freed=at_peak))
+                alive = [] if at_peak else trace.alive_in(group)
+                words = _holder_of(tracer, alive, rerunnable) if alive and rank < _HOLDERS_SEARCHED else ""
+                lines.append(_line(alive or trace.peak_in(group), rate, rerunnable, words, freed=at_peak))
         if not lines and not note:
             note = f"running the samples again with tracing did not make it grow ({trace.runs} runs): no line to name"
         path, not_written = None, ""
@@ -171,12 +168,12 @@ def by_line(allocations: Iterable[Allocation]) -> dict[_Group, list[Allocation]]
 
 def shapes(allocations: Sequence[Allocation]) -> str:
     """ "[1, 64]", "[1, 5..24]" where sizes differ, "various shapes" where the number of dimensions does."""
-    found = {allocation.shape for allocation in allocations}
+    distinct = {allocation.shape for allocation in allocations}
     if not allocations[0].dtype:
         return ""
-    if len({len(shape) for shape in found}) > 1:
+    if len({len(shape) for shape in distinct}) > 1:
         return "various shapes"
-    sizes = [sorted(set(column)) for column in zip(*found, strict=True)]
+    sizes = [sorted(set(column)) for column in zip(*distinct, strict=True)]
     return f"[{', '.join(str(size[0]) if len(size) == 1 else f'{size[0]}..{size[-1]}' for size in sizes)}]"
 
 
@@ -209,12 +206,12 @@ class _Trace:
             gc.collect()
             self.runs += 1
             peaks.append(self.tracer.at_peak())
-        self._alive.append({group: _bytes(found) for group, found in by_line(self.tracer.alive()).items()})
+        self._alive.append({group: _bytes(allocations) for group, allocations in by_line(self.tracer.alive()).items()})
         # Only halves are compared: of the laps between, peaks need not be kept.
         self._peaks = [*self._peaks[:1], peaks]
 
     def _sample(self, index: int) -> str:
-        """Run it; what it raised, in words."""
+        """Run it; the error in words, "" for none."""
         try:
             with self.tracer.watching(self.runs), listening(self.tracer.reached):
                 self.rerunnable.step(self.rerunnable.samples[index])
@@ -240,7 +237,7 @@ class _Trace:
             return []
         sample = self._risen_sample()
         then, now = (
-            {group: _bytes(found) for group, found in by_line(peaks[sample]).items()}
+            {group: _bytes(allocations) for group, allocations in by_line(peaks[sample]).items()}
             for peaks in (self._peaks[0], self._peaks[-1])
         )
         runs = (len(self._alive) - 1) * len(self.rerunnable.samples)
@@ -251,16 +248,15 @@ class _Trace:
         return max(range(len(first)), key=lambda index: _bytes(last[index]) - _bytes(first[index]))
 
     def alive_in(self, group: _Group) -> list[Allocation]:
-        """What is alive now of a group, oldest first."""
+        """The allocations of a group that are alive now, oldest first."""
         return by_line(self.tracer.alive()).get(group, [])
 
     def peak_in(self, group: _Group) -> list[Allocation]:
-        """What was alive of a group at the peak that rose most."""
+        """The allocations of a group that were alive at the peak that rose most."""
         return by_line(self._peaks[-1][self._risen_sample()])[group]
 
 
 def _holder_of(tracer: TensorTracer, alive: Sequence[Allocation], rerunnable: Rerunnable) -> str:
-    from vram.explanation.holders import holder
 
     # Neither the first nor the last: those may be held by something that lets go of them in time.
     for allocation in (alive[len(alive) // 2], *alive):
@@ -271,35 +267,35 @@ def _holder_of(tracer: TensorTracer, alive: Sequence[Allocation], rerunnable: Re
 
 
 def names_of(rerunnable: Rerunnable) -> dict[int, str]:
-    """What to call the objects of the replay itself, where a chain of holders ends there."""
+    """Names of the objects of the replay itself, by id, for chains of holders that end there."""
     step = short_name(step_name(rerunnable.step))
     names = {id(sample): f"sample {index}" for index, sample in enumerate(rerunnable.samples)}
     return names | {id(rerunnable.step): f"the step {step}", id(rerunnable.samples): "the samples"}
 
 
-def _line(found: Sequence[Allocation], rate: float, rerunnable: Rerunnable, holder: str, *, freed: bool) -> Line:
-    first = found[0]
+def _line(allocations: Sequence[Allocation], rate: float, rerunnable: Rerunnable, held_by: str, *, freed: bool) -> Line:
+    first = allocations[0]
     return Line(
         where=str(first.line) if first.line is not None else "unknown line",
         caller=str(first.caller) if first.caller is not None else "",
         op=first.op,
         dtype=first.dtype,
-        shape=shapes(found),
+        shape=shapes(allocations),
         bytes_per_sample=rate,
-        n_bytes=_bytes(found),
-        count=0 if freed else len(found),
-        first=_first(found, len(rerunnable.samples)),
-        holder=holder,
+        n_bytes=_bytes(allocations),
+        count=0 if freed else len(allocations),
+        first=_first(allocations, len(rerunnable.samples)),
+        holder=held_by,
     )
 
 
-def _first(found: Sequence[Allocation], samples: int) -> str:
-    """Which samples it comes from, where not all, and which mark it starts at, where the sample has marks."""
-    guilty = sorted({allocation.run % samples for allocation in found if allocation.dtype})
-    marks = [allocation.mark for allocation in found]
+def _first(allocations: Sequence[Allocation], samples: int) -> str:
+    """The samples it comes from, where not all, and the mark it starts at, where the sample has marks."""
+    guilty = sorted({allocation.run % samples for allocation in allocations if allocation.dtype})
+    marks = [allocation.mark for allocation in allocations]
     words = []
-    # What is replaced in every run is of the last one alone, whichever sample that was.
-    if guilty and len(guilty) < samples and len({allocation.run for allocation in found}) > 1:
+    # A tensor that is replaced in every run is of the last one alone, whichever sample that was.
+    if guilty and len(guilty) < samples and len({allocation.run for allocation in allocations}) > 1:
         named = ", ".join(str(sample) for sample in guilty[:5]) + (", ..." if len(guilty) > 5 else "")
         words.append(f"only from sample{'s' * (len(guilty) > 1)} {named}")
     if any(marks):

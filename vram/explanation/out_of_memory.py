@@ -1,4 +1,4 @@
-"""What was alive when a sample ran out of memory, by line of code, and who holds the largest part made before it."""
+"""Memory alive when a sample ran out of it, by line of code, and the holder of the largest part made before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a recording's highest peak is made of, by line of code: its sample run once more, traced."""
+"""A recording's highest peak by line of code: its sample run once more, traced."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from vram.explanation.allocations import BEFORE
 from vram.explanation.growth import by_line, shapes
+from vram.explanation.tracer import tracer_for
 from vram.recording import Recording
 from vram.replaying.rerunnable import rerunnable_of
 
@@ -18,8 +19,6 @@ def breakdown(recording: Recording) -> dict[str, Any] | None:
     What was alive before the sample is one line, "before the sample"; what is beyond 12 lines another. None where the
     step and the samples are not known any more, or where running it again raised.
     """
-    from vram.explanation.tracer import tracer_for
-
     rerunnable = rerunnable_of(recording)
     peaks = recording.channels.get("requested_peak")
     if rerunnable is None or peaks is None:
@@ -36,14 +35,14 @@ def breakdown(recording: Recording) -> dict[str, Any] | None:
     groups = by_line(one for one in alive if one.run != BEFORE)
     lines: list[dict[str, Any]] = [
         {
-            "line": str(found[0].line) if found[0].line is not None else "unknown line",
-            "op": found[0].op,
-            "dtype": found[0].dtype,
-            "shape": shapes(found),
-            "bytes": sum(one.n_bytes for one in found),
-            "count": len(found),
+            "line": str(group[0].line) if group[0].line is not None else "unknown line",
+            "op": group[0].op,
+            "dtype": group[0].dtype,
+            "shape": shapes(group),
+            "bytes": sum(one.n_bytes for one in group),
+            "count": len(group),
         }
-        for found in groups.values()
+        for group in groups.values()
     ]
     if before_bytes:
         count = sum(one.run == BEFORE for one in alive)

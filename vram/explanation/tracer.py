@@ -1,4 +1,4 @@
-"""Following every allocation of a run: how large, by which operation, from which line, and whether it is alive."""
+"""Tracing every allocation of a run: how large, by which operation, from which line, and whether it is alive."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal, Self
 import torch
 
 from vram.explanation.allocations import BEFORE, Allocation, Event, at_peak, described, unclaimed
+from vram.explanation.snapshot import viewer_snapshot
 from vram.frames import Frame, Stacks
 from vram.torch_hooks.dispatch import Following, operation_name
 from vram.torch_hooks.storages import LivingStorages, has_bytes, living_tensors, storages_of
@@ -75,15 +76,15 @@ class TensorTracer:
         self._marks[mark] = self._marks.get(mark, -1) + 1
 
     def alive(self) -> list[Allocation]:
-        """What is alive now, oldest first, and was made since the trace began."""
+        """Allocations alive now that were made since the trace began, oldest first."""
         return [allocation for _, allocation in sorted(self._living.values()) if allocation.run != BEFORE]
 
     def alive_before(self) -> list[Allocation]:
-        """What is alive now and was so when the trace began."""
+        """Allocations alive now that were so when the trace began."""
         return [allocation for _, allocation in self._living.values() if allocation.run == BEFORE]
 
     def at_peak(self) -> list[Allocation]:
-        """What was alive at the moment of most bytes in the last run."""
+        """Allocations alive at the moment of most bytes in the last run."""
         return at_peak(self._start, self._run_events)
 
     def storage_of(self, allocation: Allocation) -> Any | None:
@@ -95,9 +96,7 @@ class TensorTracer:
         yield from self._living.values()
 
     def snapshot(self) -> dict[str, Any]:
-        """What happened, for PyTorch's memory viewer: see `vram.explanation.snapshot`."""
-        from vram.explanation.snapshot import viewer_snapshot
-
+        """The log for PyTorch's memory viewer: see `vram.explanation.snapshot`."""
         return viewer_snapshot(self.events, self.living())
 
     def _counts(self, storage: torch.UntypedStorage) -> bool:
@@ -112,7 +111,7 @@ class TensorTracer:
         self._see(tensor, op)
 
     def _see(self, tensor: torch.Tensor, op: str, *, frames: tuple[Frame, ...] | None = None) -> None:
-        # What a subclass answers is code of its own, and may be an error: a lazy module's parameter has no storage yet.
+        # A subclass has code of its own, which may raise: a lazy module's parameter has no storage yet.
         with torch._C.DisableTorchFunctionSubclass():
             device = tensor.device
             if device.type != self._device.type or self._device.index not in (None, device.index):
@@ -140,7 +139,7 @@ class TensorTracer:
 
 class CudaTracer(TensorTracer):
     """The same on a CUDA device, with the allocator's own history beside it: what no operation was seen to make
-    (a library's workspace, another thread's work) is told too, by its line alone.
+    (a library's workspace, another thread's work) is listed too, by its line alone.
 
     The viewer's snapshot is the allocator's. Ends a recording of memory history that was already running.
     """
@@ -201,7 +200,7 @@ class SimulatedTracer(TensorTracer):
 def tracer_for(device: str) -> TensorTracer:
     """The tracer of a device, named as `torch.device` takes it, or "simulated:CARD"."""
     if device.startswith("simulated"):
-        from vram.simulated.context import DEVICE, simulated_cuda
+        from vram.simulated.context import DEVICE, simulated_cuda  # late: a large package, for a simulated card alone
 
         return SimulatedTracer(simulated_cuda(device.partition(":")[2]), DEVICE)
     resolved = torch.device(device)

@@ -11,7 +11,7 @@ import torch
 from vram.meters.base import unknown_device
 
 _MIB = 2**20
-# Our channel -> the statistic. requested: what tensors asked for; allocated: the blocks that hold them.
+# Our channel -> the statistic. requested: the sizes of tensors; allocated: the blocks that hold them.
 _STATISTICS = {
     "requested": "requested_bytes.all.current",
     "requested_peak": "requested_bytes.all.peak",

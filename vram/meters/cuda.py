@@ -1,4 +1,4 @@
-"""What PyTorch's CUDA caching allocator says of itself."""
+"""The statistics of PyTorch's CUDA caching allocator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from vram.meters.base import unknown_device
 
 _MIB = 2**20
-# Our channel -> the allocator's statistic. requested: what tensors asked for; allocated: the blocks that hold them.
+# Our channel -> the allocator's statistic. requested: the sizes of tensors; allocated: the blocks that hold them.
 _STATISTICS = {
     "requested": ("requested_bytes", "current"),
     "requested_peak": ("requested_bytes", "peak"),
@@ -27,9 +27,9 @@ _SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC
 class CudaMeter:
     """`torch.cuda.memory_stats_as_nested_dict` of a device. Sees every thread and stream of this process.
 
-    Of "cuda" the channels are the current device's; of each other device that holds something when the meter is made,
-    "cuda:1 requested" and "cuda:1 requested_peak" are read too. Of "cuda:1" that device alone is read. On ROCm the same
-    counters are HIP's.
+    For "cuda" the channels are the current device's; of each other device that holds something when the meter is made,
+    "cuda:1 requested" and "cuda:1 requested_peak" are read too. For "cuda:1" that device alone is read. On ROCm the
+    same counters are HIP's.
 
     Blind to: memory not taken through PyTorch's allocator (raw cudaMalloc, the CUDA context, NCCL), to other processes,
     and to the driver. `allocated` counts blocks, so reuse of a larger free block shifts it by less than 1 MiB;
@@ -37,9 +37,9 @@ class CudaMeter:
     `reserved`, its tensors in `requested` and the peaks only while it is captured. `torch.compile` compiles at the
     first call of a shape, and with `mode="reduce-overhead"` records graphs at the second: with one lap of warm-up the
     next lap may rise once. Workspaces of cuBLAS come from this allocator at the first use of a handle on a stream, and
-    stay: warm-up too. The peaks are the allocator's, one for the whole process. What another meter resets is handed to
-    this one first; a reset by the measured work itself (`torch.cuda.reset_peak_memory_stats`) can't be known, and hides
-    what was needed before it.
+    stay: warm-up too. The peaks are the allocator's, one for the whole process: this meter reads them before another
+    one resets them. A reset by the measured work itself (`torch.cuda.reset_peak_memory_stats`) can't be known, and
+    hides what was needed before it.
     """
 
     def __init__(self, device: str | torch.device = "cuda", *, allocator: Any = None) -> None:
@@ -136,7 +136,7 @@ _running: list[CudaMeter] = []
 
 
 def reserved_bytes(cuda: Any, device: torch.device) -> int:
-    """What the allocator holds of the device now; `cuda` is `torch.cuda` or stands in for it."""
+    """Bytes that the allocator reserves of the device now; `cuda` is `torch.cuda` or stands in for it."""
     return _figure(cuda.memory_stats_as_nested_dict(device), *_STATISTICS["reserved"])
 
 

@@ -1,4 +1,4 @@
-"""What the operating system says this process holds in main memory."""
+"""Main memory that the operating system counts for this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PAUSE_SECONDS = 0.002
 
 
 class HostMeter:
-    """Resident bytes (RSS) of this process, through psutil: copies kept on the CPU show here. Noisy, told for advice.
+    """Resident bytes (RSS) of this process, through psutil: copies kept on the CPU show here. Noisy: it never decides.
 
     Judged with a tolerance of 16 MiB, or three times what the figure moves by while nothing is done. Blind to: child
     processes (workers of a DataLoader), swapped pages, and who holds what; the C library keeps freed pages for itself.

@@ -1,4 +1,4 @@
-"""What the driver counts for this process, through NVML."""
+"""The driver's count of this process, through NVML."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CONTAINER = "in a container it needs the host's PIDs (docker run --pid=host)"
 
 @dataclass(frozen=True)
 class Identity:
-    """How the driver may know this process: PIDs, likeliest first, and whether a container may hide other processes."""
+    """The PIDs by which the driver may know this process, likeliest first; whether a container may hide others."""
 
     pids: tuple[int, ...]
     contained: bool
@@ -94,7 +94,7 @@ class NvmlMeter:
             self.facts["driver_bytes"] = "of this process" if self._pid is not None else "of the whole device"
         except self._nvml.NVMLError as error:
             self._lose(f"NVML: {error}")
-        except _Untold as reason:
+        except _Unread as reason:
             self._lose(str(reason))
         return self
 
@@ -122,7 +122,7 @@ class NvmlMeter:
             return {"driver": self._count()}
         except self._nvml.NVMLError as error:
             self._lose(f"NVML during the replay: {error}")
-        except _Untold as reason:
+        except _Unread as reason:
             self._lose(str(reason))
         return {}
 
@@ -137,10 +137,10 @@ class NvmlMeter:
                 return self._nvml.nvmlDeviceGetHandleByUUID(kind + uuid.removeprefix(kind))
             except (self._nvml.NVMLError_NotFound, self._nvml.NVMLError_InvalidArgument):
                 pass
-        raise _Untold(f"NVML knows no device with the UUID {uuid}")
+        raise _Unread(f"NVML knows no device with the UUID {uuid}")
 
     def _identify(self) -> None:
-        """Find out which process this one is, and whether the driver tells its bytes."""
+        """Find out which process this one is, and whether the driver reports its bytes."""
         listed = self._listed()
         mine = [pid for pid in self._identity.pids if pid in listed]
         if not mine and self._identity.contained and len(listed) == 1:
@@ -148,16 +148,16 @@ class NvmlMeter:
         if not mine:
             pids = ", ".join(str(pid) for pid in sorted(listed)) or "no process"
             where = f"; {_CONTAINER}" if self._identity.contained else ""
-            raise _Untold(f"the driver lists {pids} on {self._device}, and not the PID of this process{where}")
+            raise _Unread(f"the driver lists {pids} on {self._device}, and not the PID of this process{where}")
         self._pid = mine[0]
         if self._believable(listed[self._pid]):
             return
         if self._identity.contained:
-            raise _Untold(f"the driver lists this process without its bytes; {_CONTAINER}")
+            raise _Unread(f"the driver lists this process without its bytes; {_CONTAINER}")
         if self._partitioned():
-            raise _Untold("the driver tells no bytes by process, and MIG shares this device")
+            raise _Unread("the driver reports no bytes by process, and MIG shares this device")
         if len(listed) > 1:
-            raise _Untold(f"the driver tells no bytes by process, and {len(listed)} processes are on {self._device}")
+            raise _Unread(f"the driver reports no bytes by process, and {len(listed)} processes are on {self._device}")
         self._pid, self._alone = None, set(listed)
 
     def _count(self) -> int:
@@ -165,15 +165,15 @@ class NvmlMeter:
             listed = set(self._listed())
             if listed != self._alone:
                 others = ", ".join(str(pid) for pid in sorted(listed - self._alone)) or "no process at all"
-                raise _Untold(f"the whole {self._device} was read, and during the replay it had others on it: {others}")
+                raise _Unread(f"the whole {self._device} was read, and during the replay it had others on it: {others}")
             return int(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
         own_bytes = self._listed().get(self._pid)
         if own_bytes is None or not self._believable(own_bytes):
-            raise _Untold(f"the driver stopped telling the bytes of this process (PID {self._pid}): {own_bytes}")
+            raise _Unread(f"the driver stopped reporting the bytes of this process (PID {self._pid}): {own_bytes}")
         return own_bytes
 
     def _believable(self, own_bytes: int | None) -> bool:
-        """In containers some drivers tell 0, and a PID may be another process's outside."""
+        """In containers some drivers report 0, and a PID may be another process's outside."""
         return bool(own_bytes and own_bytes >= reserved_bytes(self._cuda, self._device))
 
     def _partitioned(self) -> bool:
@@ -185,8 +185,8 @@ class NvmlMeter:
         return bool(current)
 
     def _listed(self) -> dict[int, int | None]:
-        """Bytes by PID of every process on the device; None where the driver does not tell them."""
-        found: dict[int, int | None] = {}
+        """Bytes by PID of every process on the device; None where the driver does not report them."""
+        n_bytes_by_pid: dict[int, int | None] = {}
         for name in _PROCESSES:
             try:
                 processes = getattr(self._nvml, name)(self._handle)
@@ -196,13 +196,13 @@ class NvmlMeter:
                 continue  # no graphics on a MIG slice, no MPS in an older driver
             for process in processes:
                 # A process that computes and draws is in two lists, with all of its bytes in both.
-                told = [n_bytes for n_bytes in (found.get(process.pid), process.usedGpuMemory) if n_bytes is not None]
-                found[process.pid] = max(told, default=None)
-        return found
+                both = (n_bytes_by_pid.get(process.pid), process.usedGpuMemory)
+                n_bytes_by_pid[process.pid] = max((each for each in both if each is not None), default=None)
+        return n_bytes_by_pid
 
 
-class _Untold(Exception):
-    """The driver's figures are not to be had, or not to be trusted; says why."""
+class _Unread(Exception):
+    """The driver's figures can't be read, or not be trusted; the message says why."""
 
 
 def this_process(

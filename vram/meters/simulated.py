@@ -15,7 +15,7 @@ _LARGE_CARD = "A100-80"
 class SimulatedCudaMeter:
     """The figures of a `SimulatedCuda`: exact on every channel, with no GPU.
 
-    Sees what PyTorch's allocator would be asked for by this thread and those started meanwhile. Blind to what the
+    Sees every request to PyTorch's allocator by this thread and those started meanwhile. Blind to what the
     simulation does not model (see `vram.simulated.context`): scratch memory of kernels, other streams, the driver. Its
     peaks are its own while it runs: those of `torch.cuda` may be reset by another meter, or by the measured work.
     """

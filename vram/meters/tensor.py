@@ -1,4 +1,4 @@
-"""Bytes of real tensors on the CPU, by storage: what the same work would ask of a GPU's allocator."""
+"""Bytes of real tensors on the CPU, by storage: the same work would request as many of a GPU's allocator."""
 
 from __future__ import annotations
 

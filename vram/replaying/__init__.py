@@ -1,1 +1,1 @@
-"""The same samples in laps: what is run, when it is read, and what is kept for a rerun."""
+"""Replaying the same samples in laps: running them, reading the meters, and keeping enough for a rerun."""

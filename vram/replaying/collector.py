@@ -1,4 +1,4 @@
-"""What Python's collector sees: `gc.freeze` hides objects from it, which saves time and hides holders."""
+"""`gc.freeze` hides objects from Python's collector, which saves time and hides holders: both ways, and back."""
 
 from __future__ import annotations
 

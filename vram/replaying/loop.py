@@ -87,7 +87,7 @@ def _device_of(meters: Sequence[Meter]) -> str:
 
 
 def record(plan: Plan) -> Recording:
-    """Run the samples lap after lap, as often as the rule asks for. The recording keeps step and samples for a rerun.
+    """Run the samples lap after lap, as often as the rule needs. The recording keeps step and samples for a rerun.
 
     Raises what the step does, but OutOfMemory where it ran out of memory, and TypeError for a result that is work which
     has not run.
@@ -100,8 +100,8 @@ def record(plan: Plan) -> Recording:
         while laps is not None:
             while loop.laps < laps:
                 loop.run_lap()
-            asked = (loop.laps_asked(channel, plan.warmup_laps, plan.base_laps) for channel in loop.channels)
-            laps = max(asked, default=0) or None if plan.base_laps > 1 else None
+            needed = (loop.laps_needed(channel, plan.warmup_laps, plan.base_laps) for channel in loop.channels)
+            laps = max(needed, default=0) or None if plan.base_laps > 1 else None
         recording = loop.recording(plan.name, plan.warmup_laps, plan.base_laps)
     remember(recording, plan.rerunnable)
     return recording
@@ -147,8 +147,8 @@ class _Loop:
         tolerance_bytes = self.tolerance_bytes.get(channel, 0)
         return judge_growth(figures, warmup_laps=warmup_laps, base_laps=base_laps, tolerance_bytes=tolerance_bytes)
 
-    def laps_asked(self, channel: str, warmup_laps: int, base_laps: int) -> int:
-        """Laps that the rule asks for in all; 0 for enough. For a noisy channel it asks only where every lap rose."""
+    def laps_needed(self, channel: str, warmup_laps: int, base_laps: int) -> int:
+        """Laps that the rule needs in all; 0 for no more. A noisy channel needs more only where every lap rose."""
         verdict = self.judge(channel, warmup_laps, base_laps)
         rose_always = verdict.rises == verdict.laps - warmup_laps - 1
         return verdict.laps_wanted or 0 if channel in self.deciding or rose_always else 0

@@ -1,4 +1,4 @@
-"""Out of memory as an outcome: such errors told from others, and the line, the bytes and the room that they name."""
+"""Out of memory as an outcome: recognising such an error, and wording it with its line, its bytes and the room left."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def out_of_memory(error: BaseException, lap: int, sample: int, readings: Mapping
 
 
 def requested_bytes(error: BaseException) -> int | None:
-    """The bytes the failed request asked for, as the message words them; None where it does not say."""
+    """The bytes of the failed request, as the message words them; None where it does not say."""
     match = re.search(r"[Tt]ried to allocate (\d+(?:\.\d+)?) ?([KMGT]iB|bytes)", str(error))
     if match is None:
         return None

@@ -26,7 +26,7 @@ _ITERATORS = (
     *(kind for kind in vars(itertools).values() if isinstance(kind, type)),
 )
 _CONTAINERS = (tuple, list, dict, set, frozenset)
-# Objects of one result: a batch of generators is found, and a list of a million tokens costs no time.
+# Objects of one result: a batch of generators is noticed, and a list of a million tokens costs no time.
 _MOST_LOOKED_AT = 1000
 _STATES = {GeneratorType: "gi", CoroutineType: "cr", AsyncGeneratorType: "ag"}  # prefixes of their attributes
 

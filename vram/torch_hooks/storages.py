@@ -97,7 +97,7 @@ def storages_of(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
             with torch.no_grad():
                 parts = [getattr(tensor, name)() for name in _PARTS.get(tensor.layout, ())]
             return [part.untyped_storage() for part in parts]
-    # What a subclass answers is code of its own, and may be an error.
+    # A subclass has code of its own, which may raise.
     with torch._C.DisableTorchFunctionSubclass():
         try:
             return (tensor.untyped_storage(),)

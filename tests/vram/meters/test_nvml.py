@@ -279,7 +279,7 @@ def test_figures_that_stop_are_absent_from_then_on(told: dict[int, int | None]) 
         assert meter.read() != {}
         nvml.compute = told
         assert meter.read() == {}
-        assert "stopped telling" in meter.absent["driver"]
+        assert "stopped reporting" in meter.absent["driver"]
 
 
 def test_an_error_during_the_replay_is_the_reason() -> None:
