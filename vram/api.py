@@ -98,7 +98,7 @@ def assert_peak(
 ) -> None:
     """Pass where no reading of `channel`, less `besides_bytes`, is over `limit`: exactly at it still passes.
 
-    Channels are absolute: `besides_bytes` is what others of this process held all along and the limit does not mean.
+    Channels are absolute: `besides_bytes` were kept alive by others throughout, and the limit does not mean them.
     `limit` is a size ("18 GiB"), bytes, or a `Budget`. Raises PeakExceeded; Inconclusive where the channel was not
     measured or the budget is new; ValueError for a size that cannot be read.
     """

@@ -1,4 +1,4 @@
-"""What the fixture `vram` offers: the plain functions with a session's options, and a summary of every recording."""
+"""The object behind the fixture `vram`: the plain functions with a session's options, and a summary a recording."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class VramSession:
         In the history a recording with a `name` is known by it, whichever test makes it; one without by its test and
         step. `facts` are what else must be equal for runs to be compared: `{"model": "llava-7b", "dtype": "float16"}`.
 
-        Only a recording that grows keeps `step` and `samples`, for the explanation: until that is given, or as long as
+        Only a recording that grows keeps `step` and `samples`, for the explanation: until that is made, or as long as
         somebody else keeps the recording.
         """
         __tracebackhide__ = api.hidden_on_oom
@@ -114,6 +114,11 @@ class VramSession:
             self._add(replace(summarize_out_of_memory(name or name_of(step), error), **key))
             self.environment = self.environment or environment([default_meter(self.device)])
             raise
+        self._keep(recording, key)
+        return recording
+
+    def _keep(self, recording: Recording, key: Mapping[str, Any]) -> None:
+        """Summarize a recording of this session, broken down where an option says so."""
         self._remember(recording)
         self._change(recording, **key)
         if self.options.breakdown:
@@ -123,7 +128,6 @@ class VramSession:
         if self.summary(recording).verdict not in ("grows", "undecided"):
             # No check will need a rerun: a model kept for one would count in the peaks of all later tests.
             forget(recording)
-        return recording
 
     def measure(self) -> AbstractContextManager[Measurement]:
         """`with vram.measure() as m:` on the session's device; see `vram.measure`."""
@@ -268,7 +272,7 @@ class VramSession:
         self.summaries[index] = replace(self.summaries[index], **changes)
 
     def _touch(self, recording: Recording) -> bool:
-        """Whether this session made or noted the recording, which a test uses now."""
+        """True where this session made or noted the recording, which a test uses now."""
         index = self._index.get(id(recording))
         if index is not None:
             self._touched[index] = None

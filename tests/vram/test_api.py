@@ -212,4 +212,4 @@ def test_the_table_leaves_out_what_others_held_and_says_so() -> None:
     check = check_peak(recording, "7 MiB", besides_bytes=4 * MiB)
     summary = replace(summarize(recording), checks=(check,))
     assert "6.00 MiB  7.00 MiB  stable" in table([summary])[1]
-    assert "peaks leave out 4.00 MiB that others held all along" in RunSummary({}, [summary]).absences
+    assert "peaks leave out 4.00 MiB that others kept alive throughout" in RunSummary({}, [summary]).absences

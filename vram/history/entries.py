@@ -21,8 +21,8 @@ _SAME = "="
 class Channel:
     """One channel's figures. `growth` is bytes a sample, 0 where the verdict is stable or plateau.
 
-    Figures are absolute: `before_bytes` were there before the first sample, weights and what other tests held. `laps`
-    are the readings, packed: one text a lap, see `unpacked`.
+    Figures are absolute: `before_bytes` were there before the first sample, weights and the tensors of other tests.
+    `laps` are the readings, packed: one text a lap, see `unpacked`.
     """
 
     exact: bool
@@ -50,12 +50,12 @@ class Entry:
 
     @property
     def outcome_text(self) -> str:
-        """What happened to the run; for runs saved by earlier versions, which have no outcome, the verdict."""
+        """The outcome; for runs saved by earlier versions, which have none, the verdict."""
         return self.outcome or self.verdict or "inconclusive"
 
     @property
     def peaks_alone(self) -> bool:
-        """Whether it is a recording of one lap: it has peaks to compare, and nothing to say of growth."""
+        """True for a recording of one lap, which has peaks to compare and no verdict on growth."""
         laps = [len(channel.laps) for channel in self.channels.values()]
         return self.verdict is None and bool(laps) and set(laps) == {1}
 

@@ -1,4 +1,4 @@
-"""What the pytest plugin does with the history, without pytest: gather entries, hold tests to their base."""
+"""The history as the pytest plugin needs it, without pytest: gather entries, compare tests with their base."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Gatherer:
         self._seen = len(summaries)
 
     def has(self, test: str) -> bool:
-        """Whether `test` made any recording."""
+        """True where `test` made any recording."""
         return test in self._made
 
     def by_index(self, test: str, environment: Mapping[str, object]) -> dict[int, Entry]:
@@ -83,7 +83,7 @@ class Finding:
 
 
 class Gate:
-    """Holds tests to the history, which is read once.
+    """Compares tests with the history, which is read once.
 
     `base` names a run, or is "recorded". Raises ValueError for criteria that can't be read.
     """
@@ -96,7 +96,7 @@ class Gate:
         self.skipped: Sequence[str] = ()
 
     def read(self) -> History:
-        """The runs that tests are held to. Raises ValueError where `base` is none of them, or nothing can be read."""
+        """The runs that tests are compared with. Raises ValueError where `base` is none of them or can't be read."""
         if self._history is None:
             history = store.read(self._uri)
             if self._base != RECORDED:

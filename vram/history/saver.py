@@ -10,7 +10,7 @@ from vram.history import store
 from vram.history.entries import Entry, merged
 
 _GROUP = "vram"  # of the benchmarks that are ours alone, in pytest-benchmark's tables
-# What is used of pytest-benchmark's session object, which has no promise to stay.
+# Attributes of pytest-benchmark's session object that are used here, with no promise that they stay.
 _USED = ("benchmarks", "storage", "save", "autosave", "json")
 
 
@@ -47,8 +47,8 @@ class Saver:
         self._storage: _Guarded | None = None
 
     @property
-    def wanted(self) -> bool:
-        """Whether the session saves its benchmarks at all."""
+    def saves(self) -> bool:
+        """True where the session saves its benchmarks at all."""
         return bool(self._session.save or self._session.autosave or self._session.json)
 
     @property

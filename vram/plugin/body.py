@@ -74,12 +74,12 @@ class Leftovers:
 
     def __init__(self, device: str) -> None:
         self._device, self._fake = torch_device(device), device.startswith("simulated")
-        # By weak reference: the address of a storage is used again after its end.
+        # Weak references: the address of a storage is used again after its end.
         self._before = {address: weakref.ref(storage) for address, (storage, _) in self._storages().items()}
 
     def lines(self) -> list[str]:
         """ "2 float32 [256], 2.00 KiB, held by: list `KEPT`, ...": kinds of tensors by bytes, most first."""
-        # By weak reference: a list of ours would be found as the holder.
+        # Weak references: a list of ours would be named as the holder.
         kinds: dict[str, list[tuple[int, weakref.ref[Any]]]] = defaultdict(list)
         for address, (storage, what) in self._storages().items():
             known = self._before.get(address)
@@ -107,7 +107,7 @@ def _storages(device: torch.device, *, fake: bool) -> dict[int, tuple[Any, str]]
     storages: dict[int, tuple[Any, str]] = {}
     largest: dict[int, int] = {}
     objects = gc.get_objects()
-    # By type: isinstance would run the __class__ property of any lazy proxy, and take much longer.
+    # Types are compared: isinstance would run the __class__ property of any lazy proxy, and take much longer.
     kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
     # A subclass answers by code of its own, which may raise.
     with torch._C.DisableTorchFunctionSubclass():

@@ -1,4 +1,4 @@
-"""Memory figures into the runs that pytest-benchmark saves, and tests held to those: see `vram.history`."""
+"""Puts memory figures into the runs that pytest-benchmark saves, and compares tests with them: see `vram.history`."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Keeping:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        """A test that passed is held to its base."""
+        """Compare a test that passed with its base."""
         __tracebackhide__ = True
         result = yield
         if self._gate is not None and not option(self._config, "accept"):
@@ -94,7 +94,7 @@ class Keeping:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
-        """What a test measured goes along with its report, from a worker of pytest-xdist too."""
+        """Entries of the test go along with its report, from a worker of pytest-xdist too."""
         report = yield
         entries = self._gather(item)
         if entries:
@@ -119,12 +119,12 @@ class Keeping:
         from vram.history.saver import Saver
 
         self._saver = Saver(benchmarks)
-        if self._saver.wanted:
+        if self._saver.saves:
             self._saver.put([from_json(entry) for entry in self._entries], self._seconds)
         return (yield)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """What could not be saved or read."""
+        """Say what could not be saved or read."""
         problem = self._saver.problem if self._saver is not None else ""
         for line in (problem, *(self._gate.skipped if self._gate is not None else ())):
             if line:

@@ -219,7 +219,7 @@ class Measuring:
 
 
 def measures(item: pytest.Item) -> bool:
-    """Whether the test uses the fixture or one of the markers."""
+    """True where the test uses the fixture or one of the markers."""
     names: Sequence[str] = getattr(item, "fixturenames", ())
     return "vram" in names or any(item.get_closest_marker(name) is not None for name in (LIMIT, LEAK_FREE))
 

@@ -1,4 +1,4 @@
-"""Whatever a test ends with: which errors are skips, which failures are memory's, and where they are raised."""
+"""How a test ends: which errors are skips, which failures are memory's, and where they are raised."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from vram.errors import Inconclusive, Undecided
 
-# What a torch without CUDA says, one without a driver, and one without a GPU.
+# Errors of a torch without CUDA, of one without a driver, and of one without a GPU.
 _NO_GPU = ("Torch not compiled with CUDA enabled", "Found no NVIDIA driver", "No CUDA GPUs are available")
 _OUTSIDE = (
     "The simulated card is there inside `with vram.on_device():` and in the steps of `vram.replay` alone: make and use "
@@ -35,12 +35,12 @@ def explain_missing_gpu(report: pytest.TestReport, error: BaseException | None) 
 
 
 def is_ours(error: BaseException | None) -> bool:
-    """Whether a check of this plugin failed the test."""
+    """True where a check of this plugin failed the test."""
     return isinstance(error, AssertionError) and type(error).__module__.startswith("vram.")
 
 
 def is_expected(report: pytest.TestReport) -> bool:
-    """Whether the test failed as its xfail mark says."""
+    """True where the test failed as its xfail mark says."""
     return report.skipped and hasattr(report, "wasxfail")
 
 

@@ -27,7 +27,7 @@ class Reporting:
         self._recordings: list[RecordingSummary] = []
         self._environments: list[Mapping[str, object]] = []
         self._accepted: list[Accepted] = []
-        # By test id, the last try of each.
+        # The last try of each test, under its id.
         self._tests: dict[str, Any] = {}
         self._failures: dict[str, Any] = {}
         self._otherwise: dict[str, None] = {}

@@ -26,7 +26,7 @@ class MarkedSummary:
 
     @property
     def over(self) -> list[str]:
-        """By how many bytes it is over, a text for each marker."""
+        """Texts that say how many bytes it is over, one for each marker."""
         pairs = (("peak", self.peak_bytes, self.limit_bytes), ("kept", self.kept_bytes, self.allow_bytes))
         return [
             f"{figure} {n_bytes - allowed:,} B over"
@@ -36,14 +36,14 @@ class MarkedSummary:
 
     @property
     def outcome(self) -> Literal["over limit", "regression", "expected", "passed"]:
-        """What happened to the test."""
+        """The worst that is known of the test, or "expected"."""
         if not self.over and not self.regressions:
             return "passed"
         return "expected" if self.expected else "over limit" if self.over else "regression"
 
     @property
     def needs_attention(self) -> bool:
-        """Whether it failed and was not expected to."""
+        """True where it failed and was not expected to."""
         return self.outcome in NEEDS_ATTENTION
 
     @property

@@ -36,7 +36,7 @@ class Check:
     """One comparison of a recording: with a budget, a literal limit, a ratio, a base in the history, or stability.
 
     `text` says it in one line. `figure_bytes` is the figure that was compared, the most of `channel` less
-    `besides_bytes`, which others held all along. `over_bytes` is its excess; 0 where it is allowed.
+    `besides_bytes`, which others of the process kept alive throughout. `over_bytes` is its excess, 0 if it is allowed.
     """
 
     kind: Kind
@@ -132,7 +132,7 @@ class RecordingSummary:
 
     @property
     def outcome(self) -> Outcome:
-        """What happened to the run: the worst that is known of it, or "expected"."""
+        """The worst that is known of the run, or "expected"."""
         worst = self.worst
         return "expected" if self.expected and worst in NEEDS_ATTENTION else worst
 
@@ -158,7 +158,7 @@ class RecordingSummary:
 
     @property
     def needs_attention(self) -> bool:
-        """Whether somebody must look at it: it failed, and was not expected to."""
+        """True where somebody must look at it: it failed, and was not expected to."""
         return self.outcome in NEEDS_ATTENTION
 
     @property
@@ -169,7 +169,7 @@ class RecordingSummary:
 
     @property
     def besides_bytes(self) -> int:
-        """Bytes that others of the process held all along, and that the limit does not mean."""
+        """Bytes that other objects of the process kept alive throughout, and that the limit does not mean."""
         return 0 if self.limited is None else self.limited.besides_bytes
 
     @property
@@ -179,7 +179,7 @@ class RecordingSummary:
 
     @property
     def limit_bytes(self) -> int | None:
-        """The budget or limit that the peak is held to; None where there is none."""
+        """The budget or limit on the peak; None where there is none."""
         return None if self.limited is None else self.limited.limit_bytes
 
     @property

@@ -61,7 +61,7 @@ class RunSummary:
 
     @property
     def headline(self) -> str:
-        """What happened, in one line."""
+        """The outcomes in one line: how many need attention, then how many ended in each."""
         counts = Counter(one.outcome for one in self.recordings)
         parts = [f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome]]
         of_tests = Counter(test.outcome for test in self.tests)
@@ -86,7 +86,7 @@ class RunSummary:
 
     @property
     def remarks(self) -> list[str]:
-        """What is worth knowing and fails nothing: noisy channels that grow, ratios within their limits."""
+        """Lines that are worth knowing and fail nothing: noisy channels that grow, ratios within their limits."""
         noisy = [
             f"{one.name}: {name} grows by {channel.growth_text} a sample (noisy: reported, never fails a test)"
             for one in self.recordings
@@ -102,7 +102,11 @@ class RunSummary:
         for (figure, reason), names in self._absent().items():
             by_reason.setdefault((reason, tuple(names)), []).append(figure)
         besides_bytes = max((one.besides_bytes for one in self.recordings), default=0)
-        lines = [f"peaks leave out {format_bytes(besides_bytes)} that others held all along"] if besides_bytes else []
+        lines = (
+            [f"peaks leave out {format_bytes(besides_bytes)} that others kept alive throughout"]
+            if besides_bytes
+            else []
+        )
         for (reason, which), figures in by_reason.items():
             some = "" if len(which) == len(self.recordings) else _some(which)
             lines.append(f"{', '.join(figures)} not measured: {reason}{some}")
@@ -126,7 +130,7 @@ class RunSummary:
         return lines
 
     def to_json(self) -> dict[str, Any]:
-        """What `--vram-report` writes (schema 1)."""
+        """The report that `--vram-report` writes (schema 1)."""
         return {
             "schema": SCHEMA,
             "environment": dict(self.environment),
