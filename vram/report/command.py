@@ -1,4 +1,4 @@
-"""`vram report`: what it takes, writes and exits with."""
+"""`vram report`: its arguments, the files it writes, its exit codes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ _REPORT, _OUTPUT = Path("reports/memory.json"), Path("reports/memory.html")
 SUMMARY = "write what was measured, and how it changed over time, as one HTML page and as Markdown"
 REPORT = (
     "Write one HTML file that fetches nothing (needs the extra 'report': plotly): recordings by sample and by token, "
-    "what peaks are made of, verdicts and explanations, saved runs over time. The Markdown, of at most 60 lines, is "
+    "peaks by line of code, outcomes and explanations, saved runs over time. The Markdown, of at most 60 lines, is "
     "for a comment on a pull request."
 )
 EXITS = "exit codes: 0 written, 2 bad usage or a file that can't be read or written, 3 nothing was measured"
 
 
 def add_report(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `vram report`."""
+    """Add the arguments of `vram report`."""
     add = parser.add_argument
     add("--report", type=Path, metavar="JSON", help=f"what --vram-report wrote (default {_REPORT}, where it is there)")
     add("--storage", default=store.DEFAULT, metavar="URI", help="where runs are saved (default %(default)s)")
-    add("--output", type=Path, metavar="HTML", help=f"the page (default {_OUTPUT}; none where only Markdown is asked)")
+    add("--output", type=Path, metavar="HTML", help=f"the page (default {_OUTPUT}; none with --markdown alone)")
     add("--markdown", metavar="FILE", help="the same as Markdown; - prints it")
 
 
 def report(arguments: argparse.Namespace) -> tuple[int, str]:
-    """Exit code and text of `vram report`. Raises ValueError for what can't be read or written."""
+    """Return exit code and text of `vram report`. Raises ValueError for what can't be read or written."""
     path = arguments.report or (_REPORT if _REPORT.is_file() else None)
     page = gathered(None if path is None else read_run(path), store.read(arguments.storage))
     if not page.run.recordings and not page.run.tests and not page.history:
@@ -72,7 +72,7 @@ def _plotly_js() -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """All of it or nothing."""
+    """Write all of `text` or nothing. Raises ValueError where that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, text.encode(errors="backslashreplace"))

@@ -69,7 +69,7 @@ class Page:
 
     @property
     def environment_text(self) -> str:
-        """What was measured with what, in one line."""
+        """Source of the figures, device and versions in one line."""
         return ", ".join(f"{name} {value}" for name, value in self.run.environment.items() if value is not None)
 
     @property
@@ -97,8 +97,12 @@ class Page:
         lines = self.run.absences
         without = [one for one in self.run.recordings if not one.at_peak]
         if without:
-            which = "" if len(without) == len(self.run.recordings) else f" of {len(without)} recordings"
-            lines.append(f"what peaks{which} are made of was not recorded: run pytest with --vram-breakdown")
+            which = (
+                ""
+                if len(without) == len(self.run.recordings)
+                else f" for {len(without)} of {len(self.run.recordings)} recordings"
+            )
+            lines.append(f"peaks by line were not recorded{which}: run pytest with --vram-breakdown")
         return lines
 
 

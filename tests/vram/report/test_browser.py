@@ -39,7 +39,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def wrong() -> list[str]:
-    """What the browser complained of, and what it asked the network for."""
+    """Complaints of the browser, and whatever it fetched."""
     return []
 
 
@@ -71,7 +71,7 @@ def until(page: Any, condition: str) -> None:
 
 
 def test_it_is_drawn_and_nothing_is_wrong(page: Any, wrong: list[str]) -> None:
-    """What is open is drawn; what failed stands open, the worst first. A closed recording is drawn when it is opened,
+    """A failing recording stands open and is drawn, the worst first. A closed recording is drawn when it is opened,
     its laps over one another; another figure changes the chart. No error, no request, and what hostile names would have
     run did not."""
     assert page.locator("h1").inner_text().startswith("GPU memory: 4 of 7 need attention: 1 out of memory, 1 grows, ")

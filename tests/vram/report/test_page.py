@@ -1,4 +1,4 @@
-"""What the page and its Markdown say, whatever was measured and whatever it is called."""
+"""The page and its Markdown, whatever was measured and whatever it is called."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_only_our_own_parts_are_printed_as_they_are() -> None:
 
 
 def test_the_page_says_everything(report: Json, history: History) -> None:
-    """What happened first; who grows, from which line, who holds it; what changed since which run; what is absent and
+    """The headline first; who grows, from which line, who holds it; what changed since which run; what is absent and
     why."""
     text = Read(html(page_of(report, history), "")).text
     for expected in (
@@ -107,7 +107,7 @@ def test_what_is_not_there_is_said(report: Json) -> None:
     """No history, no breakdown by line, no budget: in words, and no chart of it."""
     report["modes"] = [{**mode, "at_peak": None} for mode in report["modes"]]
     read = Read(html(page_of(report), ""))
-    assert "what peaks are made of was not recorded: run pytest with --vram-breakdown" in read.text
+    assert "peaks by line were not recorded: run pytest with --vram-breakdown" in read.text
     assert "No run is saved" in read.text
     kinds = {place.get("data-chart") for place in read.all("div")}
     assert kinds == {None, "samples", "marks"}
@@ -203,7 +203,7 @@ def test_the_markdown_is_short(hostile_report: Json, history: History, name: str
 
 
 def test_markdown_characters_are_escaped() -> None:
-    """By hand."""
+    """Markup, a mention and a line end, one by one."""
     assert escaped("a|b_c*d`e\n<f> [g](h) @i") == "a\\|b\\_c\\*d\\`e &lt;f&gt; \\[g\\](h) @\u200bi"
 
 
@@ -214,7 +214,7 @@ def vram_report(*arguments: object) -> int:
 def test_a_report_becomes_a_page(
     report: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both files are written where asked; plotly is in the page; without arguments reports/memory.json is taken."""
+    """Both files are written where the options say, with plotly in the page; reports/memory.json is the default."""
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("plotly", reason="plotly is not installed")
     (tmp_path / "reports").mkdir()
