@@ -28,7 +28,7 @@ MakeAnswerer = Callable[..., Answerer]
 
 @pytest.fixture
 def make(checkpoint: Checkpoint, model: HimapLlavaForConditionalGeneration) -> MakeAnswerer:
-    """An answerer on the session's model; 4 new tokens unless told otherwise."""
+    """An answerer on the session's model; 4 new tokens by default."""
 
     def make(**options: Any) -> Answerer:
         options = {"max_new_tokens": 4} | options

@@ -265,8 +265,11 @@ def test_ways_to_load_that_are_not_there_are_refused(
 
 
 @pytest.mark.parametrize("name", ["8b", "nothing", "/nowhere/llava", "../llava", "a/b/c", "", "a/b\0", "n" * 5000])
-def test_a_name_that_is_no_model_is_refused_without_the_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_is_no_model_is_refused_without_the_network(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither folder, preset nor hub id: the message says what a model may be."""
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: pytest.fail("fetched"))
 
     with pytest.raises(BadInput, match=r"the model"):

@@ -37,7 +37,10 @@ def llava_inputs(model: Any) -> dict[str, Any]:
     [("eager", True, (13916.21, 13796.99, 13792.96)), ("sdpa", False, (13547.18, 13550.63))],
 )
 def test_llava_needs_what_was_measured(attention: str, use_cache: bool, expected: tuple[float, ...]) -> None:
-    """Weights to the byte; the peak of the prompt and of the tokens after it within 0.05 %."""
+    """Weights to the byte; the peak of the prompt and of the tokens after it within 0.05 %.
+
+    Takes long, as the passes go through all 32 layers.
+    """
     cuda = SimulatedCuda("80GiB", cublas_workspace=False)
     peaks = []
     with cuda, torch.inference_mode():

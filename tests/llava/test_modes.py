@@ -16,12 +16,15 @@ from llava.modes import MODES, default_flags, default_new_tokens, mode_flags, se
 from llava.questions import embedded_questions
 
 
+def a_config(layers: int, image_size: int = 336) -> HimapLlavaConfig:
+    """LLaVA-1.5-7B's shape, but for these."""
+    vision = CLIPVisionConfig(image_size=image_size, patch_size=14)
+    return HimapLlavaConfig(vision_config=vision, text_config=LlamaConfig(num_hidden_layers=layers))
+
+
 @pytest.fixture
 def real_config() -> HimapLlavaConfig:
-    """LLaVA-1.5-7B's shape."""
-    return HimapLlavaConfig(
-        vision_config=CLIPVisionConfig(image_size=336, patch_size=14), text_config=LlamaConfig(num_hidden_layers=32)
-    )
+    return a_config(32)
 
 
 @pytest.fixture
@@ -72,10 +75,7 @@ def test_a_small_model_has_its_own_setting(checkpoint: Checkpoint) -> None:
 @pytest.mark.parametrize("image_size", [28, 224, 336])
 def test_defaults_are_valid_for_every_shape(layers: int, image_size: int) -> None:
     """No mode refuses its own defaults."""
-    config = HimapLlavaConfig(
-        vision_config=CLIPVisionConfig(image_size=image_size, patch_size=14),
-        text_config=LlamaConfig(num_hidden_layers=layers),
-    )
+    config = a_config(layers, image_size)
     for mode in MODES:
         assert mode_flags(config, mode) == default_flags(config, mode)
     assert tuple(default_flags(config, "himap")) == HIMAP_FLAGS

@@ -130,10 +130,10 @@ class TestQuantised:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(placement, "is_bitsandbytes_available", lambda: True)
         monkeypatch.setattr(placement, "is_accelerate_available", lambda: True)
-        told: dict[str, Any] = {}
+        loading: dict[str, Any] = {}
 
         def load(source: Any, **options: Any) -> Any:
-            told.update(options)
+            loading.update(options)
             return model
 
         monkeypatch.setattr(HimapLlavaForConditionalGeneration, "from_pretrained", load)
@@ -142,15 +142,15 @@ class TestQuantised:
 
         load_pretrained_model("tiny", device="cuda", device_map=device_map, load_8bit=bits == 8, load_4bit=bits == 4)
 
-        quantization = told["quantization_config"]
+        quantization = loading["quantization_config"]
         assert quantization.load_in_8bit == (bits == 8)
         assert quantization.load_in_4bit == (bits == 4)
         assert set(quantization.llm_int8_skip_modules) == {
             "model.vision_tower", "model.multi_modal_projector", "lm_head"
         }  # fmt: skip
         assert {name.partition(".")[0] for name, _ in model.named_children()} == {"model", "lm_head"}
-        assert told["dtype"] == torch.float16
-        assert told["device_map"] == ("auto" if device_map else {"": torch.device("cuda")})
+        assert loading["dtype"] == torch.float16
+        assert loading["device_map"] == ("auto" if device_map else {"": torch.device("cuda")})
         if bits == 4:
             assert quantization.bnb_4bit_compute_dtype == torch.float16
             assert (quantization.bnb_4bit_quant_type, quantization.bnb_4bit_use_double_quant) == ("nf4", True)

@@ -33,7 +33,7 @@ NAMES = {EVAL: "eval-scivqa", CUSTOM: "custom-selection-inference"}
 
 @pytest.fixture(autouse=True)
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Programs write into the current folder unless told otherwise."""
+    """Programs write into the current folder by default."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)

@@ -147,7 +147,9 @@ def _check_shared(shared: dict[str, Any], single: dict[str, Any], ranks: int) ->
 class TestProgramsAsProcesses:
     def test_the_results_are_those_of_one_process(self, tmp_path: Path) -> None:
         """Two ranks, byte for byte but for times and memory: keys, order, answers, accuracy, what was drawn at random.
-        The worst rank is named; there is one progress bar, one set of figures, and no file but the results."""
+        The worst rank is named; there is one progress bar, one set of figures, and no file but the results.
+
+        Takes long, as torchrun and each rank import torch."""
         argv = ["--num-samples", "8", "--output-file"]  # one of them is text-only, and draws no first index
         running = _torchrun(2, "-m", "llava.eval.custom_selection_inference", *argv, "r.json", cwd=tmp_path)
         assert custom_selection_inference.main([*argv, str(tmp_path / "single.json")]) == 0
@@ -165,7 +167,9 @@ class TestProgramsAsProcesses:
         assert set(re.findall(r"rank \d of \d", err)) == {"rank 0 of 2"}
 
     def test_more_ranks_than_questions(self, tmp_path: Path) -> None:
-        """Four ranks, three questions: the fourth has nothing to do but is measured, and the results are the same."""
+        """Four ranks, three questions: the fourth has nothing to do but is measured, and the results are the same.
+
+        Takes long, as the library is imported, and each rank loads the model."""
         argv = ["--num-samples", "3", "--use-hmap-v", "--output-file"]
         run = subprocess.run(
             [sys.executable, "-c", FOUR, *argv, "r.json"],
@@ -197,7 +201,9 @@ class TestProgramsAsProcesses:
 class TestFailures:
     def test_the_others_finish_and_are_kept(self, tmp_path: Path) -> None:
         """Of five ranks one runs out of memory, one hangs, one never starts, and rank 0, which gathers, is killed by
-        SIGKILL: the fifth answers all its questions, what the others had is kept, and each is named with its rest."""
+        SIGKILL: the fifth answers all its questions, what the others had is kept, and each is named with its rest.
+
+        Takes long, as ranks are given up after 8 s, and five import torch."""
         fate = {0: "is killed", 1: "fails", 3: "hangs", 4: "never starts"}
         script = _script(tmp_path, fate, questions=20, seconds=0.2, timeout=8.0)
         running = _torchrun(5, script, str(tmp_path / "r.json"), cwd=tmp_path)
@@ -223,7 +229,9 @@ class TestFailures:
 
     def test_a_supervisor_is_killed(self, tmp_path: Path) -> None:
         """What torchrun started itself dies by SIGKILL, torchrun says SIGTERM to the others: they finish all the same,
-        what the dead rank reported is kept, and its other process does not outlive it."""
+        what the dead rank reported is kept, and its other process does not outlive it.
+
+        Takes long, as torchrun and each rank import torch."""
         script = _script(tmp_path, {1: "loses its supervisor"}, questions=8, seconds=0.8)
         started = time.monotonic()
         running = _torchrun(2, script, str(tmp_path / "r.json"), cwd=tmp_path)
@@ -238,7 +246,9 @@ class TestFailures:
         ]
 
     def test_a_run_that_is_stopped(self, tmp_path: Path) -> None:
-        """A scheduler's SIGTERM, with nobody dead: soon over, with the answers so far of every rank."""
+        """A scheduler's SIGTERM, with nobody dead: soon over, with the answers so far of every rank.
+
+        Takes long, as torchrun and each rank import torch."""
         script = _script(tmp_path, {}, questions=400, seconds=0.2)
         running = _torchrun(2, script, str(tmp_path / "r.json"), cwd=tmp_path)
         files = [Rank(index, 2, index, 2, 0).file(tmp_path / "r.json") for index in range(2)]
