@@ -1,4 +1,4 @@
-"""What other tools say of the prompt that LLaVA-1.5-7B needs: `python benchmarks/estimates.py`. See docs/simulated.md.
+"""Other tools' figures for a prompt of LLaVA-1.5-7B: `python benchmarks/estimates.py`. See docs/simulated.md.
 
 float16, 627 tokens, SDPA. accelerate's figure is what `accelerate estimate-memory` prints, from the same function;
 torch's MemTracker follows the same prompt on the same fake tensors.

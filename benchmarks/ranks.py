@@ -1,9 +1,9 @@
-"""What two ranks of torchrun save over one process, each with one thread: `python benchmarks/ranks.py`.
+"""Time that two ranks of torchrun save over one process, each with one thread: `python benchmarks/ranks.py`.
 
 A LLaVA with random weights (hidden size 512, 8 layers, 576 image tokens; 8 tokens an answer) is written to a temporary
-folder and asked the same embedded questions by one process and by torchrun with two. *Answering* is the sum of the
+folder; one process, and torchrun with two, answer the same embedded questions. *Answering* is the sum of the
 answers' own seconds, of the slower rank where there are two: without imports, loading and start-up. *Whole* is the
-wall time of the command. Rounds alternate; told are medians. Both results are checked to be the same.
+wall time of the command. Rounds alternate; medians are printed. Both results are checked to be the same.
 """
 
 from __future__ import annotations
