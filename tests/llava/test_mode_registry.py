@@ -15,6 +15,8 @@ from llava.argument_types import whole
 from llava.errors import BadInput
 from llava.eval import custom_selection_inference, eval_scivqa, forecast_memory
 from llava.modes import MODES, Choice, Mode, Option, mode_flags, register, set_mode
+from vram.report.json_file import write_report
+from vram.summary import RecordingSummary, RunSummary
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +103,6 @@ def test_the_memory_suite_runs_it(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 @pytest.mark.usefixtures("stand_in")
 def test_the_suite_s_outcome_waits_for_it(tmp_path: Path) -> None:
     """A run without a decision on it is inconclusive, whatever the others are."""
-    modes = [{"mode": mode, "verdict": "stable", "budget_bytes": 1} for mode in MODES if mode != "stand-in"]
-    (tmp_path / "memory.json").write_text(json.dumps({"modes": modes}))
+    decided = [RecordingSummary(mode, laps=5, samples=2, verdict="stable") for mode in MODES if mode != "stand-in"]
+    write_report(tmp_path / "memory.json", RunSummary(recordings=decided))
     assert outcome(0, tmp_path / "memory.json") == (3, "inconclusive: no decision on stand-in")
