@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from vram.explanation.allocations import BEFORE
+from vram.explanation.allocations import BEFORE, Allocation
 from vram.explanation.growth import by_line, shapes
 from vram.explanation.tracer import tracer_for
 from vram.recording import Recording
@@ -31,7 +32,10 @@ def breakdown(recording: Recording) -> dict[str, Any] | None:
         except Exception:  # a failing step fails its own test
             return None
         alive = [one for one in tracer.at_peak() if one.n_bytes]
-    before_bytes = sum(one.n_bytes for one in alive if one.run == BEFORE)
+    return {"sample": sample, "bytes": sum(one.n_bytes for one in alive), "lines": _lines(alive)}
+
+
+def _lines(alive: Sequence[Allocation]) -> list[dict[str, Any]]:
     groups = by_line(one for one in alive if one.run != BEFORE)
     lines: list[dict[str, Any]] = [
         {
@@ -44,16 +48,16 @@ def breakdown(recording: Recording) -> dict[str, Any] | None:
         }
         for group in groups.values()
     ]
-    if before_bytes:
-        count = sum(one.run == BEFORE for one in alive)
-        lines.append(_summed("before the sample: weights, and whatever else was there", before_bytes, count))
+    before = [one.n_bytes for one in alive if one.run == BEFORE]
+    if sum(before):
+        lines.append(_summed("before the sample: weights, and whatever else was there", sum(before), len(before)))
     lines.sort(key=lambda line: -line["bytes"])
     rest = lines[_MOST_LINES:]
     if rest:
         lines[_MOST_LINES:] = [
             _summed(f"{len(rest)} more lines", sum(one["bytes"] for one in rest), sum(one["count"] for one in rest))
         ]
-    return {"sample": sample, "bytes": sum(one.n_bytes for one in alive), "lines": lines}
+    return lines
 
 
 def _summed(line: str, n_bytes: int, count: int) -> dict[str, Any]:

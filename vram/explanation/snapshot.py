@@ -47,10 +47,19 @@ def viewer_snapshot(events: Iterable[Event], alive: Iterable[tuple[int, Allocati
         trace += [{"action": name, "addr": place, "size": size, "stream": 0, "frames": stack} for name in actions]
     blocks = _blocks({places.of[key]: allocation for key, allocation in living.items()}, places.end, frames)
     used = sum(allocation.n_bytes for allocation in living.values())
-    segment = {
+    return {
+        "segments": [_segment(blocks, places.end, used)] if blocks else [],
+        "device_traces": [trace],
+        "allocator_settings": {},
+        "external_annotations": [],
+    }
+
+
+def _segment(blocks: list[dict[str, Any]], end: int, used: int) -> dict[str, Any]:
+    return {
         "device": 0,
         "address": _Places.BASE,
-        "total_size": places.end - _Places.BASE,
+        "total_size": end - _Places.BASE,
         "allocated_size": used,
         "active_size": used,
         "requested_size": used,
@@ -60,12 +69,6 @@ def viewer_snapshot(events: Iterable[Event], alive: Iterable[tuple[int, Allocati
         "is_expandable": False,
         "frames": [],
         "blocks": blocks,
-    }
-    return {
-        "segments": [segment] if blocks else [],
-        "device_traces": [trace],
-        "allocator_settings": {},
-        "external_annotations": [],
     }
 
 
