@@ -119,7 +119,7 @@ def test_a_regression_fails_its_test_until_it_is_accepted(
         result = pytester.runpytest(*run)
         result.assert_outcomes(passed=1, failed=1)
         result.stdout.fnmatch_lines(["E *MemoryRegression: shared: peak * B), 200 B * more than *"])
-        assert "plugin_part.py" not in result.stdout.str().partition("short test summary")[0]
+        assert "plugin/history.py" not in result.stdout.str().partition("short test summary")[0]
     pytester.runpytest(*run, "--vram-accept").assert_outcomes(passed=2)
     pytester.runpytest(*run).assert_outcomes(passed=2)
     assert cli.main(["compare", "--storage", f"{pytester.path}/.benchmarks"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -392,13 +393,24 @@ def test_only_the_plugin_knows_pytest(pytester: pytest.Pytester) -> None:
     assert result.outlines == ["2.00 KiB"]
 
 
+ACCEPTS = """
+    import pytest
+    @pytest.mark.parametrize("mode", ["a", "b", "c", "d"])
+    def test_accept(vram, mode):
+        assert vram.accept(vram.budget("budgets.toml", mode=mode), 4000).limit_bytes == 4000
+"""
+
+
 def test_a_worker_hands_its_figures_to_the_controller(pytester: pytest.Pytester) -> None:
-    """Under pytest-xdist the verdicts are the same; report, summary and JUnit hold every worker's figures."""
+    """Under pytest-xdist the verdicts are the same; report, summary and JUnit hold every worker's figures.
+
+    Two workers that accept budgets write one file: all are in it, and the controller shows one diff.
+    """
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")
-    pytester.makepyfile(test_leak=LEAK, test_clean=CLEAN, test_marked=MARKED)
-    told = ("--vram-device", "cpu", "--vram-report", "memory.json", "--junit-xml", "junit.xml")
-    result = pytester.runpytest_subprocess("-n", "2", *told)
-    result.assert_outcomes(passed=1, failed=2)
+    pytester.makepyfile(test_leak=LEAK, test_clean=CLEAN, test_marked=MARKED, test_accepts=ACCEPTS)
+    options = ("--vram-device", "cpu", "--vram-report", "memory.json", "--junit-xml", "junit.xml", "--vram-accept")
+    result = pytester.runpytest_subprocess("-n", "2", *options)
+    result.assert_outcomes(passed=5, failed=2)
     report = json.loads(Path(pytester.path / "memory.json").read_text())
     assert sorted(mode["mode"] for mode in report["modes"]) == ["clean", "leaky"]
     assert [(test["test"], test["peak_bytes"]) for test in report["tests"]] == [("test_marked.py::test_marked", 1024)]
@@ -407,6 +419,9 @@ def test_a_worker_hands_its_figures_to_the_controller(pytester: pytest.Pytester)
     junit = Path(pytester.path / "junit.xml").read_text()
     assert '<property name="vram.peak_bytes" value="1024" />' in junit
     assert 'failures="2"' in junit
+    budgets = tomllib.loads((pytester.path / "budgets.toml").read_text())["budget"]
+    assert {one["mode"]: one["peak_bytes"] for one in budgets} == dict.fromkeys("abcd", 4000)
+    result.stdout.fnmatch_lines(["budgets accepted in budgets.toml: 4 changed"])
 
 
 OUTSIDE = """
