@@ -19,24 +19,25 @@ def project(tmp_path: Path) -> Project:
         variable = name.upper().replace("-", "_")
         project.program(project.environment / "bin" / name, f'echo {name} "$@"\nexit "${{{variable}:-0}}"')
     pytest_stub = 'case "$*" in *tests/memory) echo memory; exit "${MEMORY:-0}";; esac\nexit "${TESTS:-0}"'
-    project.program(project.environment / "bin" / "python", f'echo pytest "$@"\n{pytest_stub}')
+    project.program(project.environment / "bin" / "python", f'echo python "$@"\n{pytest_stub}')
     return project
 
 
 def test_everything_runs_and_the_memory_suite_is_printed_last(project: Project) -> None:
-    """Checks, then the memory suite, whose closing lines are the last; --full reaches both runs of pytest."""
+    """Checks, coverage with --full, then the memory suite, whose closing lines are the last."""
     ended = project.run("test", "--full")
     lines = ended.stdout.splitlines()
 
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert lines[0].startswith("pytest -m pytest -q -n logical")
-    assert "--full" in lines[0]
+    assert lines[0].startswith("python -m coverage run -m pytest --full -q -n logical")
     assert lines[1:] == [
         "ruff check .",
         "ruff format --check .",
         "mypy",
         "lint-imports",
-        "pytest -m pytest --full tests/memory",
+        "python -m coverage combine --quiet",
+        "python -m coverage report --skip-covered",
+        "python -m coverage run -m pytest --full tests/memory",
         "memory",
     ]
 
@@ -58,5 +59,5 @@ def test_arguments_go_to_one_pytest(project: Project) -> None:
     ended = project.run("test", "tests/himap", "-k", "a b")
 
     assert ended.returncode == 0
-    assert ended.stdout.splitlines()[0] == "pytest -m pytest tests/himap -k a b"
+    assert ended.stdout.splitlines()[0] == "python -m pytest tests/himap -k a b"
     assert [line.split()[0] for line in ended.stdout.splitlines()[1:]] == ["ruff", "ruff", "mypy", "lint-imports"]

@@ -44,7 +44,8 @@ RUN = ("--vram-device", "cpu", "--benchmark-quiet")
 def _own_ini(pytester: pytest.Pytester) -> None:
     # Asking what the processor is takes longer than all the rest.
     pytester.makeconftest("def pytest_benchmark_generate_machine_info(): return {}")
-    pytester.makeini("[pytest]\nfilterwarnings =\n    error\n    ignore::pytest.PytestAssertRewriteWarning\n")
+    warnings = "filterwarnings =\n    error\n    ignore::pytest.PytestAssertRewriteWarning\n"
+    pytester.makeini(f"[pytest]\naddopts = -p no:asyncio\n{warnings}")
 
 
 def runs(pytester: pytest.Pytester) -> list[Run]:

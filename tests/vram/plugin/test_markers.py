@@ -176,7 +176,7 @@ ERRORS = {
 def test_a_body_is_held_to_its_markers(pytester: pytest.Pytester) -> None:
     """Without any option: functions, parameters, classes of unittest, coroutines; what fixtures and setUp make, what
     pytest's log capture keeps and what only the collector frees is none of the body's; its own error comes first."""
-    pytester.makeini("[pytest]\naddopts = --strict-markers\nfilterwarnings = error\n")
+    pytester.makeini("[pytest]\naddopts = --strict-markers -p no:asyncio\nfilterwarnings = error\n")
     pytester.makeconftest(RUNS_COROUTINES)
     path = pytester.makepyfile(BODIES)
     reports = pytester.inline_run("-p", "no:anyio")

@@ -34,7 +34,7 @@ MARKED = """
 
 
 # In-process runs find vram imported already; a run of its own does not, and is tested with every warning an error.
-INI = "[pytest]\nfilterwarnings =\n    error\n    ignore::pytest.PytestAssertRewriteWarning\n"
+INI = "[pytest]\naddopts = -p no:asyncio\nfilterwarnings =\n    error\n    ignore::pytest.PytestAssertRewriteWarning\n"
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,9 @@ from tests.vram.zoo.cases import ZOO, Case, cases
 from tests.vram.zoo.judging import Seen
 
 _INI = "[pytest]\nfilterwarnings = error\n"
-# What the cases do not use, and what would only take time.
-_QUIET = ("-p", "no:cacheprovider", "-p", "no:anyio", "-p", "no:hypothesispytest", "-p", "no:xdist")
+# Plugins that no case uses; loading them takes time.
+_UNUSED = ("cacheprovider", "anyio", "asyncio", "hypothesispytest", "xdist")
+_QUIET = tuple(f"-pno:{plugin}" for plugin in _UNUSED)
 
 
 def params(kind: str) -> list[Any]:
@@ -37,15 +38,15 @@ def run(case: Case, pytester: pytest.Pytester) -> Seen:
     result = pytester.runpytest_inprocess("--vram-device", "cpu", "--vram-report", "r.json", *_QUIET)
     reports = result.reprec.getreports("pytest_runtest_logreport")  # type: ignore[attr-defined]
     report = next(report for report in reports if report.when == "call")
-    failure = vars(report).get("vram", {}).get("failure", {})
+    error, message = vars(report).get("vram", {}).get("failed") or ("", report.longreprtext)
     written = pytester.path / "r.json"
     modes = json.loads(written.read_text(encoding="utf-8"))["modes"] if written.exists() else []
-    explanation = modes[0].get("explanation", {}) if modes else {}
+    explanation = (modes[0].get("explanation") if modes else None) or {}
     snapshot = pytester.path / (explanation.get("snapshot") or "none")
     return Seen(
         outcome=report.outcome,
-        error=failure.get("kind", ""),
-        message=failure.get("message", report.longreprtext),
+        error=error,
+        message=message,
         modes=modes,
         snapshot_bytes=snapshot.stat().st_size if snapshot.exists() else 0,
     )
