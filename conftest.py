@@ -50,13 +50,13 @@ def _questions(config: pytest.Config) -> list[Question]:
     from llava.errors import BadInput
     from llava.questions import embedded_questions, load_questions
 
-    wanted = int(config.getoption("--vram-samples") or config.getini("vram_samples") or _SAMPLES)
+    count = int(config.getoption("--vram-samples") or config.getini("vram_samples") or _SAMPLES)
     file, folder = config.getoption("--question-file"), config.getoption("--image-folder")
     if file is None:
         if folder is not None:
             raise BadInput(f"--image-folder needs --question-file, got only {folder}")
-        return embedded_questions(wanted)
-    return load_questions(file, folder)[:wanted]
+        return embedded_questions(count)
+    return load_questions(file, folder)[:count]
 
 
 @pytest.fixture(scope="session")

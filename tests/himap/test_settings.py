@@ -152,7 +152,7 @@ def test_temperatures(value: Any) -> None:
 
 @pytest.mark.parametrize("value", ["", "FPS", "kmeans", 3, ["fps"]])
 def test_unknown_methods(value: Any) -> None:
-    """An unknown method is told the known ones."""
+    """The error for an unknown method names the known ones."""
     with pytest.raises(ValueError, match=r"custom_selection_method must be one of fps, tome, got"):
         active_settings(custom_flags(selection_method=value))
 

@@ -125,11 +125,11 @@ def test_switching_modes_leaves_no_byte_behind(
     vram: VramSession, answerer: Answerer, with_image: Question, switched: Callable[..., None]
 ) -> None:
     """After every other mode has answered, baseline holds exactly the bytes it held before."""
-    held = []
+    live_bytes = []
     for mode in (*MODES, "baseline"):
         switched(mode)
         answerer.answer(with_image)
         gc.collect()
         with vram.measure() as measured:
-            held.append(measured.live_bytes)
-    assert held[0] == held[-1]
+            live_bytes.append(measured.live_bytes)
+    assert live_bytes[0] == live_bytes[-1]

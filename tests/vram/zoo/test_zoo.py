@@ -1,4 +1,4 @@
-"""The zoo itself: its files are read as they are written, wrong answers are told, and its page is current."""
+"""The zoo itself: its files are read as they are written, wrong answers are reported, and its page is current."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_right_answer_is_right() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "line"),
     [
         (replace(SEEN, outcome="passed", error=""), "outcome: expected 'failed', got 'passed'"),
         (replace(SEEN, error="Undecided"), "error: expected 'MemoryGrowth', got 'Undecided'"),
@@ -101,9 +101,9 @@ def test_the_right_answer_is_right() -> None:
         (replace(SEEN, modes=[SEEN.modes[0] | {"explanation": {"lines": [], "note": "why"}}]), "no line is named: why"),
     ],
 )
-def test_a_wrong_answer_is_told(answer: Seen, told: str) -> None:
+def test_a_wrong_answer_is_reported(answer: Seen, line: str) -> None:
     """Each thing that a case expects is looked at."""
-    assert any(line.startswith(told) for line in wrong(LEAK, answer)), wrong(LEAK, answer)
+    assert any(each.startswith(line) for each in wrong(LEAK, answer)), wrong(LEAK, answer)
 
 
 def test_only_what_passed_is_counted_as_right(tmp_path: Path) -> None:
