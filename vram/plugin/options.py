@@ -12,7 +12,7 @@ _OPTIONS = (
     (
         "device",
         "DEVICE",
-        "where to measure: auto, cpu, cuda, cuda:INDEX or simulated (default auto: CUDA if there is one)",
+        "where to measure: auto, cpu, cuda, cuda:INDEX, xpu, mps or simulated (default auto: CUDA if there is one)",
     ),
     ("card", "CARD", "a GPU, or a size as 24GiB: to forecast for; with --vram-device simulated, to simulate"),
     ("laps", "N", "passes over the samples before the first look, warm-up included (default 5)"),

@@ -206,7 +206,7 @@ def kibibytes() -> str:
 _RTX_5090 = Card("RTX 5090", 32 * _GIB, (12, 0))
 _SORT = "PyTorch of 2022 held more; the code of 2.11 holds 13,819 MiB without a card too (cardless)"
 _TIMER = "1,024 B less for each of their shapes, whatever its size"
-_TOKENS = "-0.033 %; how many tokens the prompt had is not told (20 taken), and the code was that of 2023"
+_TOKENS = "-0.033 %; how many tokens the prompt had is not published (20 taken), and the code was that of 2023"
 
 ROWS = (
     Published(
