@@ -221,7 +221,7 @@ class _Prefill(_Run):
         self._mask: Tensor | None = None
 
     def frozen(self) -> Frozen:
-        """What a cache that this run filled must remember."""
+        """The state that a cache which this run filled must remember."""
         return Frozen(self._width, self._starts, self._image_end, tuple(self._groups), self.kept)
 
     def before_layer(self, layer_index: int) -> None:

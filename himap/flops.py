@@ -84,7 +84,7 @@ def flops_ratio(config: LlamaConfig, *, flops: Callable[..., int] = prefill_flop
 
 
 def flops_of(model: nn.Module, **inputs: Any) -> int:
-    """What FlopCounterMode counts in `model(**inputs)`. It leaves out SDPA on the CPU (torch 2.13), which is added."""
+    """FLOPs that FlopCounterMode counts in `model(**inputs)`; SDPA on the CPU, which torch 2.13 leaves out, added."""
     cpu_sdpa = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_flops}
     with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=cpu_sdpa) as counter:
         model(**inputs)
@@ -182,7 +182,7 @@ def _dense(config: LlamaConfig) -> LlamaConfig:
 
 
 def _sdpa_flops(query: Any, key: Any, *_: Any, **__: Any) -> int:
-    """Of shapes (batch, heads, tokens, head size)."""
+    """FLOPs of shapes (batch, heads, tokens, head size)."""
     batch, heads, queries, size = query
     return int(4 * batch * heads * queries * key[2] * size)
 

@@ -43,7 +43,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Frozen:
-    """What the pruned prefill of a prompt `width` tokens wide, its images ending at `image_end`, left in a cache.
+    """State that a pruned prefill, `width` tokens wide and with images that end at `image_end`, left in a cache.
 
     Row r of the prompt began at starts[r]. Rows belong to their prompts: a cache must not be reordered across prompts
     of different lengths (beam search does not).
@@ -95,7 +95,7 @@ def freeze(cache: Cache, frozen: Frozen) -> None:
 
 
 def frozen_choice(cache: Any) -> Frozen | None:
-    """What a pruned prefill left in `cache`; None for no cache, one filled otherwise, and one that was emptied since.
+    """State that a pruned prefill left in `cache`; None for no cache, one filled otherwise, and one emptied since.
 
     Raises ValueError where the cache was changed so that its layers no longer fit together.
     """

@@ -79,7 +79,7 @@ def _tiles(
     """Rows and key heads worked on at once, so that a tile's tensors fit in `tile_bytes`."""
     fixed_bytes = 16 * (length + n_rows)  # the index tensors; scores
     key_bytes = 4 * length * size  # a float32 copy of one key head, where the model runs in half precision
-    # Of one row of one key head: logits and attention; the query in float32, scaled, and reshaped; the mask.
+    # One row of one key head: logits and attention; the query in float32, scaled, and reshaped; the mask.
     row_bytes = 4 * group * (2 * length + (4 if rotated else 3) * size) + length  # the query rotated, too
     room_bytes = tile_bytes - fixed_bytes
     row_tile = max(1, min(n_rows, (room_bytes - key_bytes) // row_bytes))

@@ -1,4 +1,4 @@
-"""What `himap` needs of transformers beside its public API, checked when `himap` is imported.
+"""Parts of transformers that `himap` needs beside its public API, checked when `himap` is imported.
 
 Private names move between versions. A missing one shall be named at once, not fail somewhere inside a forward.
 """

@@ -168,7 +168,7 @@ class AnswerTraces:
         name = f"answer {self._count}"
 
         def cut(_: str = "") -> None:
-            # What the prompt left is freed long after: it has a name.
+            # Memory that the prompt left is freed long after: it has a name.
             traces.append(self._recorder.cut("" if traces else name).alone(len(traces), (name,)))
             if may_stop and self._needs_more_than_the_card():
                 raise _CardIsFull

@@ -1,4 +1,4 @@
-"""What `vram compare --json` and `vram history --json` print: plain data, schema 1."""
+"""Plain data (schema 1), as `vram compare --json` and `vram history --json` print it."""
 
 from __future__ import annotations
 

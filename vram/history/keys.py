@@ -1,4 +1,4 @@
-"""What must be equal for the figures of two runs to be compared."""
+"""Keys: the facts that must be equal for the figures of two runs to be compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TypeAlias
 Key: TypeAlias = tuple[tuple[str, str], ...]
 
 NAMES = ("mode", "test")  # what was measured
-# Of an environment (`vram.meters.environment`). Not the Python version, and not which of several equal cards it was.
+# Facts of an environment (`vram.meters.environment`), without the Python version and which of several equal cards.
 FACTS = ("source", "device", "compute_capability", "driver", "torch", "cuda", "hip", "allocator", "allocator_backend")
 _ORDER = {fact: rank for rank, fact in enumerate((*NAMES, "samples", *FACTS, "platform"))}
 
@@ -47,7 +47,7 @@ def _sorted(facts: Key) -> Key:
 
 
 def name_of(key: Key) -> str:
-    """What was measured: the mode, the test, or both."""
+    """The name of what was measured: the mode, the test, or both."""
     facts = dict(key)
     return " ".join(facts[name] for name in reversed(NAMES) if name in facts)
 

@@ -1,4 +1,4 @@
-"""What `vram compare` and `vram history` print: tables for people."""
+"""Tables for people, as `vram compare` and `vram history` print them."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 if TYPE_CHECKING:
     import torch
 
-# By kind of device: the files of this folder whose meters are read in a replay, the one that decides first. Each has
+# For each kind of device: the files of this folder whose meters a replay reads, the one that decides first. Each has
 # `meter(device)`, and the first of a kind `resolve(device)`: the device's full name, or ValueError where it is not
 # there. They are imported when a device of theirs is measured: importing vram imports no torch.
 METERS: dict[str, tuple[str, ...]] = {

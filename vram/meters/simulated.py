@@ -48,7 +48,7 @@ class SimulatedCudaMeter:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """What is alive stays so."""
+        """Leave the simulation; tensors that are alive stay so."""
         self._cuda.allocator.before_reset.remove(self._keep_peaks)
 
     def watching(self) -> AbstractContextManager[object]:

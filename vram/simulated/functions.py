@@ -27,7 +27,7 @@ _OF_REAL_MEMORY |= {
     getattr(torch.Tensor, name)
     for name in ("__deepcopy__", "__dlpack__", "__format__", "__reduce_ex__", "__repr__", "share_memory_", "tolist")
 }
-# What C++ says that reads a tensor's memory past every mode.
+# Error texts of C++ code that reads a tensor's memory past every mode.
 _WITHOUT_BYTES = ("its data is not allocated yet", "Cannot access data pointer of")
 # Functions that autograd would take apart before a mode sees them.
 _SEEN_WHOLE: set[Any] = {torch.rms_norm, torch.nn.functional.rms_norm, torch.nn.functional.linear}

@@ -52,7 +52,7 @@ class KnownValues:
         self._values: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
         # For views without a known value, as too large ones: the value of the tensor that they are views of.
         self._behind: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
-        # By address, storages of values that something unknown was written into; others may be there later.
+        # Addresses of storages of values that something unknown was written into; others may be there later.
         self._lost: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def faked(self, value: Any) -> Any:

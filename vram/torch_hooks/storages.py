@@ -83,7 +83,7 @@ def living_tensors() -> list[torch.Tensor]:
 
 def tensors_among(objects: Sequence[Any]) -> list[torch.Tensor]:
     """The tensors among `objects`."""
-    # By type: isinstance would run the __class__ property of any lazy proxy, and take much longer.
+    # Types are compared: isinstance would run the __class__ property of any lazy proxy, and take much longer.
     kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
     return list(compress(objects, map(kinds.__contains__, map(type, objects))))
 

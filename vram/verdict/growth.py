@@ -44,7 +44,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the numbers of one channel allow one to say.
+    """The verdict on one channel, as far as its numbers allow one.
 
     `bytes_per_sample` with its 95 % interval `low_bytes`..`high_bytes` (`exact`: every paired difference is equal);
     `onset_run`: the run (lap x samples + sample, from 0) growth began with, None without growth; `resolution_bytes`:
@@ -306,7 +306,7 @@ def _onset(readings: Int64, warmup_laps: int, rate: float) -> int:
     lifted = (kept[warmup_laps:] - kept[warmup_laps]).ravel()
     risen = np.flatnonzero(lifted > 0)
     first = int(risen[0])
-    # What began within the first judged lap lifts only the lap after it: count back by what has gathered since.
+    # Growth that began within the first judged lap lifts only the lap after it: count back by what has gathered since.
     back = round(float(lifted[first]) / rate) - 1 if rate > 0 and first < 2 * samples else 0
     onset = warmup_laps * samples + first - min(max(0, back), samples - 1)
     if warmup_laps and onset <= warmup_laps * samples + 1:

@@ -22,7 +22,7 @@ def holder(storage: Any, *, named: Mapping[int, str] | None = None) -> str:
     `named` gives ids of objects that are a name by themselves, with what to call them. The collector must not be
     frozen: see `vram.replaying.collector.unfrozen`.
     """
-    # What a tensor's subclass answers is code of its own, and may be an error.
+    # A tensor's subclass answers by code of its own, which may raise.
     with torch._C.DisableTorchFunctionSubclass():
         return _holder(storage, named or {})
 

@@ -78,7 +78,7 @@ def untracked() -> list[Any]:
     loose: dict[int, Any] = {}
     following = referents(gc.get_objects())
     while following:
-        # By whole lists: a process refers to millions of objects, and nearly all are of other kinds.
+        # Whole lists are searched: a process refers to millions of objects, and nearly all are of other kinds.
         alike = compress(following, map(kinds.__contains__, map(type, following)))
         more = {id(obj): obj for obj in alike if not gc.is_tracked(obj) and id(obj) not in loose}
         loose |= more

@@ -317,7 +317,7 @@ def _suspended(obj: Any) -> str:
     return f"suspended {_SUSPENDED[type(obj)][1]} {short_name(obj.__qualname__)}"
 
 
-# By the exact type: a subclass may have code of its own behind these attributes.
+# The exact type is looked up: a subclass may have code of its own behind these attributes.
 _NOUNS: dict[type, Callable[[Any], str]] = {
     types.ModuleType: lambda obj: f"module {obj.__name__}",
     types.FunctionType: lambda obj: f"function {short_name(obj.__qualname__)}",

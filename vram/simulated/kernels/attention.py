@@ -47,7 +47,7 @@ class FusedAttention(TorchFunctionMode):
         self._capability = compute_capability
 
     def __enter__(self) -> Self:
-        # By name too: functions that modes see whole, as `multi_head_attention_forward`, are run without modes.
+        # Names count too: functions that modes see whole, as `multi_head_attention_forward`, are run without modes.
         self._before = torch.nn.functional.scaled_dot_product_attention
         torch.nn.functional.scaled_dot_product_attention = self._attend
         return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]

@@ -11,7 +11,7 @@ from torch import Tensor
 from vram.simulated.kernels.call import HALF, Call, Rules, Steps, contiguous, empty, meta, of_bytes
 from vram.simulated.kernels.reduce_buffers import buffers
 
-# By rows (SoftMax.cu, layer_norm_kernel.cu)
+# Reductions of rows (SoftMax.cu, layer_norm_kernel.cu)
 
 
 def _by_rows(call: Call) -> Steps:
