@@ -356,13 +356,20 @@ def test_an_original_folder_needs_a_config_only(tmp_path: Path, monkeypatch: pyt
     assert figures[0] == figures[1]
 
 
-def test_a_hundred_samples_of_our_programs_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the card and with the answers that the incident died of; each distinct answer is simulated once.
+@pytest.fixture
+def incident(pytestconfig: pytest.Config, tmp_path: Path) -> list[str]:
+    """7B, the card and the prompt of the incident; without --full 2 of its 32 layers, on a card as much too small.
 
-    Takes long, as 7B has 32 layers; with its context of 4,096 tokens, the longest answer would be replayed too.
+    With its context of 4,096 tokens, the longest answer would be replayed too.
     """
-    model = write_original_7b(tmp_path / "7b", max_position_embeddings=700)
-    assert main(["--model", model, "--card", "24GiB", "--prompt-tokens", "627", "--samples", "104"]) == 0
+    layers, card = (32, "24GiB") if pytestconfig.getoption("--full") else (2, "3584 MiB")
+    model = write_original_7b(tmp_path / "7b", max_position_embeddings=700, num_hidden_layers=layers)
+    return ["--model", model, "--card", card, "--prompt-tokens", "627"]
+
+
+def test_a_hundred_samples_of_our_programs_fit(incident: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """On the card and with the answers that the incident died of; each distinct answer is simulated once."""
+    assert main([*incident, "--samples", "104"]) == 0
     out = capsys.readouterr().out
     assert "and 92 more, none with a higher peak" in out
     assert "the same again: nothing more stays behind" in out
@@ -467,13 +474,12 @@ def test_tied_embeddings_are_counted_once(tied: bool) -> None:
     assert sum(each.nbytes for each in ours.parameters()) == sum(each.nbytes for each in theirs.parameters())
 
 
-def test_the_incident_is_replayed(capsys: pytest.CaptureFixture[str]) -> None:
-    """The original call on a card of 24 GiB, answers of 2, 2, 5, 24 tokens: dead in sample 3, as was reported.
+def test_the_incident_is_replayed(incident: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """The original call, answers of 2, 2, 5, 24 tokens: dead in sample 3, as was reported on a card of 24 GiB.
 
-    Takes long, as each token is a pass of 7B over the whole prompt.
+    Takes long, as each token is a pass over the whole prompt.
     """
-    arguments = ["--model", "7b", "--card", "24GiB", "--keep-attentions", "--prompt-tokens", "627"]
-    assert main([*arguments, "--answers", "2,2,5,24"]) == 1
+    assert main([*incident, "--keep-attentions", "--answers", "2,2,5,24"]) == 1
     out = capsys.readouterr().out
     rows = [line for line in out.splitlines() if line.split()[0].isdigit()]
     assert [row.split()[0] for row in rows] == ["0", "1", "2", "3"]

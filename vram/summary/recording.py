@@ -252,10 +252,13 @@ class RecordingSummary:
         data["channels"] = {name: dict(vars(channel)) for name, channel in self.channels.items()}
         for name in ("checks", "ratios"):
             data[name] = [dict(vars(each)) for each in data[name]]
+        for name in ("explanation", "at_peak"):
+            if data[name] is None:
+                del data[name]
         notes = {"softmax_peak_bytes": None, **data.pop("notes")}
         derived = {name: getattr(self, name) for name in ("besides_bytes", "own_peak_bytes", "limit_bytes", "reasons")}
         return {"mode": data.pop("name"), "outcome": self.outcome, **data, **derived, **notes}
 
 
 _FIELDS = tuple(RecordingSummary.__dataclass_fields__)
-OWN_KEYS = frozenset(RecordingSummary("").to_json()) - {"softmax_peak_bytes"}  # no note may be called so
+OWN_KEYS = frozenset({*_FIELDS, *RecordingSummary("").to_json()} - {"softmax_peak_bytes"})  # no note may be called so

@@ -46,13 +46,13 @@ def table(every: Sequence[Case], right: Counter[str], runs: int) -> list[str]:
     return ["  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]) for row in rows]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 1 where any answer was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.vram.zoo", description=__doc__)
     parser.add_argument("--repeat", type=int, default=1, help="runs in a row (default 1)")
     parser.add_argument("-k", metavar="WORD", help="only the cases with this in their names")
     parser.add_argument("--table", action="store_true", help="run nothing; print docs/zoo.md as it should be")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.table:
         print(page(), end="")
         return 0
@@ -61,9 +61,9 @@ def main() -> int:
         every = [case for case in every if options.k in case.name]
     right: Counter[str] = Counter()
     for number in range(options.repeat):
-        found = run_once(["-k", options.k] if options.k else [])
-        right.update(found)
-        print(f"run {number + 1}: {len(found)} of {len(every)} right", flush=True)
+        names = run_once(["-k", options.k] if options.k else [])
+        right.update(names)
+        print(f"run {number + 1}: {len(names)} of {len(every)} right", flush=True)
     print("\n".join(table(every, right, options.repeat)))
     return 0 if all(right[case.name] == options.repeat for case in every) else 1
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vram.zoo.__main__ import right_answers, table
+from tests.vram.zoo.__main__ import main, right_answers, table
 from tests.vram.zoo.cases import KINDS, ZOO, cases, matches, read_case
 from tests.vram.zoo.judging import Seen, wrong
 from tests.vram.zoo.page import page
@@ -115,3 +115,10 @@ def test_only_what_passed_is_counted_as_right(tmp_path: Path) -> None:
     )
     assert right_answers(tmp_path / "j.xml") == {"good"}
     assert table([LEAK], Counter(), 3)[1].split() == ["growing_cat", "leak", "grows", "0", "of", "3"]
+
+
+def test_every_case_is_right_twenty_times(pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each run in a process of its own. Takes 40 minutes: with --full alone."""
+    if not pytestconfig.getoption("--full"):
+        pytest.skip("20 runs of the zoo: with --full")
+    assert main(["--repeat", "20"]) == 0, capsys.readouterr().out
