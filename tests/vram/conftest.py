@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import walk_packages
+
 import hypothesis.strategies  # noqa: F401 - see below
 import pytest
 import torch
 
 import vram
-import vram.explanation.growth
-import vram.plugin.body
-import vram.session
 
-# An in-process inner pytest unloads what it imported: what each of them would import anew, for seconds, stands above.
+# An in-process inner pytest unloads what it imported: what each of them would import anew, for seconds, is here.
+for module in walk_packages(vram.__path__, "vram."):
+    if not module.name.endswith("__main__"):
+        import_module(module.name)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -220,6 +220,7 @@ def _python(folder: Path, run: str, module: str, *arguments: str) -> str:
     if run == "head":
         variables["GITHUB_STEP_SUMMARY"] = str(folder / "summary.md")
     environment = {**os.environ, **variables, "COLUMNS": "200", "GITHUB_WORKSPACE": ""}
+    environment.pop("PYTEST_XDIST_WORKER", None)  # its name would be part of a snapshot's
     command = [sys.executable, "-m", module, *arguments]
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode in (0, 1), ended.stdout + ended.stderr
