@@ -19,8 +19,8 @@ from vram import Recording
 # What a model whose modes are all off may run of ours: the door, and the look at the flags and at the cache.
 _DOOR = {
     ("decoder.py", "forward"),
-    ("decoder.py", "generate"),
-    ("decoder.py", "prepare_inputs_for_generation"),
+    ("generation.py", "generate"),
+    ("generation.py", "prepare_inputs_for_generation"),
     ("frozen.py", "frozen_choice"),
     ("multimodal.py", "forward"),
     ("multimodal.py", "read"),
