@@ -45,7 +45,7 @@ Figures = dict[str, dict[str, int]]  # by "attention, mode, what": allocated and
 
 @dataclass(frozen=True)
 class Scope:
-    """What is measured: answers of one model, with each of the attentions, in each of the modes."""
+    """Measurements: answers of one model, with each of the attentions, in each of the modes."""
 
     model: str
     attentions: Sequence[str] = ATTENTIONS

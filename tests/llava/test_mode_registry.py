@@ -60,7 +60,7 @@ def test_a_model_is_switched_to_it_and_back(model: HimapLlavaForConditionalGener
 def test_its_program_offers_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By its switch and options, from the command line to the results; the other program knows neither."""
+    """Its switch and options work from the command line to the results; the other program knows neither."""
     monkeypatch.chdir(tmp_path)
     assert eval_scivqa.main(["--use-stand-in", "--stand-in-rank", "5", "--num-samples", "1"]) == 0
     assert capsys.readouterr().out.startswith("STAND-IN TECHNIQUE WILL BE USED")

@@ -42,7 +42,7 @@ def test_names_of_the_package_are_those_that_are_listed() -> None:
 
 
 def test_former_names_are_the_same_objects() -> None:
-    """What was a level is a ratio; tests that catch it by the former name still do."""
+    """A level is called a ratio now; tests that catch it by the former name still do."""
     assert vram.LevelExceeded is vram.RatioExceeded
     assert vram.Level is vram.Ratio
     assert vram.judge_level is vram.judge_ratio

@@ -284,7 +284,7 @@ def junit_text(xml: str) -> str:
     return "\n".join(lines)
 
 
-# What differs from machine to machine, and from run to run: versions, times, and the host's memory, which is noisy.
+# Texts that differ from machine to machine or run to run: versions, times, and the host's memory, which is noisy.
 _VARYING = (
     (r"torch(\W+)2\.[\w.+]+", r"torch\1VERSION"),
     (r"python(\W+)3\.[\w.+]+", r"python\1VERSION"),

@@ -41,7 +41,7 @@ def terminal_rows(text: str) -> dict[str, Row]:
 
 
 def table_rows(text: str) -> dict[str, Row]:
-    """Of a table in Markdown or on the page: recording, outcome, growth, peak, limit."""
+    """Rows of a table in Markdown or on the page: recording, outcome, growth, peak, limit."""
     rows = {}
     for line in text.splitlines():
         cells = [cell.strip().replace("**", "").replace("\\", "") for cell in line.strip().strip("|").split("|")]
