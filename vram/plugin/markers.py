@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Protocol
 
 from vram.errors import MemoryLeak, PeakExceeded
 from vram.units import format_bytes, parse_bytes
 from vram.verdict.peak import judge_peak
+
+if TYPE_CHECKING:
+    import pytest
 
 LIMIT, LEAK_FREE = "vram_limit", "vram_leak_free"
 HELP = (
@@ -40,6 +44,53 @@ class MarkerLimits:
 
     limit_bytes: int | None
     allow_bytes: int | None
+
+
+def limits_of(item: pytest.Item) -> MarkerLimits | None:
+    """Limits that the item's markers set; of each kind the closest counts, as `closest` has it. None without any.
+
+    Raises ValueError as `marker_limits` does, for a marker that is overridden too.
+    """
+    for mark in item.iter_markers():
+        marker_limits([mark])
+    return marker_limits(closest(item))
+
+
+def closest(item: pytest.Item) -> list[Mark]:
+    """Our markers that count, several of one kind only where they are written at the same place.
+
+    A parameter's come before the function's, then those of its class, of base classes, and of the module. Markers added
+    by `add_marker` keep the place that pytest gives them. pytest's `get_closest_marker` differs in two cases where the
+    order is clear: it prefers the function to its parameter, and the base class to the class.
+    """
+    marks: list[Mark] = []
+    for name in (LIMIT, LEAK_FREE):
+        places = (place for node in reversed(item.listchain()) for place in _places(node))
+        of_name = ([mark for mark in place if mark.name == name] for place in places)
+        marks += next(filter(None, of_name), [])
+    return marks
+
+
+def _places(node: Any) -> list[list[Mark]]:
+    """The markers of one node by where they are written, closest first."""
+    own: list[Mark] = list(node.own_markers)
+    code: Any = getattr(node, "obj", None)
+    written = [getattr(getattr(node, "callspec", None), "marks", ())]
+    if isinstance(code, type):
+        written += [vars(each).get("pytestmark", ()) for each in code.__mro__]
+    else:
+        written.append(getattr(code, "pytestmark", ()))
+    # By identity: markers that read alike may be written in several places.
+    places = [[mark for mark in _unpacked(marks) if any(mark is each for each in own)] for marks in written]
+    placed = {id(mark) for place in places for mark in place}
+    first = list(takewhile(lambda mark: id(mark) not in placed, own))
+    last = [mark for mark in own[len(first) :] if id(mark) not in placed]
+    return [*([mark] for mark in first), *places, *([mark] for mark in last)]
+
+
+def _unpacked(marks: Any) -> list[Any]:
+    """The marks of an attribute `pytestmark`: one or a list, of decorators or marks."""
+    return [getattr(mark, "mark", mark) for mark in (marks if isinstance(marks, Sequence) else [marks])]
 
 
 def marker_limits(marks: Iterable[Mark]) -> MarkerLimits | None:

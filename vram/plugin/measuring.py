@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from vram.plugin.markers import LEAK_FREE, LIMIT, judge, marker_limits
+from vram.plugin.markers import LEAK_FREE, LIMIT, judge, limits_of
 from vram.plugin.options import option, whole_option
 from vram.plugin.outcomes import raise_in
 from vram.summary import MarkedSummary, RecordingSummary
@@ -110,7 +110,7 @@ class Measuring:
         for node in report.result or () if not option(self._config, "disable") else ():
             if isinstance(node, pytest.Item):
                 try:
-                    marker_limits(node.iter_markers())
+                    limits_of(node)
                 except ValueError as error:
                     wrong.append(f"{node.nodeid}: {error}")
         if wrong:
@@ -195,7 +195,7 @@ class Measuring:
 
     def _limits(self, item: pytest.Item) -> MarkerLimits | None:
         """Limits of the item's markers; those added while it was set up may still be wrong, and raise ValueError."""
-        return None if self.off() else marker_limits(item.iter_markers())
+        return None if self.off() else limits_of(item)
 
     @contextmanager
     def _watched(self, item: pytest.Item) -> Iterator[None]:

@@ -220,6 +220,88 @@ def test_markers_that_cannot_be_read_are_collection_errors(pytester: pytest.Pyte
     pytester.runpytest("--vram-disable").assert_outcomes(passed=4)
 
 
+CLOSEST = """
+    import pytest, torch
+    limit, leak_free = pytest.mark.vram_limit, pytest.mark.vram_leak_free
+    pytestmark = [limit("2 KiB"), leak_free]
+    KEPT = []
+    def kib(n):
+        return torch.zeros(256 * n)
+    def test_module_fits(): kib(2)
+    def test_module_over(): kib(3)
+    @limit("4 KiB")
+    def test_function_fits(): kib(4)
+    @limit("1 KiB")
+    def test_function_over(): kib(2)
+    @leak_free(allow="1 KiB")
+    def test_each_kind_by_itself_fits(): KEPT.append(kib(1))
+    @leak_free(allow="1 KiB")
+    def test_each_kind_by_itself_over():
+        KEPT.append(kib(1))
+        kib(2)
+    @limit("1 KiB")
+    @pytest.mark.parametrize("n", [1, pytest.param(3, marks=limit("3 KiB"), id="fits")])
+    def test_larger_parameter(n): kib(n)
+    @limit("3 KiB")
+    @pytest.mark.parametrize("n", [3, pytest.param(2, marks=limit("1 KiB"), id="over")])
+    def test_smaller_parameter(n): kib(n)
+    @limit("8 KiB")
+    class TestBase:
+        def test_inherited_fits(self): kib(self.SIZE)
+        def test_inherited_over(self): kib(self.SIZE + 1)
+        @limit("9 KiB")
+        def test_own_fits(self): kib(9)
+        SIZE = 8
+    @limit("4 KiB")
+    class TestSub(TestBase):
+        SIZE = 4
+    @leak_free
+    class TestOfAnotherKind(TestSub):
+        pass
+    def test_added_fits(): kib(5)
+    @limit("2 KiB")
+    def test_added_behind_over(): kib(5)
+    @limit("2 KiB")
+    def test_added_before_fits(): kib(5)
+"""
+ADDS_MARKERS = """
+    import pytest
+    def pytest_collection_modifyitems(items):
+        for item in items:
+            if "added" in item.name:
+                mark = pytest.mark.vram_limit("5 KiB")
+                item.add_marker(mark, append="behind" in item.name)
+"""
+
+
+@pytest.mark.usefixtures("_small_heap")
+def test_the_closest_marker_of_each_kind_counts(pytester: pytest.Pytester) -> None:
+    """A parameter's before the function's, then its class's, base classes', module's; the others are overridden."""
+    pytester.makeconftest(ADDS_MARKERS)
+    pytester.makepyfile(CLOSEST)
+    reports = pytester.inline_run("-p", "no:anyio").getreports("pytest_runtest_logreport")
+    failed = {report.nodeid.partition("::")[2] for report in reports if report.failed}
+    ran = {report.nodeid.partition("::")[2] for report in reports}
+    assert failed == {name for name in ran if "over" in name}
+    assert len(ran) == 22
+    assert len(failed) == 8
+
+
+def test_a_marker_that_is_overridden_is_read_too(pytester: pytest.Pytester) -> None:
+    """A size that cannot be read is an error wherever it is written; two on one function leave open which counts."""
+    pytester.makepyfile(
+        """
+        import pytest
+        pytestmark = pytest.mark.vram_limit("100 KBx")
+        @pytest.mark.vram_limit("1 MiB")
+        def test_overrides(): pass
+        """
+    )
+    result = pytester.runpytest()
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines("*test_overrides: vram_limit: a size must be *, got '100 KBx'")
+
+
 RETRIES = """
     import pytest
     from _pytest.runner import runtestprotocol
