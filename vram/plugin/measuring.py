@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vram.plugin.failures import Failures
 from vram.plugin.markers import LEAK_FREE, LIMIT, judge, limits_of
 from vram.plugin.options import option, whole_option
 from vram.plugin.outcomes import raise_in
@@ -33,6 +34,7 @@ class Measuring:
         self.vram: VramSession | None = None
         self.chosen: str | None = None  # the device, once it is known to be there
         self.uses = False  # whether some test measures
+        self._failures = Failures()
         self._environments: dict[bool, dict[str, object]] = {}
 
     def start(self) -> VramSession:
@@ -142,11 +144,22 @@ class Measuring:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """A test that is tried again is measured again, and reports its last figures alone."""
+        self._failures.clear()
         from vram.report.junit import PROPERTY
 
         if MARKED in item.stash:
             del item.stash[MARKED]
         item.user_properties[:] = [each for each in item.user_properties if not each[0].startswith(PROPERTY)]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Note what a phase raised: its frames keep tensors, which later tests would be billed for."""
+        report = yield
+        if self.uses:
+            self._failures.note(call)
+        return report
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
