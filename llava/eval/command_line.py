@@ -81,6 +81,8 @@ def _add_questions(parser: argparse.ArgumentParser, prog: str) -> None:
     add("--image-folder", type=Path, help="folder of the question file's images")
     add("--conv-mode", choices=tuple(CONVERSATIONS), default="vicuna_v1", help="prompt format")
     add("--single-pred-prompt", action="store_true", help="ask for the option's letter only")
+    exact_help = "judge an answer by equal text, as the original does (default: by the option's letter in both)"
+    add("--exact-match", action="store_true", help=exact_help)
     add("--num-chunks", type=whole(1), default=1, help="split the questions into this many chunks")
     add("--chunk-idx", type=whole(0), default=0, help="answer only this chunk, counted from 0")
     add("--num-samples", type=sample_count, default=-1, help="answer only the first NUM_SAMPLES questions; -1: all")

@@ -19,6 +19,7 @@ from llava.eval.preparation import Run, prepare
 from llava.eval.ranks import ReportWriter
 from llava.eval.results import Answered, as_json, print_figures, write_json
 from llava.eval.terminal import say
+from llava.judging import judge
 from llava.model_shape import image_token_count
 from llava.modes import MODES, set_mode
 from llava.questions import Question
@@ -95,7 +96,7 @@ def _answer_all(answerer: Answerer, run: Run, so_far: _Progress, report: ReportW
         bar = stack.enter_context(tqdm(places, unit="question", disable=is_silent, desc=name))
         try:
             for place in _with_draws_of_others(run, bar):
-                answered = _answer(answerer, run.questions[place])
+                answered = _answer(answerer, run.questions[place], exact_match=run.options.exact_match)
                 so_far.answers.append(answered)
                 memory = _memory(meters)
                 live_bytes = max(meter.live_bytes for meter in meters.values())
@@ -108,12 +109,21 @@ def _answer_all(answerer: Answerer, run: Run, so_far: _Progress, report: ReportW
                 report.memory(so_far.memory)
 
 
-def _answer(answerer: Answerer, question: Question) -> Answered:
+def _answer(answerer: Answerer, question: Question, *, exact_match: bool) -> Answered:
     started = time.perf_counter()
     answer = answerer.answer(question)
     seconds = time.perf_counter() - started
-    correct = None if question.label is None else answer.text == question.label
-    return Answered(question.id, answer.text, question.label, correct, seconds, answer.tokens)
+    judged = judge(answer.text, question.label, question.text, exact_match=exact_match)
+    return Answered(
+        question.id,
+        answer.text,
+        question.label,
+        judged.correct,
+        seconds,
+        answer.tokens,
+        judged.judged_by,
+        judged.letter,
+    )
 
 
 @contextmanager

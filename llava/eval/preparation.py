@@ -123,6 +123,7 @@ def _model_config(options: argparse.Namespace, new_tokens: int, device: torch.de
         "model_base": options.model_base,
         "conv_mode": options.conv_mode,
         "single_pred_prompt": options.single_pred_prompt,
+        "exact_match": options.exact_match,
         "max_new_tokens": new_tokens,
         "device": str(device),
         "dtype": options.dtype,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from llava.errors import BadInput, shown
 from llava.eval.terminal import say
+from llava.judging import EXACT, LETTER
 from vram.files import atomic_write
 from vram.units import format_bytes
 
@@ -19,7 +21,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Answered:
-    """One question answered. `correct` is None where the label is not known; `seconds` is the whole answer's time."""
+    """One question answered. `seconds` are the whole answer's. `correct`, `judged_by`, `letter`: see `Judgement`."""
 
     id: str
     prediction: str
@@ -27,16 +29,24 @@ class Answered:
     correct: bool | None
     seconds: float
     tokens: int
+    judged_by: str | None = None
+    letter: str | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """`accuracy` in 0..1 over the labelled answers, `avg_latency` in seconds; None: nothing to average."""
+    """`accuracy` in 0..1 over the labelled answers, `avg_latency` in seconds; None: nothing to average.
+
+    `judged_by` counts the labelled answers by how they were judged. `unread_samples` are answers judged by letter in
+    which no letter could be read; they count as wrong.
+    """
 
     accuracy: float | None
     avg_latency: float | None
     total_samples: int
     correct_samples: int
+    judged_by: Mapping[str, int]
+    unread_samples: int
 
 
 def summarise(answers: Sequence[Answered]) -> Summary:
@@ -47,6 +57,8 @@ def summarise(answers: Sequence[Answered]) -> Summary:
         avg_latency=sum(answer.seconds for answer in answers) / len(answers) if answers else None,
         total_samples=len(answers),
         correct_samples=sum(judged),
+        judged_by=dict(Counter(answer.judged_by for answer in answers if answer.judged_by is not None)),
+        unread_samples=sum(answer.judged_by == LETTER and answer.letter is None for answer in answers),
     )
 
 
@@ -75,7 +87,7 @@ def print_figures(answers: Sequence[Answered], memory: Mapping[str, Any], output
     summary = summarise(answers)
     accuracy, latency = "no labels", "no questions"
     if summary.accuracy is not None:
-        accuracy = f"{summary.accuracy:.2%} ({summary.correct_samples} correct)"
+        accuracy = f"{summary.accuracy:.2%} ({summary.correct_samples} correct; {_judging(summary)})"
     if summary.avg_latency is not None:
         latency = f"{summary.avg_latency:.3f} s"
     say(f"Questions answered: {summary.total_samples}")
@@ -83,6 +95,13 @@ def print_figures(answers: Sequence[Answered], memory: Mapping[str, Any], output
     say(f"Average latency: {latency}")
     say(f"Peak memory: {_peak(memory)}")
     say(f"Results: {output}")
+
+
+def _judging(summary: Summary) -> str:
+    """How answers were judged, in words."""
+    counts = [(summary.judged_by.get(LETTER), "letter"), (summary.judged_by.get(EXACT), "equal text")]
+    parts = [f"{count} judged by {way}" for count, way in counts if count]
+    return ", ".join(parts + [f"{summary.unread_samples} without a readable letter"] * bool(summary.unread_samples))
 
 
 def _peak(memory: Mapping[str, Any]) -> str:

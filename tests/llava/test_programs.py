@@ -107,15 +107,15 @@ def test_every_mode_answers_the_embedded_default(
     assert "current=" in printed.err
     assert "peak=" in printed.err
     assert list(result) == [
-        "schema", "complete", "mode", "accuracy", "avg_latency", "total_samples", "correct_samples", "memory",
-        "model_config", "answers",
+        "schema", "complete", "mode", "accuracy", "avg_latency", "total_samples", "correct_samples", "judged_by",
+        "unread_samples", "memory", "model_config", "answers",
     ]  # fmt: skip
     assert (result["schema"], result["complete"], result["mode"], result["total_samples"]) == (1, True, mode, 2)
     assert result["avg_latency"] > 0
     assert result["memory"]["peak_bytes"] > 4_000_000  # tiny's weights alone
     assert result["memory"]["source"]
     assert [set(answer) for answer in result["answers"]] == [
-        {"id", "prediction", "label", "correct", "seconds", "tokens"}
+        {"id", "prediction", "label", "correct", "seconds", "tokens", "judged_by", "letter"}
     ] * 2
     assert [answer["id"] for answer in result["answers"]] == ["embedded-0", "embedded-1"]
     assert {answer["tokens"] for answer in result["answers"]} == {8}
@@ -297,8 +297,8 @@ def test_accuracy_is_over_the_labelled(
 
 def test_figures_of_nothing_are_absent() -> None:
     """No answers, or no labels: None, not 0."""
-    assert summarise([]) == Summary(None, None, 0, 0)
-    assert summarise([Answered("1", "A", None, None, 0.5, 1)]) == Summary(None, 0.5, 1, 0)
+    assert summarise([]) == Summary(None, None, 0, 0, {}, 0)
+    assert summarise([Answered("1", "A", None, None, 0.5, 1)]) == Summary(None, 0.5, 1, 0, {}, 0)
 
 
 def test_chunks_and_samples(answered: Callable[..., None], workplace: Path) -> None:
