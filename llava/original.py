@@ -6,6 +6,7 @@ has no `<image>`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from llava.hf_layout import check_token_count, check_tokenizer_files, has_tokeni
 from llava.load_options import DTYPES
 from llava.model_shape import image_token_count
 from llava.placement import Placement
+from llava.prompting import tokenise_around_images
 from llava.vision_tower import find_vision_tower
 from llava.weight_files import has_weights, open_tensors, shape_of, weight_files
 
@@ -304,18 +306,30 @@ def _tokenizer(folder: Path, rows: int) -> Any:
     check_token_count(tokenizer, rows, folder)
     tokenizer.add_tokens([AddedToken(IMAGE_TOKEN, normalized=False)], special_tokens=True)
     tokenizer.add_special_tokens({"pad_token": _PAD_TOKEN})
+    tokenise_around_images(tokenizer)
     return tokenizer
 
 
 def _read_tokenizer(folder: Path) -> Any:
-    if (folder / "tokenizer.json").is_file():
+    has_packages = is_sentencepiece_available() and is_protobuf_available()
+    is_fast = (folder / "tokenizer.json").is_file()
+    if is_fast and not (has_packages and (folder / "tokenizer.model").is_file()):
         # Given a config, it does not look for one: "llava_llama" is none it knows.
         return AutoTokenizer.from_pretrained(
             folder, config=LlamaConfig(), local_files_only=True, trust_remote_code=False
         )
-    if not (is_sentencepiece_available() and is_protobuf_available()):
+    if not has_packages:
         raise BadInput(
             f"tokenizer.model needs the packages sentencepiece and protobuf, one is missing, got only it in "
             f"{shown(str(folder))}"
         )
-    return LlamaTokenizer.from_pretrained(folder, add_bos_token=True, local_files_only=True)
+    # As transformers 4.31, the original's, read such a folder: other keys of the config change no ids there.
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return LlamaTokenizer.from_pretrained(
+        folder,
+        add_bos_token=bool(settings.get("add_bos_token", True)),
+        add_eos_token=bool(settings.get("add_eos_token", False)),
+        add_prefix_space=True,
+        local_files_only=True,
+    )

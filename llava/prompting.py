@@ -1,15 +1,30 @@
-"""Prompts as token ids: those of transformers' LlavaProcessor, but safe from special tokens in a question's text."""
+"""Prompts as token ids, safe from special tokens that a question's text spells: these stay text.
+
+Ids are those of transformers' LlavaProcessor, or, for a checkpoint in the original layout, of the original's
+`tokenizer_image_token`. The two differ after the image, where the original tokenises as at the beginning of a text.
+"""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from himap import HimapLlavaConfig
 from llava.conversation import IMAGE_TOKEN, build_prompt
 from llava.errors import BadInput, shown
 from llava.model_shape import image_token_count
 from llava.questions import Question
+
+_AROUND_IMAGES = "tokenises_around_images"
+
+
+def tokenise_around_images(tokenizer: Any) -> None:
+    """Have `Prompts` tokenise the text before and after an image apart, as the original LLaVA does."""
+    setattr(tokenizer, _AROUND_IMAGES, True)
 
 
 @dataclass(frozen=True)
@@ -57,16 +72,32 @@ class Prompts:
             )
 
     def _tokenise(self, text: str) -> list[int]:
-        image_tokens = image_token_count(self.config)
-        written = text.split(IMAGE_TOKEN)
-        if not any(token in part for part in written for token in self.tokenizer.all_special_tokens):
-            return list(self.tokenizer(text.replace(IMAGE_TOKEN, IMAGE_TOKEN * image_tokens), verbose=False).input_ids)
-        # The question spells a special token, "</s>" say: it must stay text. Asked for that, the tokenizer would also
-        # read "<image>" as text, so that the parts around it go in one by one.
-        ids: list[int] = []
-        for index, part in enumerate(written):
-            ids += [self.config.image_token_id] * (image_tokens if index else 0)
-            ids += self.tokenizer(
-                part, add_special_tokens=index == 0, split_special_tokens=True, verbose=False
-            ).input_ids
+        if getattr(self.tokenizer, _AROUND_IMAGES, False):
+            return self._around_images(text)
+        text = text.replace(IMAGE_TOKEN, IMAGE_TOKEN * image_token_count(self.config))
+        specials = [token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        if any(token in text for token in specials if token != IMAGE_TOKEN):
+            return list(self._without_specials.encode(text).ids)
+        return list(self.tokenizer(text, verbose=False).input_ids)
+
+    def _around_images(self, text: str) -> list[int]:
+        """Ids of the parts around images. Begin and end tokens are those of every part, the begin token only once."""
+        parts = [
+            self.tokenizer(part, split_special_tokens=True, verbose=False).input_ids for part in text.split(IMAGE_TOKEN)
+        ]
+        begins = int(parts[0][:1] == [self.tokenizer.bos_token_id])
+        ids = list(parts[0])
+        for part in parts[1:]:
+            ids += [self.config.image_token_id] * image_token_count(self.config) + part[begins:]
         return ids
+
+    @cached_property
+    def _without_specials(self) -> Any:
+        """The tokenizer, but of its special tokens it reads the image's only; others in a text are text."""
+        # Asked to read special tokens as text, a tokenizer would read "<image>" as text too: there it must be none.
+        settings = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        for token in settings["added_tokens"]:
+            token["special"] &= token["content"] != IMAGE_TOKEN
+        tokenizer = Tokenizer.from_str(json.dumps(settings))
+        tokenizer.encode_special_tokens = True
+        return tokenizer

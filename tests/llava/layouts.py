@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from transformers.utils import is_accelerate_available
 needs_accelerate = pytest.mark.skipif(not is_accelerate_available(), reason="the package accelerate is not installed")
 FORMS = ("safetensors", "sharded safetensors", "bin", "sharded bin", "old bin")
 TOKENS = 300  # in the original tokenizer, and rows of the embeddings
+SP_TOKENS = 500  # in a tokenizer.model that is trained here
 ROWS = 320  # TOKENS + <image> + <pad>, in steps of 64
 IMAGE_TOKENS = 16  # (16 / 4) squared
 TOWER = "small-clip"
@@ -177,6 +179,19 @@ def sentencepiece_model(words: list[str]) -> bytes:
     byte_pairs = field(2, field(3, 2) + field(35, 1))
     as_it_is = field(3, field(1, b"identity") + field(3, 1) + field(4, 0) + field(5, 1))
     return b"".join(pieces) + byte_pairs + as_it_is
+
+
+def trained_sentencepiece(texts: Iterable[str]) -> bytes:
+    """A tokenizer.model of SP_TOKENS tokens as LLaMA's is trained: byte pairs, bytes for the rest, spaces kept."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=SP_TOKENS, model_type="bpe", byte_fallback=True,
+        character_coverage=1.0, normalization_rule_name="identity", remove_extra_whitespaces=False, split_digits=True,
+        allow_whitespace_only_pieces=True, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    return model.getvalue()
 
 
 def write_clip(folder: Path, plain: LlavaForConditionalGeneration, form: str = "bin", *, whole: bool = True) -> None:
