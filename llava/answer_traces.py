@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from typing import Any
@@ -45,6 +45,7 @@ class Workload:
     use_cache: bool = True
     keep_attentions: bool = False
     every_step: bool = False
+    flags: Mapping[str, Any] = field(default_factory=dict)  # of the mode, where they are not its defaults
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class AnswerTraces:
             model = empty_model(self.config, DEVICE, dtype=workload.dtype, attn_implementation=attention).eval()
             self._cuda.take_workspace()
         self._model: HimapLlavaForConditionalGeneration = model
-        set_mode(model, workload.mode)
+        set_mode(model, workload.mode, **workload.flags)
         self._cuda.describe = Describing()
         self.setup = self._recorder.cut("setup")
 

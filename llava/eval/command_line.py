@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,8 +42,22 @@ def build_parser(program: Program) -> argparse.ArgumentParser:
     return parser
 
 
-def chosen_mode(program: Program, options: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    """The mode that the command line chooses, and those of its flags that it sets. Raises BadInput for two modes.
+@dataclass(frozen=True)
+class ChosenMode:
+    """The mode that a command line chooses, and those of its flags that it sets; `ignored` names options of others."""
+
+    name: str
+    flags: Mapping[str, Any]
+    ignored: Sequence[str]
+
+    @property
+    def warning(self) -> str:
+        """One line about the options that do nothing; "" where there are none."""
+        return f"these options do nothing in mode {self.name}: {', '.join(self.ignored)}" if self.ignored else ""
+
+
+def chosen_mode(program: Program, options: argparse.Namespace) -> ChosenMode:
+    """The mode that the command line chooses. Raises BadInput for two modes.
 
     A mode that prunes nothing goes before all others: their options are ignored then.
     """
@@ -53,8 +68,21 @@ def chosen_mode(program: Program, options: argparse.Namespace) -> tuple[str, dic
         names = " and ".join(mode.programs[program.name].option for mode in chosen)
         raise BadInput(f"one mode must be chosen, got {names}")
     mode = chosen[0] if chosen else MODES[program.default_mode]
-    values = {option.flag: option.value(options) for option in mode.options}
-    return mode.name, {flag: value for flag, value in values.items() if value is not None}
+    choices = [each.programs[program.name] for each in _offered(program.name) if each is not mode]
+    others = [choice.option for choice in choices if choice.is_made(options)]
+    return ChosenMode(mode.name, mode.flags(options), [*others, *ignored_options(mode, options)])
+
+
+def ignored_options(mode: Mode, options: argparse.Namespace) -> list[str]:
+    """Options of other modes that the command line sets."""
+    others = [option for each in MODES.values() for option in each.options if option not in mode.options]
+    return [option.name for option in dict.fromkeys(others) if option.value(options) is not None]
+
+
+def add_mode_options(parser: argparse._ActionsContainer, modes: Iterable[Mode]) -> None:
+    """Add the options that set flags of these modes; several modes may share one."""
+    for option in dict.fromkeys(option for mode in modes for option in mode.options):
+        option.add_to(parser)
 
 
 def _offered(prog: str) -> list[Mode]:
@@ -71,8 +99,7 @@ def _add_modes(parser: argparse.ArgumentParser, prog: str) -> None:
             group.add_argument(option, action="store_true", help=alike[0].help)
         else:
             group.add_argument(option, choices=tuple(choice.value for choice in alike), help=alike[0].help)
-    for each in dict.fromkeys(option for mode in _offered(prog) for option in mode.options):
-        group.add_argument(each.name, type=each.parse, help=each.help)
+    add_mode_options(group, _offered(prog))
 
 
 def _add_questions(parser: argparse.ArgumentParser, prog: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llava.argument_types import token_counts, whole
 from llava.errors import BadInput, shown
-from llava.eval.command_line import Parser
+from llava.eval.command_line import ChosenMode, Parser, add_mode_options, ignored_options
 from llava.eval.results import check_output
 from llava.modes import MODES
 from vram.cards import find_card
@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(argv)
         _check(options)
+        _warn(options)
         from llava.eval.forecasting import run_forecast  # not before the command line is checked: this imports torch
 
         return run_forecast(options)
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     samples_help = "number of samples: prompts and answers are repeated as needed (default: each of the list once)"
     add("--samples", type=whole(1), help=samples_help)
     add("--every-step", action="store_true", help="simulate every token of long answers too")
+    add_mode_options(parser.add_argument_group("settings of the mode"), MODES.values())
     add = parser.add_argument_group("files").add_argument
     add("--output-file", type=Path, help="write the figures as JSON")
     add("--snapshot", type=Path, help="write allocations for PyTorch's memory viewer (.pickle)")
@@ -89,6 +91,12 @@ def _check(options: argparse.Namespace) -> None:
     if options.question_file is not None and options.prompt_tokens is not None:
         raise BadInput("prompts must come from --question-file or --prompt-tokens, got both")
     _check_files(options)
+
+
+def _warn(options: argparse.Namespace) -> None:
+    """Name, in one line, the options that do nothing in the chosen mode."""
+    if warning := ChosenMode(options.mode, {}, ignored_options(MODES[options.mode], options)).warning:
+        print(f"forecast-memory: warning: {warning}", file=sys.stderr)
 
 
 def _check_files(options: argparse.Namespace) -> None:

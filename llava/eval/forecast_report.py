@@ -9,10 +9,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from himap import HimapLlavaConfig
 from llava.answer_traces import AnswerTraces, Prompt, Workload
 from llava.errors import BadInput, shown
 from llava.eval.terminal import say
 from llava.forecast import Forecast, NoRoom, SampleForecast
+from llava.modes import mode_flags
 from vram.cards import Card
 from vram.explanation.snapshot import dump_snapshot
 from vram.units import format_bytes
@@ -79,7 +81,7 @@ def assumptions(workload: Workload, prompts: Sequence[Prompt]) -> str:
     lengths = sorted({prompt.tokens for prompt in prompts})
     tokens = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     return (
-        f"{workload.model}, {workload.mode}, {_dtype_name(workload)}, {workload.attention}, {cache}; "
+        f"{workload.model}, {_mode(workload)}, {_dtype_name(workload)}, {workload.attention}, {cache}; "
         f"{workload.batch} x {tokens} prompt tokens; card {workload.card}\n"
         "simulated: default allocator settings, one stream, a CUDA context of "
         f"{workload.card.context_bytes // 2**20} MiB; not compared with a GPU yet"
@@ -174,13 +176,16 @@ def _spread(count: int) -> list[int]:
     return [round(index * (count - 1) / (_TIMES - 1)) for index in range(_TIMES)]
 
 
-def as_json(workload: Workload, samples: Sequence[SampleForecast], conclusions: Conclusions) -> dict[str, Any]:
+def as_json(
+    workload: Workload, config: HimapLlavaConfig, samples: Sequence[SampleForecast], conclusions: Conclusions
+) -> dict[str, Any]:
     """The output file: the workload, the conclusions, and each sample's figures."""
     return {
         "schema": 1,
         "simulated": True,
         "model": workload.model,
         "mode": workload.mode,
+        "mode_flags": mode_flags(config, workload.mode, **workload.flags),
         "card": asdict(workload.card),
         "batch": workload.batch,
         "dtype": _dtype_name(workload),
@@ -195,6 +200,12 @@ def as_json(workload: Workload, samples: Sequence[SampleForecast], conclusions: 
         "stepwise": conclusions.stepwise,
         "samples": [asdict(each) for each in samples],
     }
+
+
+def _mode(workload: Workload) -> str:
+    """The mode, with the flags that are not its defaults."""
+    flags = ", ".join(f"{name} {value}" for name, value in workload.flags.items())
+    return f"{workload.mode} ({flags})" if flags else workload.mode
 
 
 def _dtype_name(workload: Workload) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from itertools import cycle, islice
+from typing import Any
 
 import torch
 
@@ -33,7 +34,8 @@ from llava.forecast import (
     token_bytes,
     weights_bytes,
 )
-from llava.forecast_config import check_prompt_tokens, config_of, default_prompt_tokens, tokenizer_of
+from llava.forecast_config import SYSTEM_TOKENS, check_prompt_tokens, config_of, default_prompt_tokens, tokenizer_of
+from llava.modes import MODES, mode_flags
 from llava.prompting import Prompts
 from llava.questions import load_questions
 from vram import cards
@@ -43,7 +45,8 @@ from vram.exit_codes import FINE, OUT_OF_MEMORY
 
 def run_forecast(options: argparse.Namespace) -> int:
     """Forecast what the checked `options` of `forecast-memory` describe; returns the exit code. Raises BadInput."""
-    config, workload = config_of(options.model), _workload(options)
+    config = config_of(options.model)
+    workload = _workload(options, config)
     prompts = _prompts(options, config)
     _check_lengths(options, config, prompts)
     say(assumptions(workload, prompts))
@@ -57,7 +60,7 @@ def run_forecast(options: argparse.Namespace) -> int:
     samples = _forecast_all(forecast, islice(cycle(pairs), count))
     conclusions = _conclude(answers, samples, pairs, count)
     if options.output_file is not None:
-        write_json(options.output_file, as_json(workload, samples, conclusions))
+        write_json(options.output_file, as_json(workload, config, samples, conclusions))
     if options.snapshot is not None:
         save_snapshot(options.snapshot, forecast)
     print_conclusions(forecast, samples, pairs, conclusions)
@@ -69,12 +72,12 @@ def _report_no_room(options: argparse.Namespace, answers: AnswerTraces, error: N
     needed_bytes = weights_bytes(answers)
     conclusions = Conclusions(token_bytes(answers), None, smallest_that_fits(needed_bytes), out_of_memory=True)
     if options.output_file is not None:
-        write_json(options.output_file, as_json(answers.workload, [], conclusions))
+        write_json(options.output_file, as_json(answers.workload, answers.config, [], conclusions))
     no_room(needed_bytes, answers.workload.card, error, conclusions)
     return OUT_OF_MEMORY
 
 
-def _workload(options: argparse.Namespace) -> Workload:
+def _workload(options: argparse.Namespace, config: HimapLlavaConfig) -> Workload:
     return Workload(
         model=options.model,
         mode=options.mode,
@@ -85,7 +88,18 @@ def _workload(options: argparse.Namespace) -> Workload:
         use_cache=not (options.no_cache or options.keep_attentions),
         keep_attentions=options.keep_attentions,
         every_step=options.every_step,
+        flags=_flags(options, config),
     )
+
+
+def _flags(options: argparse.Namespace, config: HimapLlavaConfig) -> dict[str, Any]:
+    """The mode's flags that the command line sets, checked."""
+    mode = MODES[options.mode]
+    flags = mode.flags(options)
+    system = mode_flags(config, mode.name, **flags).get(mode.system_length)
+    if system not in (None, SYSTEM_TOKENS):
+        raise BadInput(f"the system length must be the {SYSTEM_TOKENS} tokens before the image, got {system}")
+    return flags
 
 
 def _prompts(options: argparse.Namespace, config: HimapLlavaConfig) -> list[Prompt]:

@@ -40,10 +40,12 @@ def _run(program: Program, argv: Sequence[str] | None, report: ReportWriter | No
     """The exit code, and one line about it."""
     try:
         options = build_parser(program).parse_args(argv)
-        mode, flags = chosen_mode(program, options)
+        mode = chosen_mode(program, options)
+        if mode.warning and (report is None or report.rank.index == 0):
+            print(f"{program.name}: warning: {mode.warning}", file=sys.stderr)
         from llava.eval.loop import evaluate  # not before the command line is known to be right: this imports torch
 
-        evaluate(options, mode, flags, prog=program.name, report=report)
+        evaluate(options, mode.name, mode.flags, prog=program.name, report=report)
     except BadInput as error:
         return BAD_INPUT, _one_line(str(error))
     except KeyboardInterrupt:

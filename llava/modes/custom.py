@@ -1,4 +1,7 @@
-"""Custom token selection: some image tokens are selected, and the others aggregated into them. A mode for each way."""
+"""Custom token selection: some image tokens are selected, and the others aggregated into them. A mode for each way.
+
+Defaults are those of the original program, `custom_selection_inference.py`.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from llava.modes.registry import Choice, Mode, Option, register
 
 
 def _defaults(method: str, shape: ModelShape) -> dict[str, Any]:
-    """64 tokens kept at layer 2, or 8 half-way in a small model. Lengths are None: they come from the image mask."""
+    """8 tokens kept at layer 12, half-way in a small model. Lengths are None: they come from the image mask."""
     return {
         "use_custom_selection": True,
         "custom_sys_length": None,
         "custom_image_token_length": None,
-        "custom_kept_tokens": 8 if shape.is_small else 64,
-        "custom_agg_layer": shape.halfway if shape.is_small else 2,
+        "custom_kept_tokens": 8,
+        "custom_agg_layer": shape.halfway if shape.is_small else 12,
         "custom_selection_method": method,
         "custom_temperature": 0.1,
         "custom_first_index": None,
@@ -37,10 +40,12 @@ def _option(name: str, parse: Any, help_: str) -> Option:
 _OPTIONS = (
     _option("custom-sys-length", whole(0), "tokens before the image (default: from the prompt)"),
     _option("custom-image-token-length", whole(1), "tokens of the image (default: from the prompt)"),
-    _option("custom-kept-tokens", whole(1), "image tokens kept (default: by the model)"),
-    _option("custom-agg-layer", whole(0), "select at the input of this layer (default: by the model)"),
+    _option("custom-kept-tokens", whole(1), "image tokens kept (default: 8)"),
+    _option("custom-agg-layer", whole(0), "select at the input of this layer (default: 12; half-way under 16 layers)"),
     _option("custom-temperature", positive, "temperature of the aggregation's softmax (default: 0.1)"),
+    _option("custom-drop", None, "remove the slots that hold no aggregate (default: they stay, as zeros)"),
 )
+_FIRST = _option("custom-first-index", whole(0), "first of the farthest points, from 0 (default: drawn, seed 0)")
 
 for _method in ("fps", "tome"):
     _choice = Choice("--custom-selection-method", "farthest points (default) or ToMe", _method)
@@ -55,6 +60,6 @@ for _method in ("fps", "tome"):
             system_length="custom_sys_length",
             draws=_draws,
             programs={"custom-selection-inference": _choice},
-            options=_OPTIONS,
+            options=(*_OPTIONS, _FIRST) if _method == "fps" else _OPTIONS,
         )
     )

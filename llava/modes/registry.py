@@ -12,12 +12,19 @@ from llava.model_shape import ModelShape
 
 @dataclass(frozen=True)
 class Option:
-    """Command-line option `name` that sets the mode's `flag`; `parse` is its argparse type."""
+    """Command-line option `name` that sets the mode's `flag`; `parse` is its argparse type, None for a switch."""
 
     name: str
     flag: str
-    parse: Callable[[str], Any]
+    parse: Callable[[str], Any] | None
     help: str
+
+    def add_to(self, parser: argparse._ActionsContainer) -> None:
+        """Add the option to a parser or a group of it."""
+        if self.parse is None:
+            parser.add_argument(self.name, action="store_const", const=True, help=self.help)
+        else:
+            parser.add_argument(self.name, type=self.parse, help=self.help)
 
     def value(self, options: argparse.Namespace) -> Any:
         """Value on the command line; None where it was left out."""
@@ -67,6 +74,11 @@ class Mode:
         """Whether an answer goes through code of ours, and drops or merges image tokens."""
         return bool(self.switch)
 
+    def flags(self, options: argparse.Namespace) -> dict[str, Any]:
+        """The mode's flags that the command line sets."""
+        values = {option.flag: option.value(options) for option in self.options}
+        return {flag: value for flag, value in values.items() if value is not None}
+
 
 MODES: dict[str, Mode] = {}
 """All modes by name, in the order in which tables list them."""
@@ -80,4 +92,5 @@ def register(mode: Mode) -> None:
 
 
 def _value(options: argparse.Namespace, name: str) -> Any:
-    return getattr(options, name.removeprefix("--").replace("-", "_"))
+    # A program has no attribute for the options of modes that it does not offer.
+    return getattr(options, name.removeprefix("--").replace("-", "_"), None)

@@ -100,6 +100,9 @@ def test_kept_attentions_grow_with_every_token(tmp_path: Path) -> None:
         (("--model", "9b"), "the model must be one of tiny, 7b, 13b or a folder"),
         (("--prompt-tokens", "10"), "the prompt must have at least 100 tokens, its image's included, got 10"),
         (("--mode", "fast"), "invalid choice"),
+        (("--mode", "himap", "--hmap-v-attn-txt-rank", "65"), "at most the 64 image tokens, got 65"),
+        (("--mode", "himap", "--sys-length", "34"), "must be the 35 tokens before the image, got 34"),
+        (("--mode", "custom-fps", "--custom-first-index", "64"), "below the 64 image tokens, got 64"),
         (("--prompt-tokens", "120", "--question-file", "q.json"), "--question-file or --prompt-tokens, got both"),
         (("--question-file", "nowhere.json"), "the question file must be readable UTF-8 JSON"),
         (("--snapshot", "snapshot.bin"), "the snapshot must be called *.pickle"),
@@ -130,6 +133,23 @@ def test_what_comes_after_the_end_is_not_simulated() -> None:
     died = forecast.answer(Prompt(115), 400)
     assert "out of memory" in died.out_of_memory
     assert len(died.tokens) < len(list(answers.of(Prompt(115), 400))) < 100
+
+
+def test_settings_of_a_mode_are_forecast(
+    tmp_path: Path, plain: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With aggregates alone in the cache less is alive at each token; the first line has the flags that were set, the
+    file all of them, and one warning those of other modes."""
+    settings = ("--custom-drop", "--custom-kept-tokens", "5", "--custom-first-index", "3", "--sys-length", "9")
+    dropped = forecast(tmp_path, "--mode", "custom-tome", *settings)
+
+    assert dropped["samples"][0]["tokens"][1] < plain["samples"][0]["tokens"][1]
+    flags = dropped["mode_flags"]
+    assert (flags["custom_drop"], flags["custom_kept_tokens"], flags["custom_agg_layer"]) == (True, 5, 2)
+    printed = capsys.readouterr()
+    assert printed.out.startswith("tiny, custom-tome (custom_kept_tokens 5, custom_drop True), float16")
+    warning = "these options do nothing in mode custom-tome: --sys-length, --custom-first-index"
+    assert printed.err == f"forecast-memory: warning: {warning}\n"
 
 
 @pytest.mark.parametrize(("mode", "attention"), [("baseline", "eager"), ("himap", "sdpa"), ("custom-fps", "sdpa")])

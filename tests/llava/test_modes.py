@@ -38,7 +38,8 @@ def _only_set(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_papers_setting_on_the_papers_model(real_config: HimapLlavaConfig) -> None:
-    """Layers 2 and 8, ranks 288 and 72 of 576; lengths are left to the image mask."""
+    """HiMAP: layers 2 and 8, ranks 288 and 72 of 576. Custom selection: the defaults of the original's program, 8 kept
+    at layer 12. Lengths are left to the image mask."""
     assert _only_set(default_flags(real_config, "himap")) == {
         "use_hmap_v": True,
         "hmap_v_attn_txt_layer": 2,
@@ -48,12 +49,14 @@ def test_the_papers_setting_on_the_papers_model(real_config: HimapLlavaConfig) -
     }
     assert _only_set(default_flags(real_config, "custom-tome")) == {
         "use_custom_selection": True,
-        "custom_kept_tokens": 64,
-        "custom_agg_layer": 2,
+        "custom_kept_tokens": 8,
+        "custom_agg_layer": 12,
         "custom_selection_method": "tome",
         "custom_temperature": 0.1,
         "custom_drop": False,
     }
+    fps = default_flags(real_config, "custom-fps") | {"custom_selection_method": "tome"}
+    assert fps == default_flags(real_config, "custom-tome")
     assert default_new_tokens(real_config) == 1024
 
 

@@ -122,6 +122,31 @@ def test_every_mode_answers_the_embedded_default(
     assert result["model_config"]["max_new_tokens"] == 8
 
 
+@pytest.mark.parametrize(
+    ("main", "argv", "ignored"),
+    [
+        (EVAL, "--sys-length 35 --hmap-v-attn-txt-rank 9", "baseline: --sys-length, --hmap-v-attn-txt-rank"),
+        (EVAL, "--hmap-v-attn-img-layer 3", "baseline: --hmap-v-attn-img-layer"),
+        (CUSTOM, "--baseline --custom-kept-tokens 9 --custom-drop", "baseline: --custom-kept-tokens, --custom-drop"),
+        (CUSTOM, "--baseline --custom-selection-method fps", "baseline: --custom-selection-method"),
+        (CUSTOM, "--custom-selection-method tome --custom-first-index 0", "custom-tome: --custom-first-index"),
+        (EVAL, "--use-hmap-v --hmap-v-attn-txt-rank 9 --hmap-v-attn-img-rank 3", ""),
+        (CUSTOM, "--custom-first-index 0 --custom-drop", ""),
+        (CUSTOM, "--baseline", ""),
+    ],
+)
+def test_options_that_do_nothing_are_named(
+    main: Main, argv: str, ignored: str, answered: Callable[..., None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """One line, before anything else; none where all of them count."""
+    answered("A")
+    assert main([*argv.split(), "--num-samples", "1"]) == 0
+
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    expected = f"{NAMES[main]}: warning: these options do nothing in mode {ignored}"
+    assert warnings == [expected] * bool(ignored)
+
+
 def test_runs_repeat_and_modes_differ(workplace: Path) -> None:
     """Two runs of farthest-point selection, which draws at random, give the same answers; another mode does not."""
     state = torch.get_rng_state()
@@ -156,7 +181,7 @@ def test_runs_repeat_and_modes_differ(workplace: Path) -> None:
         (
             CUSTOM,
             "--custom-sys-length 35 --custom-image-token-length 64 --custom-kept-tokens 9 --custom-agg-layer 0 "
-            "--custom-selection-method tome --custom-temperature 0.5",
+            "--custom-selection-method tome --custom-temperature 0.5 --custom-drop",
             {
                 "use_custom_selection": True,
                 "custom_sys_length": 35,
@@ -166,8 +191,13 @@ def test_runs_repeat_and_modes_differ(workplace: Path) -> None:
                 "custom_selection_method": "tome",
                 "custom_temperature": 0.5,
                 "custom_first_index": None,
-                "custom_drop": False,
+                "custom_drop": True,
             },
+        ),
+        (
+            CUSTOM,
+            "--custom-first-index 63",
+            {"custom_selection_method": "fps", "custom_first_index": 63, "custom_drop": False},
         ),
     ],
 )
@@ -361,6 +391,8 @@ BAD_ARGUMENTS: list[tuple[Main, str, str]] = [
     (CUSTOM, "--custom-kept-tokens 0", "at least 1, got '0'"),
     (CUSTOM, "--custom-agg-layer -1", "at least 0, got '-1'"),
     (CUSTOM, "--custom-sys-length 3", "must be the"),
+    (CUSTOM, "--custom-first-index -1", "at least 0, got '-1'"),
+    (CUSTOM, "--custom-first-index 64", "below the 64 image tokens, got 64"),
     (CUSTOM, "--custom-image-token-length 3", "the model's 64 image tokens, got 3"),
     (EVAL, "--model-path nowhere", "must be an existing folder"),
     (EVAL, "--model-path 8b", "preset (tiny, 7b, 13b), got '8b'"),
