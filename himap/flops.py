@@ -75,6 +75,15 @@ def fastv_flops(config: LlamaConfig, *, img: int) -> int:
     return sum(4 * n * d**2 + 2 * n**2 * d + 2 * n * d * m for n in _image_alone(config, img))
 
 
+def rough_flops(config: LlamaConfig, *, sys: int, img: int, text: int) -> int:
+    """n^2 + n a layer, where n counts its tokens: an estimate in which a layer's attention and MLP weigh alike.
+
+    It is for comparison with results that were published so (`flops_info`); it makes savings look larger than they are.
+    Raises ValueError as `prefill_flops` does.
+    """
+    return sum(n**2 + n for n in (sys + image + text for image in _plan(config, sys, img, text)[1]))
+
+
 def flops_ratio(config: LlamaConfig, *, flops: Callable[..., int] = prefill_flops, **arguments: Any) -> float:
     """FLOPs with the mode that is on, divided by those with every mode off: `flops` is one of the functions above.
 

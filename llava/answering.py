@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,11 +21,15 @@ from vram import mark
 
 @dataclass(frozen=True)
 class Answer:
-    """`text` as compared with the label; `tokens` generated, the end token included; `prompt_tokens` read."""
+    """`text` as compared with the label; `tokens` generated, the end token included; `prompt_tokens` read.
+
+    `seconds` were spent in `generate`, the device's work included.
+    """
 
     text: str
     tokens: int
     prompt_tokens: int
+    seconds: float = field(compare=False)
 
 
 class _AtEachToken(LogitsProcessor):  # type: ignore[misc]
@@ -83,9 +88,11 @@ class Answerer:
         """The model's answer. Raises BadInput for a prompt longer than the context and for an unreadable image."""
         inputs = self.inputs(question)
         prompt_tokens = inputs["input_ids"].shape[1]
-        generated = self._generate(inputs)[0, prompt_tokens:].tolist()
+        started = time.perf_counter()
+        generated = self._generate(inputs)[0, prompt_tokens:].tolist()  # waits for the device
+        seconds = time.perf_counter() - started
         decoded = self.tokenizer.decode(generated, skip_special_tokens=True)
-        return Answer(clean_answer(decoded, conv_mode=self._conv_mode), len(generated), prompt_tokens)
+        return Answer(clean_answer(decoded, conv_mode=self._conv_mode), len(generated), prompt_tokens, seconds)
 
     def inputs(self, question: Question) -> dict[str, Any]:
         """The model's inputs: input_ids and attention_mask (1, tokens), pixel_values (1, 3, side, side)."""

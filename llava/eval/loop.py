@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 import vram
 from himap import HimapLlavaForConditionalGeneration
+from himap.flops import flops_ratio, prefill_flops, rough_flops
 from llava.answering import Answerer
 from llava.eval.preparation import Run, prepare
 from llava.eval.ranks import ReportWriter
@@ -112,18 +113,33 @@ def _answer_all(answerer: Answerer, run: Run, so_far: _Progress, report: ReportW
 def _answer(answerer: Answerer, question: Question, *, exact_match: bool) -> Answered:
     started = time.perf_counter()
     answer = answerer.answer(question)
-    seconds = time.perf_counter() - started
+    whole_seconds = time.perf_counter() - started
+    ratio, info = _flops(answerer, question)
     judged = judge(answer.text, question.label, question.text, exact_match=exact_match)
     return Answered(
         question.id,
         answer.text,
         question.label,
         judged.correct,
-        seconds,
+        answer.seconds,
         answer.tokens,
         judged.judged_by,
         judged.letter,
+        preparation_seconds=whole_seconds - answer.seconds,
+        flops_ratio=ratio,
+        flops_info=info,
     )
+
+
+def _flops(answerer: Answerer, question: Question) -> tuple[float, float]:
+    """The prompt's share of baseline's FLOPs, counted and as the original program estimates it."""
+    config, ids = answerer.model.config, answerer.prompts.ids(question)
+    is_image = [token == config.image_token_id for token in ids]
+    image_tokens = sum(is_image)
+    system = is_image.index(True) if image_tokens else 0
+    counts = {"sys": system, "img": image_tokens, "text": len(ids) - system - image_tokens}
+    exact, rough = (flops_ratio(config.text_config, flops=flops, **counts) for flops in (prefill_flops, rough_flops))
+    return exact, rough
 
 
 @contextmanager

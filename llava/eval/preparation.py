@@ -65,7 +65,7 @@ def prepare(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], pr
         prompts.check(question, values.get(MODES[mode].system_length))
     new_tokens = _new_tokens(options, checkpoint)
     named = placement.device if rank is None or options.device_map else resolve_device(options.device)
-    model_config = _model_config(options, new_tokens, named) | values
+    model_config = _model_config(options, new_tokens, named) | values | _original_keys(prog, values)
     if options.device_map is not None:
         model_config["device_map"] = options.device_map
     return Run(options, mode, values, output, questions, checkpoint, placement, new_tokens, model_config)
@@ -132,6 +132,16 @@ def _model_config(options: argparse.Namespace, new_tokens: int, device: torch.de
         "attn": "eager" if options.keep_attentions else options.attn,
         "no_cache": options.no_cache or options.keep_attentions,
         "keep_attentions": options.keep_attentions,
+    }
+
+
+def _original_keys(prog: str, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of all modes of the program `prog` as the original's results name them; None of those that are off."""
+    offered = [mode for mode in MODES.values() if prog in mode.programs]
+    return {
+        key: flags.get(flag, False if flag == mode.switch else None)
+        for mode in offered
+        for key, flag in mode.original_keys.items()
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,12 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Answered:
-    """One question answered. `seconds` are the whole answer's. `correct`, `judged_by`, `letter`: see `Judgement`."""
+    """One question answered. Figures that were not taken are None.
+
+    `seconds` were spent in `generate`, `preparation_seconds` around it: the image, the prompt and the answer's text.
+    `correct`, `judged_by`, `letter`: see `Judgement`. `flops_ratio` is the prompt's share of baseline's FLOPs
+    (`himap.flops.prefill_flops`), `flops_info` the original program's estimate of it (`himap.flops.rough_flops`).
+    """
 
     id: str
     prediction: str
@@ -31,12 +36,17 @@ class Answered:
     tokens: int
     judged_by: str | None = None
     letter: str | None = None
+    preparation_seconds: float | None = None
+    flops_ratio: float | None = None
+    flops_info: float | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """`accuracy` in 0..1 over the labelled answers, `avg_latency` in seconds; None: nothing to average.
+    """`accuracy` in 0..1 over the labelled answers; None: nothing to average.
 
+    `avg_latency` and `avg_preparation` are averages of the answers' `seconds` and `preparation_seconds`, `flops_info`
+    and `flops_ratio` those of the same name.
     `judged_by` counts the labelled answers by how they were judged. `unread_samples` are answers judged by letter in
     which no letter could be read; they count as wrong.
     """
@@ -45,6 +55,9 @@ class Summary:
     avg_latency: float | None
     total_samples: int
     correct_samples: int
+    flops_info: float | None
+    avg_preparation: float | None
+    flops_ratio: float | None
     judged_by: Mapping[str, int]
     unread_samples: int
 
@@ -54,12 +67,20 @@ def summarise(answers: Sequence[Answered]) -> Summary:
     judged = [answer.correct for answer in answers if answer.correct is not None]
     return Summary(
         accuracy=sum(judged) / len(judged) if judged else None,
-        avg_latency=sum(answer.seconds for answer in answers) / len(answers) if answers else None,
+        avg_latency=_average(answer.seconds for answer in answers),
         total_samples=len(answers),
         correct_samples=sum(judged),
+        flops_info=_average(answer.flops_info for answer in answers),
+        avg_preparation=_average(answer.preparation_seconds for answer in answers),
+        flops_ratio=_average(answer.flops_ratio for answer in answers),
         judged_by=dict(Counter(answer.judged_by for answer in answers if answer.judged_by is not None)),
         unread_samples=sum(answer.judged_by == LETTER and answer.letter is None for answer in answers),
     )
+
+
+def _average(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def as_json(
@@ -83,18 +104,32 @@ def as_json(
 
 
 def print_figures(answers: Sequence[Answered], memory: Mapping[str, Any], output: Path) -> None:
-    """The lines on the terminal at the end of a run."""
+    """The lines on the terminal at the end of a run: those of the original program, then ours."""
     summary = summarise(answers)
+    _print_as_the_original(summary)
     accuracy, latency = "no labels", "no questions"
     if summary.accuracy is not None:
         accuracy = f"{summary.accuracy:.2%} ({summary.correct_samples} correct; {_judging(summary)})"
     if summary.avg_latency is not None:
         latency = f"{summary.avg_latency:.3f} s"
+    if summary.avg_preparation is not None:
+        latency += f", and {summary.avg_preparation:.3f} s of preparation"
     say(f"Questions answered: {summary.total_samples}")
     say(f"Accuracy: {accuracy}")
     say(f"Average latency: {latency}")
+    if summary.flops_ratio is not None:
+        say(f"FLOPs of a prompt: {summary.flops_ratio:.1%} of baseline's")
     say(f"Peak memory: {_peak(memory)}")
     say(f"Results: {output}")
+
+
+def _print_as_the_original(summary: Summary) -> None:
+    if summary.accuracy is not None:
+        say(str(summary.accuracy))
+    if summary.avg_latency is not None:
+        say(f"Avg Latency/Example: {summary.avg_latency:.6f}s")
+    if summary.flops_info is not None:
+        say(f"FLOPs Ratio (attn+ffn approx): {summary.flops_info:.2%}")
 
 
 def _judging(summary: Summary) -> str:

@@ -47,6 +47,16 @@ _OPTIONS = (
 )
 _FIRST = _option("custom-first-index", whole(0), "first of the farthest points, from 0 (default: drawn, seed 0)")
 
+_ORIGINAL_KEYS = {
+    "use_custom_selection": "use_custom_selection",
+    "sys_length": "custom_sys_length",
+    "img_length": "custom_image_token_length",
+    "kept_tokens": "custom_kept_tokens",
+    "agg_layer": "custom_agg_layer",
+    "selection_method": "custom_selection_method",
+    "temperature": "custom_temperature",
+}
+
 for _method in ("fps", "tome"):
     _choice = Choice("--custom-selection-method", "farthest points (default) or ToMe", _method)
     register(
@@ -59,6 +69,7 @@ for _method in ("fps", "tome"):
             reset="reset_custom_selection",
             system_length="custom_sys_length",
             draws=_draws,
+            original_keys=_ORIGINAL_KEYS,
             programs={"custom-selection-inference": _choice},
             options=(*_OPTIONS, _FIRST) if _method == "fps" else _OPTIONS,
         )

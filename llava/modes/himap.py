@@ -35,6 +35,15 @@ register(
         switch="use_hmap_v",
         reset="reset_hmapv",
         system_length="hmap_v_sys_length",
+        original_keys={
+            "use_himap": "use_hmap_v",
+            "sys_length": "hmap_v_sys_length",
+            "img_length": "hmap_v_img_length",
+            "txt_layer": "hmap_v_attn_txt_layer",
+            "img_layer": "hmap_v_attn_img_layer",
+            "txt_rank": "hmap_v_attn_txt_rank",
+            "img_rank": "hmap_v_attn_img_rank",
+        },
         programs={"eval-scivqa": Choice("--use-hmap-v", "prune image tokens with HiMAP")},
         options=(
             Option("--sys-length", "hmap_v_sys_length", whole(0), "tokens before the image (default: from the prompt)"),

@@ -55,6 +55,7 @@ class Mode:
     - `reset`: the method of a `HimapLlavaModel` that drops what answers in this mode leave; "" where nothing is left.
     - `system_length`: the flag for the number of tokens before the image, "" where there is none.
     - `draws`: whether, with these flags, answering about an image draws one of its tokens at random.
+    - `original_keys`: settings as the original programs' results name them, and the flags that they are.
     - `programs`: the programs that offer the mode, and how their command lines choose it. `options` set its flags.
     """
 
@@ -66,6 +67,7 @@ class Mode:
     reset: str = ""
     system_length: str = ""
     draws: Callable[[Mapping[str, Any]], bool] = field(default=lambda flags: False)
+    original_keys: Mapping[str, str] = field(default_factory=dict)
     programs: Mapping[str, Choice] = field(default_factory=dict)
     options: tuple[Option, ...] = ()
 

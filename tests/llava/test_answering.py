@@ -101,7 +101,8 @@ def test_answers_are_greedy(
     answer = make().answer(question)
 
     text = checkpoint.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    assert answer == Answer(text, tokens=4, prompt_tokens=prompt_tokens)
+    assert answer == Answer(text, tokens=4, prompt_tokens=prompt_tokens, seconds=answer.seconds)
+    assert answer.seconds > 0
 
 
 def test_the_cache_is_used_in_every_mode(

@@ -111,7 +111,7 @@ def test_always_b_scores_the_share_of_b_labels(
         label["value"] = FORMATS[written](label["value"], text)
     file = tmp_path / "questions.json"
     file.write_text(json.dumps(records))
-    monkeypatch.setattr(Answerer, "answer", lambda self, question: Answer("B", tokens=2, prompt_tokens=9))
+    monkeypatch.setattr(Answerer, "answer", lambda self, question: Answer("B", 2, prompt_tokens=9, seconds=0.1))
     argv = ["--question-file", str(file), "--image-folder", str(SHARED / "images")]
     output = tmp_path / "r.json"
 
@@ -134,7 +134,7 @@ def test_the_results_say_how_answers_were_judged(
     turns = [[human] + [{"from": "gpt", "value": label}] * (label is not None) for label in labels]
     file = write_questions([a_record(id=place, conversations=each) for place, each in enumerate(turns)])
     answers = {"0": "B", "1": "Both", "2": "two dogs", "3": "A"}
-    monkeypatch.setattr(Answerer, "answer", lambda self, question: Answer(answers[question.id], 2, 9))
+    monkeypatch.setattr(Answerer, "answer", lambda self, question: Answer(answers[question.id], 2, 9, 0.1))
     results = []
     for flags in ([], ["--exact-match"]):
         output = tmp_path / "r.json"

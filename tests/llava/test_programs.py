@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -20,7 +22,8 @@ from llava.eval.command_line import build_parser
 from llava.eval.results import Answered, Summary, summarise, write_json
 from llava.load_options import LoadOptions
 from llava.placement import Placement, placed
-from llava.questions import Question
+from llava.prompting import Prompts
+from llava.questions import Question, embedded_questions
 
 from .conftest import a_record
 from .layouts import plain_llava, write_base, write_projector
@@ -61,7 +64,7 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             step = next(coming)
             if isinstance(step, BaseException):
                 raise step
-            return Answer(step, tokens=2, prompt_tokens=9)
+            return Answer(step, tokens=2, prompt_tokens=9, seconds=0.25)
 
         monkeypatch.setattr(Answerer, "answer", answer)
 
@@ -101,22 +104,31 @@ def test_every_mode_answers_the_embedded_default(
     result = _result(name)
     lines = printed.out.splitlines()
     assert lines[0] == f"{technique} WILL BE USED ------"
-    assert lines[1] == "Questions answered: 2"
-    assert [line.partition(":")[0] for line in lines[2:]] == ["Accuracy", "Average latency", "Peak memory", "Results"]
+    # As the original programs print them.
+    assert lines[1:4] == [
+        str(result["accuracy"]),
+        f"Avg Latency/Example: {result['avg_latency']:.6f}s",
+        f"FLOPs Ratio (attn+ffn approx): {100 * result['flops_info']:.2f}%",
+    ]
+    assert lines[4] == "Questions answered: 2"
+    assert [line.partition(":")[0] for line in lines[5:]] == [
+        "Accuracy", "Average latency", "FLOPs of a prompt", "Peak memory", "Results"
+    ]  # fmt: skip
     assert "2/2" in printed.err
     assert "current=" in printed.err
     assert "peak=" in printed.err
     assert list(result) == [
-        "schema", "complete", "mode", "accuracy", "avg_latency", "total_samples", "correct_samples", "judged_by",
-        "unread_samples", "memory", "model_config", "answers",
+        "schema", "complete", "mode", "accuracy", "avg_latency", "total_samples", "correct_samples", "flops_info",
+        "avg_preparation", "flops_ratio", "judged_by", "unread_samples", "memory", "model_config", "answers",
     ]  # fmt: skip
     assert (result["schema"], result["complete"], result["mode"], result["total_samples"]) == (1, True, mode, 2)
     assert result["avg_latency"] > 0
     assert result["memory"]["peak_bytes"] > 4_000_000  # tiny's weights alone
     assert result["memory"]["source"]
     assert [set(answer) for answer in result["answers"]] == [
-        {"id", "prediction", "label", "correct", "seconds", "tokens", "judged_by", "letter"}
-    ] * 2
+        {"id", "prediction", "label", "correct", "seconds", "tokens", "judged_by", "letter", "preparation_seconds",
+         "flops_ratio", "flops_info"}
+    ] * 2  # fmt: skip
     assert [answer["id"] for answer in result["answers"]] == ["embedded-0", "embedded-1"]
     assert {answer["tokens"] for answer in result["answers"]} == {8}
     assert result["model_config"]["max_new_tokens"] == 8
@@ -211,7 +223,7 @@ def test_every_flag_reaches_the_model(
 
     def answer(self: Answerer, question: Question) -> Answer:
         seen.update({name: getattr(self.model.config, name) for name in flags})
-        return Answer("A", 1, 1)
+        return Answer("A", 1, 1, 0.25)
 
     monkeypatch.setattr(Answerer, "answer", answer)
     assert main([*argv.split(), "--num-samples", "1", "--output-file", "out.json"]) == 0
@@ -221,10 +233,42 @@ def test_every_flag_reaches_the_model(
 
 
 def _system_length(checkpoint: Checkpoint) -> int:
-    from llava.prompting import Prompts
-    from llava.questions import embedded_questions
-
     return Prompts(checkpoint.tokenizer, checkpoint.config).ids(embedded_questions(1)[0]).index(3)
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "settings"),
+    [
+        (EVAL, "", {"use_himap": False, "txt_layer": None, "img_layer": None, "txt_rank": None, "img_rank": None}),
+        (
+            EVAL,
+            "--use-hmap-v --hmap-v-attn-txt-rank 20",
+            {"use_himap": True, "txt_layer": 1, "img_layer": 2, "txt_rank": 20, "img_rank": 8},
+        ),
+        (CUSTOM, "--baseline", {"use_custom_selection": False, "kept_tokens": None, "selection_method": None}),
+        (
+            CUSTOM,
+            "--custom-kept-tokens 9",
+            {
+                "use_custom_selection": True,
+                "kept_tokens": 9,
+                "agg_layer": 2,
+                "selection_method": "fps",
+                "temperature": 0.1,
+            },
+        ),
+    ],
+)
+def test_results_have_the_original_s_keys(
+    main: Main, argv: str, settings: dict[str, Any], answered: Callable[..., None]
+) -> None:
+    """Every key of the original programs' results, in whatever mode: a script that reads those reads ours."""
+    answered("A")
+    assert main([*argv.split(), "--num-samples", "1", "--output-file", "r.json"]) == 0
+
+    result = _result("r.json")
+    assert {"accuracy", "avg_latency", "total_samples", "correct_samples", "flops_info", "model_config"} <= set(result)
+    assert (settings | {"sys_length": None, "img_length": None}).items() <= result["model_config"].items()
 
 
 def test_common_flags_reach_the_answerer(monkeypatch: pytest.MonkeyPatch, answered: Callable[..., None]) -> None:
@@ -327,8 +371,74 @@ def test_accuracy_is_over_the_labelled(
 
 def test_figures_of_nothing_are_absent() -> None:
     """No answers, or no labels: None, not 0."""
-    assert summarise([]) == Summary(None, None, 0, 0, {}, 0)
-    assert summarise([Answered("1", "A", None, None, 0.5, 1)]) == Summary(None, 0.5, 1, 0, {}, 0)
+    assert summarise([]) == Summary(None, None, 0, 0, None, None, None, {}, 0)
+    assert summarise([Answered("1", "A", None, None, 0.5, 1)]) == Summary(None, 0.5, 1, 0, None, None, None, {}, 0)
+
+
+def test_latency_is_that_of_generate(monkeypatch: pytest.MonkeyPatch, answered: Callable[..., None]) -> None:
+    """The clock runs around generate alone, as in the original; all else of an answer is preparation."""
+    now = itertools.count(step=10.0)  # 10 s between any two looks at the clock
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    answerer_generate = Answerer._generate
+
+    def generate(self: Answerer, inputs: dict[str, Any]) -> torch.Tensor:
+        time.perf_counter()  # it takes 10 s more
+        return answerer_generate(self, inputs)
+
+    monkeypatch.setattr(Answerer, "_generate", generate)
+    monkeypatch.setattr("llava.eval.loop.tqdm", lambda places, **_: SilentBar(places))
+    assert EVAL(["--num-samples", "2", "--max-new-tokens", "1", "--output-file", "r.json"]) == 0
+
+    result = _result("r.json")
+    assert (result["avg_latency"], result["avg_preparation"]) == (20.0, 20.0)
+    assert [answer["seconds"] for answer in result["answers"]] == [20.0, 20.0]
+
+
+@pytest.mark.parametrize(
+    ("main", "argv", "images"),
+    [
+        (EVAL, [], (64, 64, 64, 64)),
+        (EVAL, ["--use-hmap-v", "--hmap-v-attn-txt-rank", "32", "--hmap-v-attn-img-rank", "8"], (64, 32, 8, 8)),
+        (CUSTOM, [], (64, 64, 64, 64)),
+        (CUSTOM, ["--custom-drop"], (64, 64, 8, 8)),
+    ],
+)
+def test_flops_are_those_of_the_prompts(
+    main: Main, argv: list[str], images: Sequence[int], checkpoint: Checkpoint
+) -> None:
+    """`flops_info` by the original's estimate, n^2 + n a layer, averaged over the answers; `flops_ratio` as counted.
+
+    `images` are the image tokens in each of tiny's layers; a question without an image saves nothing.
+    """
+    assert main([*argv, "--num-samples", "8", "--max-new-tokens", "1", "--output-file", "r.json"]) == 0
+
+    result = _result("r.json")
+    prompts = Prompts(checkpoint.tokenizer, checkpoint.config)
+    expected = []
+    for question in embedded_questions(8):
+        n = len(prompts.ids(question))
+        layers = [n - 64 + image for image in images] if question.image else [n] * 4
+        expected.append(sum(each**2 + each for each in layers) / (4 * (n**2 + n)))
+    assert 1.0 in expected
+    assert [answer["flops_info"] for answer in result["answers"]] == pytest.approx(expected)
+    assert result["flops_info"] == pytest.approx(sum(expected) / 8)
+    if len(set(images)) == 1:
+        assert result["flops_ratio"] == pytest.approx(1, rel=0.01)
+    else:
+        assert result["flops_info"] < result["flops_ratio"] < 0.99
+
+
+class SilentBar(list[int]):
+    """A progress bar that looks at no clock."""
+
+    def __enter__(self) -> SilentBar:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+    def set_postfix(self, **figures: str) -> None:
+        pass
 
 
 def test_chunks_and_samples(answered: Callable[..., None], workplace: Path) -> None:

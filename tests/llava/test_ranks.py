@@ -125,9 +125,11 @@ def _result(path: Path) -> dict[str, Any]:
 def _timeless(result: dict[str, Any]) -> dict[str, Any]:
     """All of a result that is no time and no measurement, checked to have those."""
     assert result.pop("avg_latency") > 0
+    assert result.pop("avg_preparation") > 0
     assert result.pop("memory")["peak_bytes"] > 4_000_000  # tiny's weights alone
     for answer in result["answers"]:
         assert answer.pop("seconds") > 0
+        assert answer.pop("preparation_seconds") > 0
     return result
 
 
@@ -160,10 +162,11 @@ class TestProgramsAsProcesses:
         _check_shared(_result(tmp_path / "r.json"), _result(tmp_path / "single.json"), 2)
         lines = out.splitlines()
         assert lines[0] == "CUSTOM TOKEN SELECTION TECHNIQUE WILL BE USED ------"
-        assert [each.partition(":")[0] for each in lines[1:]] == [
-            "Questions answered", "Accuracy", "Average latency", "Peak memory", "Results"
+        assert [each.partition(":")[0] for each in lines[2:]] == [
+            "Avg Latency/Example", "FLOPs Ratio (attn+ffn approx)", "Questions answered", "Accuracy", "Average latency",
+            "FLOPs of a prompt", "Peak memory", "Results"
         ]  # fmt: skip
-        assert re.search(r"\(CPU tensors\), of rank \d, the worst of 2$", lines[4])
+        assert re.search(r"\(CPU tensors\), of rank \d, the worst of 2$", lines[8])
         assert set(re.findall(r"rank \d of \d", err)) == {"rank 0 of 2"}
 
     def test_more_ranks_than_questions(self, tmp_path: Path) -> None:
