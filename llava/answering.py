@@ -13,7 +13,7 @@ from transformers import LogitsProcessor, LogitsProcessorList
 from himap import HimapLlavaForConditionalGeneration
 from llava.conversation import clean_answer, conversation
 from llava.errors import BadInput
-from llava.images import open_rgb
+from llava.images import open_rgb, padded_to_square
 from llava.prompting import Prompts
 from llava.questions import Question
 from vram import mark
@@ -49,6 +49,7 @@ class Answerer:
     """Answers questions with a loaded model, in whatever mode the model is set to at that moment.
 
     `use_cache=False` computes the whole prompt anew at every token, HiMAP's choice included, as the original does.
+    `pad_images` pads an image to a square instead of cropping its middle (CLIP's way, and the original HiMAP's).
     `keep_attentions` does as the first version of these programs did, to show the cost: eager attention (set on the
     model, for good), no cache, every layer's attention map and every step's whole logits kept until the next question
     is answered.
@@ -68,6 +69,7 @@ class Answerer:
         min_new_tokens: int | None = None,
         use_cache: bool = True,
         keep_attentions: bool = False,
+        pad_images: bool = False,
     ) -> None:
         conversation(conv_mode)
         if max_new_tokens < 1:
@@ -78,7 +80,7 @@ class Answerer:
         self.prompts = Prompts(tokenizer, model.config, conv_mode, single_pred_prompt)
         self._conv_mode = conv_mode
         self.lengths: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
-        self._use_cache, self._keep_attentions = use_cache, keep_attentions
+        self._use_cache, self._keep_attentions, self._pad_images = use_cache, keep_attentions, pad_images
         self._kept: tuple[Any, list[Tensor]] | None = None
         if keep_attentions:
             model.set_attn_implementation("eager")
@@ -105,7 +107,10 @@ class Answerer:
     def _pixels(self, question: Question) -> Tensor:
         """Float pixel values (1, 3, side, side)."""
         assert question.image is not None
-        pixels = self.image_processor(open_rgb(question.image), return_tensors="pt")["pixel_values"]
+        image = open_rgb(question.image)
+        if self._pad_images:
+            image = padded_to_square(image, self.image_processor.image_mean)
+        pixels = self.image_processor(image, return_tensors="pt")["pixel_values"]
         assert isinstance(pixels, Tensor)
         return pixels.to(self.model.device, self.model.dtype)
 

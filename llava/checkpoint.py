@@ -31,13 +31,19 @@ class Weights(Protocol):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A LLaVA checkpoint, its weights not loaded yet. `folder` is None where nothing of it is on disk."""
+    """A LLaVA checkpoint, its weights not loaded yet. `folder` is None where nothing of it is on disk.
+
+    `pads_images`: its config says that images were padded to a square in training (`image_aspect_ratio`).
+    `has_random_weights`: it is a preset.
+    """
 
     folder: Path | None
     config: HimapLlavaConfig
     tokenizer: Any
     image_processor: Any
     weights: Weights
+    pads_images: bool = False
+    has_random_weights: bool = False
 
     @property
     def context_len(self) -> int:

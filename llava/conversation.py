@@ -12,28 +12,34 @@ SINGLE_PREDICTION = "\nAnswer with the option's letter from the given choices di
 
 @dataclass(frozen=True)
 class Conversation:
-    """Format of a single turn. `stop` ends an answer."""
+    """Format of a single turn: the words of the `system`, then what stands around a message. `stop` ends an answer."""
 
     system: str
-    user: str
-    assistant: str
+    before: str
+    after: str
     stop: str
 
     def prompt(self, message: str) -> str:
         """The whole prompt for the user's `message`, up to the assistant's turn."""
-        return f"{self.system} {self.user}: {message} {self.assistant}:"
+        return f"{self.system}{self.before}{message}{self.after}"
 
 
-_VICUNA_V1 = Conversation(
-    system=(
-        "A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions."
-    ),
-    user="USER",
-    assistant="ASSISTANT",
-    stop="</s>",
-)
-CONVERSATIONS = {"vicuna_v1": _VICUNA_V1, "v1": _VICUNA_V1}
+def _v1(person: str) -> Conversation:
+    """Version 1 of the original's formats, where the assistant talks to a `person`."""
+    system = (
+        f"A chat between a curious {person} and an artificial intelligence assistant. "
+        f"The assistant gives helpful, detailed, and polite answers to the {person}'s questions."
+    )
+    return Conversation(system, before=" USER: ", after=" ASSISTANT:", stop="</s>")
+
+
+_VICUNA_V1 = _v1("user")
+CONVERSATIONS = {
+    "vicuna_v1": _VICUNA_V1,
+    "v1": _VICUNA_V1,
+    "llava_v1": _v1("human"),  # LLaVA's first models
+    "plain": Conversation(system="", before="", after="\n", stop="\n"),  # a projector in its first stage of training
+}
 
 
 def conversation(conv_mode: str) -> Conversation:

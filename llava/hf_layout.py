@@ -25,7 +25,9 @@ def open_hf(folder: Path) -> Checkpoint:
     files = weight_files(folder)
     open_tensors(files)  # so that a fault is named before gigabytes are read
     image_processor = read_image_processor(folder, config.vision_config.image_size)
-    return Checkpoint(folder, config, tokenizer, image_processor, _FolderWeights(folder, files[0].suffix))
+    weights = _FolderWeights(folder, files[0].suffix)
+    pads_images = getattr(config, "image_aspect_ratio", None) == "pad"
+    return Checkpoint(folder, config, tokenizer, image_processor, weights, pads_images)
 
 
 @dataclass(frozen=True)

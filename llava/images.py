@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,22 @@ def open_rgb(source: ImageSource) -> Image.Image:
         raise BadInput(f"{error} in {shown(source.name)}") from error
     except Exception as error:  # a broken file can raise almost anything in Pillow's decoders
         raise BadInput(f"an image must be readable to its end, got {shown(source.name)}: {error}") from error
+
+
+def padded_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """The image in the middle of a square of the colour `mean` (of red, green, blue; each in 0..1), as LLaVA pads it.
+
+    Raises BadInput for a square over Pillow's pixel limit.
+    """
+    side = max(image.size)
+    if Image.MAX_IMAGE_PIXELS is not None and side**2 > Image.MAX_IMAGE_PIXELS:
+        raise BadInput(
+            f"an image padded to a square must have at most {Image.MAX_IMAGE_PIXELS} pixels, got {image.size}"
+        )
+    red, green, blue = (int(255 * value) for value in mean)
+    square = Image.new("RGB", (side, side), (red, green, blue))
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
 
 
 def _rgb(image: Image.Image) -> Image.Image:

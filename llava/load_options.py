@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "float16", "bfloat16", "auto")
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+ASPECT_RATIOS = ("crop", "pad")
 
 DeviceMap: TypeAlias = "str | Mapping[str, int | str | torch.device]"
 

@@ -109,7 +109,8 @@ def open_original(folder: Path, raw: dict[str, Any], *, base: Path | None, may_f
     config = _config(folder, raw, tower.config, tokenizer)
     weights = _OriginalWeights(folder, tuple(parts), raw["vocab_size"])
     weights.check(config)
-    return Checkpoint(folder, config, tokenizer, tower.image_processor, weights)
+    pads_images = raw.get("image_aspect_ratio") == "pad"
+    return Checkpoint(folder, config, tokenizer, tower.image_processor, weights, pads_images)
 
 
 def original_config(folder: Path, raw: dict[str, Any]) -> HimapLlavaConfig:

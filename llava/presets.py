@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tokenizers
@@ -36,14 +36,17 @@ def open_preset(name: str) -> Checkpoint:
     """The checkpoint of preset `name`. Raises BadInput for an unknown one."""
     if name not in PRESETS:
         raise BadInput(f"a preset must be one of {', '.join(PRESETS)}, got {shown(name)}")
-    return open_hf(tiny_folder()) if name == "tiny" else random_checkpoint(name, SHAPES[name])
+    if name == "tiny":
+        return replace(open_hf(tiny_folder()), has_random_weights=True)
+    return random_checkpoint(name, SHAPES[name])
 
 
 def random_checkpoint(name: str, shape: Shape) -> Checkpoint:
     """A checkpoint of that shape, of which nothing is on disk. Messages call it `name`."""
     tokenizer = our_tokenizer()
     config = llava_config(shape, tokenizer)
-    return Checkpoint(None, config, tokenizer, clip_processor(shape.image_size), _RandomWeights(name))
+    processor = clip_processor(shape.image_size)
+    return Checkpoint(None, config, tokenizer, processor, _RandomWeights(name), has_random_weights=True)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
 from llava.argument_types import positive, sample_count, whole
 from llava.conversation import CONVERSATIONS
 from llava.errors import BadInput
-from llava.load_options import ATTENTIONS, DTYPES
+from llava.load_options import ASPECT_RATIOS, ATTENTIONS, DTYPES
 from llava.modes import MODES, Mode
 
 
@@ -39,7 +40,17 @@ def build_parser(program: Program) -> argparse.ArgumentParser:
     _add_loading(parser)
     _add_answering(parser)
     _add_modes(parser, program.name)
+    add_version(parser)
     return parser
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add --version."""
+    try:
+        release = version("himap-vram")
+    except PackageNotFoundError:  # a checkout that is no installation
+        release = "of a source tree"
+    parser.add_argument("--version", action="version", version=f"{parser.prog} {release}, of himap-vram")
 
 
 @dataclass(frozen=True)
@@ -103,37 +114,51 @@ def _add_modes(parser: argparse.ArgumentParser, prog: str) -> None:
 
 
 def _add_questions(parser: argparse.ArgumentParser, prog: str) -> None:
-    add = parser.add_argument_group("questions and results").add_argument
+    add = parser.add_argument_group("questions").add_argument
     add("--question-file", type=Path, help="LLaVA-format JSON (default: 20 questions that come with the package)")
-    add("--image-folder", type=Path, help="folder of the question file's images")
-    add("--conv-mode", choices=tuple(CONVERSATIONS), default="vicuna_v1", help="prompt format")
-    add("--single-pred-prompt", action="store_true", help="ask for the option's letter only")
-    exact_help = "judge an answer by equal text, as the original does (default: by the option's letter in both)"
+    add("--image-folder", type=Path, help="folder of the question file's images (default: none)")
+    add("--num-chunks", type=whole(1), default=1, help="split the questions into this many chunks (default: 1)")
+    add("--chunk-idx", type=whole(0), default=0, help="answer only this chunk, counted from 0 (default: 0)")
+    add("--num-samples", type=sample_count, default=-1, help="answer only the first so many; -1: all (default: -1)")
+    add = parser.add_argument_group("results").add_argument
+    exact_help = "judge by equal text, as the original does (default: by the option's letter in answer and label)"
     add("--exact-match", action="store_true", help=exact_help)
-    add("--num-chunks", type=whole(1), default=1, help="split the questions into this many chunks")
-    add("--chunk-idx", type=whole(0), default=0, help="answer only this chunk, counted from 0")
-    add("--num-samples", type=sample_count, default=-1, help="answer only the first NUM_SAMPLES questions; -1: all")
-    add("--output-file", type=Path, help=f"results as JSON (default: {prog}-MODE.json in the current folder)")
+    output_help = f"results as JSON (default: {prog}-MODE.json in the current folder, with -chunk-I-of-N before .json)"
+    add("--output-file", type=Path, help=output_help)
+    add("--resume", action="store_true", help="go on from the partial results of an earlier run (default: begin anew)")
+    timeout_help = "under torchrun: give up a rank that sends nothing for so long (default: 600)"
+    add("--rank-timeout", type=positive, default=600.0, metavar="SECONDS", help=timeout_help)
 
 
 def _add_loading(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
-    add("--model-path", default="tiny", help="checkpoint folder, hub id, or tiny (default), 7b or 13b")
-    add("--model-base", help="folder or hub id of the LLaMA, for a checkpoint that is a projector only")
-    add("--device", default="auto", help="auto (CUDA if there is one), cpu, cuda or cuda:NUMBER")
-    add("--device-map", help="spread by accelerate, not with --device: auto, balanced, balanced_low_0 or sequential")
-    add("--offload-folder", type=Path, help="folder for what a device map puts on the disk")
-    add("--dtype", choices=DTYPES, help="default: float16 on CUDA, float32 on the CPU")
-    add("--load-8bit", action="store_true", help="load the decoder in 8 bit, by bitsandbytes on CUDA")
-    add("--load-4bit", action="store_true", help="load the decoder in 4 bit, by bitsandbytes on CUDA")
-    add("--attn", choices=ATTENTIONS, default="sdpa", help="attention implementation")
+    add(
+        "--model-path",
+        default="tiny",
+        help="checkpoint folder, hub id, tiny, 7b or 13b (default: tiny, random weights)",
+    )
+    base_help = "folder or hub id of the base, for a checkpoint that is a projector or a LoRA only (default: none)"
+    add("--model-base", help=base_help)
+    add(
+        "--device", default="auto", help="cpu, cuda, cuda:NUMBER or auto, which is CUDA if there is one (default: auto)"
+    )
+    map_help = "spread by accelerate, not with --device: auto, balanced, balanced_low_0 or sequential (default: none)"
+    add("--device-map", help=map_help)
+    add("--offload-folder", type=Path, help="folder for what a device map puts on the disk (default: none)")
+    add("--dtype", choices=DTYPES, help="auto: the checkpoint's own (default: float16 on CUDA, float32 on the CPU)")
+    add("--load-8bit", action="store_true", help="load the decoder in 8 bit, by bitsandbytes on CUDA (default: no)")
+    add("--load-4bit", action="store_true", help="load the decoder in 4 bit, by bitsandbytes on CUDA (default: no)")
+    add("--attn", choices=ATTENTIONS, default="sdpa", help="attention implementation (default: sdpa)")
 
 
 def _add_answering(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("answering").add_argument
+    add("--conv-mode", choices=tuple(CONVERSATIONS), default="vicuna_v1", help="prompt format (default: vicuna_v1)")
+    add("--single-pred-prompt", action="store_true", help="ask for the option's letter only (default: free text)")
+    aspect_help = "an image that is no square: crop its middle, as the original does, or pad it (default: crop)"
+    add("--image-aspect-ratio", choices=ASPECT_RATIOS, default="crop", help=aspect_help)
     add("--max-new-tokens", type=whole(1), help="longest answer (default: 1024; 8 on a model under 16 layers)")
-    add("--no-cache", action="store_true", help="compute the whole prompt anew at every token, as the original does")
-    keep_help = "keep attentions and logits, as the first version did: eager, no cache"
+    cache_help = "compute the whole prompt anew at every token, as the original does (default: keep a KV cache)"
+    add("--no-cache", action="store_true", help=cache_help)
+    keep_help = "keep attentions and logits, as the first version did: eager, no cache (default: keep nothing)"
     add("--keep-attentions", action="store_true", help=keep_help)
-    timeout_help = "under torchrun: give up a rank that sends nothing for so long (default: 600)"
-    add("--rank-timeout", type=positive, default=600.0, metavar="SECONDS", help=timeout_help)

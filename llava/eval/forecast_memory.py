@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llava.argument_types import token_counts, whole
 from llava.errors import BadInput, shown
-from llava.eval.command_line import ChosenMode, Parser, add_mode_options, ignored_options
+from llava.eval.command_line import ChosenMode, Parser, add_mode_options, add_version, ignored_options
 from llava.eval.results import check_output
 from llava.modes import MODES
 from vram.cards import find_card
@@ -47,30 +47,41 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_workload(parser)
     add = parser.add_argument_group("prompts and answers").add_argument
-    add("--answers", type=token_counts, default=(2, 2, 5, 24), help="tokens of each answer (default 2,2,5,24)")
+    add("--answers", type=token_counts, default=(2, 2, 5, 24), help="tokens of each answer (default: 2,2,5,24)")
     add("--prompt-tokens", type=whole(1), help="tokens of each prompt with its image (default: 51 and the image's)")
-    add("--question-file", type=Path, help="LLaVA-format JSON, whose prompts are taken one after the other")
-    add("--image-folder", type=Path, help="folder of the question file's images")
+    add(
+        "--question-file",
+        type=Path,
+        help="LLaVA-format JSON, whose prompts are taken one after the other (default: none)",
+    )
+    add("--image-folder", type=Path, help="folder of the question file's images (default: none)")
     samples_help = "number of samples: prompts and answers are repeated as needed (default: each of the list once)"
     add("--samples", type=whole(1), help=samples_help)
-    add("--every-step", action="store_true", help="simulate every token of long answers too")
+    add("--every-step", action="store_true", help="simulate every token of long answers too (default: their ends)")
     add_mode_options(parser.add_argument_group("settings of the mode"), MODES.values())
     add = parser.add_argument_group("files").add_argument
-    add("--output-file", type=Path, help="write the figures as JSON")
-    add("--snapshot", type=Path, help="write allocations for PyTorch's memory viewer (.pickle)")
+    add("--output-file", type=Path, help="write the figures as JSON (default: not written)")
+    add("--snapshot", type=Path, help="write allocations for PyTorch's memory viewer, *.pickle (default: not written)")
+    add_version(parser)
     return parser
 
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model and card").add_argument
-    add("--model", default="7b", help="7b (default), 13b, tiny, or a folder with a config")
-    add("--mode", choices=tuple(MODES), default="baseline", help="default: baseline")
-    add("--card", default="24GiB", help="a GPU's name or a size (default 24GiB)")
-    add("--batch", type=whole(1), default=1, help="prompts at once (default 1)")
-    add("--dtype", choices=("float16", "bfloat16", "float32"), default="float16", help="default: float16")
-    add("--attn", choices=("sdpa", "eager"), default="sdpa", help="attention implementation")
-    add("--no-cache", action="store_true", help="compute the whole prompt anew at every token, as the original does")
-    keep_help = "keep attentions and logits, as the original did: eager, no cache"
+    add("--model", default="7b", help="7b, 13b, tiny, or a folder with a config (default: 7b)")
+    add("--mode", choices=tuple(MODES), default="baseline", help="inference mode (default: baseline)")
+    add("--card", default="24GiB", help="a GPU's name or a size (default: 24GiB)")
+    add("--batch", type=whole(1), default=1, help="prompts at once (default: 1)")
+    add(
+        "--dtype",
+        choices=("float16", "bfloat16", "float32"),
+        default="float16",
+        help="of weights and activations (default: float16)",
+    )
+    add("--attn", choices=("sdpa", "eager"), default="sdpa", help="attention implementation (default: sdpa)")
+    cache_help = "compute the whole prompt anew at every token, as the original does (default: keep a KV cache)"
+    add("--no-cache", action="store_true", help=cache_help)
+    keep_help = "keep attentions and logits, as the original did: eager, no cache (default: keep nothing)"
     add("--keep-attentions", action="store_true", help=keep_help)
 
 

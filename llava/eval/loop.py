@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +17,10 @@ import vram
 from himap import HimapLlavaForConditionalGeneration
 from himap.flops import flops_ratio, prefill_flops, rough_flops
 from llava.answering import Answerer
+from llava.eval.beginning import print_beginning
 from llava.eval.preparation import Run, prepare
 from llava.eval.ranks import ReportWriter
-from llava.eval.results import Answered, as_json, print_figures, write_json
-from llava.eval.terminal import say
+from llava.eval.results import Answered, as_json, print_figures, with_earlier, write_result
 from llava.judging import judge
 from llava.model_shape import image_token_count
 from llava.modes import MODES, set_mode
@@ -29,17 +30,29 @@ from vram.replaying.out_of_memory import is_out_of_memory
 
 @dataclass
 class _Progress:
-    """Answers and memory so far. Figures of memory that were not read yet are None."""
+    """Answers by the place of their question, and memory, so far. Figures that were not read yet are None."""
 
-    answers: list[Answered] = field(default_factory=list)
+    run: Run
+    answers: dict[int, Answered] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=lambda: {"source": None, "peak_bytes": None})
 
-    def write(self, run: Run, *, complete: bool) -> None:
-        """Write the results file. Raises BadInput where that fails."""
+    def write(self, *, complete: bool) -> Path:
+        """Write the results, and print their figures if they are complete. The file. Raises BadInput."""
+        run = self.run
+        memory = with_earlier(self.memory, None if run.earlier is None else run.earlier.memory)
+        answers = [self.answers[place] for place in sorted(self.answers)]
         content = as_json(
-            self.answers, complete=complete, mode=run.mode, memory=self.memory, model_config=run.model_config
+            answers,
+            complete=complete,
+            mode=run.mode,
+            memory=memory,
+            model_config=run.model_config,
+            questions=run.asked,
         )
-        write_json(run.output, content)
+        file = write_result(run.output, content)
+        if complete:
+            print_figures(answers, memory, file)
+        return file
 
 
 def evaluate(
@@ -48,26 +61,28 @@ def evaluate(
     """Answer the questions that `options` name in `mode`, print the figures and write the results.
 
     All that needs no weights is checked before they are loaded. When answering ends early (Ctrl-C, out of memory),
-    the answers so far are written, marked incomplete, before the exception goes on. With a `report`, this is one rank
-    of several: it answers its share and reports it, and nothing is written or printed at the end.
+    the answers so far are written, marked incomplete, before the exception goes on with a note that says where. With a
+    `report`, this is one rank of several: it answers its share and reports it, and nothing is written or printed at the
+    end.
     """
     rank = None if report is None else report.rank
     run = prepare(options, mode, flags, prog, rank)
     if rank is None or rank.index == 0:
-        say(f"{MODES[mode].technique} WILL BE USED ------")
+        print_beginning(run)
     if report is not None:
         report.header(**run.header())
-    so_far = _Progress()
+    so_far = _Progress(run, dict(run.earlier.answers) if run.earlier else {})
     try:
-        _answer_all(_answerer(run, flags), run, so_far, report)
+        _answer_all(run, flags, so_far, report)
     except BaseException as error:
         ended_early = isinstance(error, KeyboardInterrupt | MemoryError) or is_out_of_memory(error)
         if report is None and (ended_early or so_far.answers):
-            so_far.write(run, complete=False)
+            file = so_far.write(complete=False)
+            count = f"{len(so_far.answers)} of {len(run.questions)} answers"
+            error.add_note(f"{count} are in {file}, marked incomplete; --resume goes on from there")
         raise
     if report is None:
-        so_far.write(run, complete=True)
-        print_figures(so_far.answers, so_far.memory, run.output)
+        so_far.write(complete=True)
 
 
 def _answerer(run: Run, flags: Mapping[str, Any]) -> Answerer:
@@ -83,13 +98,25 @@ def _answerer(run: Run, flags: Mapping[str, Any]) -> Answerer:
         max_new_tokens=run.new_tokens,
         use_cache=not run.options.no_cache,
         keep_attentions=run.options.keep_attentions,
+        pad_images=run.options.image_aspect_ratio == "pad",
     )
 
 
-def _answer_all(answerer: Answerer, run: Run, so_far: _Progress, report: ReportWriter | None) -> None:
-    """Answer the questions, or a rank's share of them."""
+def _answer_all(run: Run, flags: Mapping[str, Any], so_far: _Progress, report: ReportWriter | None) -> None:
+    """Load the model and answer the questions, or a rank's share of them; answers of an earlier run are kept."""
     rank = None if report is None else report.rank
-    places = range(len(run.questions)) if rank is None else rank.share(len(run.questions))
+    share = range(len(run.questions)) if rank is None else rank.share(len(run.questions))
+    if report is not None:
+        for place in share:
+            if place in so_far.answers:
+                report.answered(place, so_far.answers[place], so_far.memory)
+    places = [place for place in share if place not in so_far.answers]
+    if places or run.earlier is None:
+        _answer_places(_answerer(run, flags), places, so_far, report)
+
+
+def _answer_places(answerer: Answerer, places: Sequence[int], so_far: _Progress, report: ReportWriter | None) -> None:
+    rank, run = None if report is None else report.rank, so_far.run
     is_silent, name = rank is not None and rank.index > 0, None if rank is None else str(rank)
     with _fixed_seed(), ExitStack() as stack:
         devices = _devices(answerer.model, run.placement.device)
@@ -97,8 +124,8 @@ def _answer_all(answerer: Answerer, run: Run, so_far: _Progress, report: ReportW
         bar = stack.enter_context(tqdm(places, unit="question", disable=is_silent, desc=name))
         try:
             for place in _with_draws_of_others(run, bar):
-                answered = _answer(answerer, run.questions[place], exact_match=run.options.exact_match)
-                so_far.answers.append(answered)
+                answered = _answer(answerer, run, place)
+                so_far.answers[place] = answered
                 memory = _memory(meters)
                 live_bytes = max(meter.live_bytes for meter in meters.values())
                 bar.set_postfix(current=vram.format_bytes(live_bytes), peak=vram.format_bytes(memory["peak_bytes"]))
@@ -110,12 +137,13 @@ def _answer_all(answerer: Answerer, run: Run, so_far: _Progress, report: ReportW
                 report.memory(so_far.memory)
 
 
-def _answer(answerer: Answerer, question: Question, *, exact_match: bool) -> Answered:
+def _answer(answerer: Answerer, run: Run, place: int) -> Answered:
+    question = run.questions[place]
     started = time.perf_counter()
     answer = answerer.answer(question)
     whole_seconds = time.perf_counter() - started
     ratio, info = _flops(answerer, question)
-    judged = judge(answer.text, question.label, question.text, exact_match=exact_match)
+    judged = judge(answer.text, question.label, question.text, exact_match=run.options.exact_match)
     return Answered(
         question.id,
         answer.text,
@@ -128,6 +156,7 @@ def _answer(answerer: Answerer, question: Question, *, exact_match: bool) -> Ans
         preparation_seconds=whole_seconds - answer.seconds,
         flops_ratio=ratio,
         flops_info=info,
+        place=place,
     )
 
 

@@ -16,6 +16,7 @@ from llava.checkpoint import Checkpoint
 from llava.errors import BadInput, shown
 from llava.eval.ranks import Rank
 from llava.eval.results import check_output
+from llava.eval.resuming import Earlier, read_earlier
 from llava.load_options import LoadOptions
 from llava.modes import MODES, default_new_tokens, mode_flags
 from llava.placement import Placement, placed, resolve_device
@@ -38,10 +39,15 @@ class Run:
     placement: Placement
     new_tokens: int
     model_config: Mapping[str, Any]
+    earlier: Earlier | None = None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """Count and digest of the questions, which let runs and ranks notice when theirs differ."""
+        return _asked(self.questions)
 
     def header(self) -> dict[str, Any]:
-        """The run in a rank's report. The digest lets ranks on several nodes notice when their files differ."""
-        texts = "\0".join(f"{question.text}\0{question.label}" for question in self.questions)
+        """The run in a rank's report."""
         return {
             "output": str(self.output),
             "mode": self.mode,
@@ -49,7 +55,8 @@ class Run:
             "device": str(self.placement.device),
             "timeout": self.options.rank_timeout,
             "questions": [question.id for question in self.questions],
-            "digest": hashlib.sha256(texts.encode()).hexdigest(),
+            "digest": self.asked["digest"],
+            "earlier": None if self.earlier is None else dict(self.earlier.memory),
         }
 
 
@@ -68,7 +75,20 @@ def prepare(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], pr
     model_config = _model_config(options, new_tokens, named) | values | _original_keys(prog, values)
     if options.device_map is not None:
         model_config["device_map"] = options.device_map
-    return Run(options, mode, values, output, questions, checkpoint, placement, new_tokens, model_config)
+    earlier = None
+    if options.resume:
+        earlier = read_earlier(output, mode=mode, model_config=model_config, questions=_asked(questions))
+    return Run(options, mode, values, output, questions, checkpoint, placement, new_tokens, model_config, earlier)
+
+
+def _asked(questions: Sequence[Question]) -> dict[str, Any]:
+    texts = "\0".join(f"{each.id}\0{each.text}\0{each.label}\0{_image_name(each)}" for each in questions)
+    return {"count": len(questions), "digest": hashlib.sha256(texts.encode()).hexdigest()}
+
+
+def _image_name(question: Question) -> str:
+    """The image as the question names it, wherever its folder is on this machine."""
+    return question.image.name if isinstance(question.image, Path) else str(question.image)
 
 
 def load_options(options: argparse.Namespace, rank: Rank | None) -> LoadOptions:
@@ -124,6 +144,7 @@ def _model_config(options: argparse.Namespace, new_tokens: int, device: torch.de
         "conv_mode": options.conv_mode,
         "single_pred_prompt": options.single_pred_prompt,
         "exact_match": options.exact_match,
+        "image_aspect_ratio": options.image_aspect_ratio,
         "max_new_tokens": new_tokens,
         "device": str(device),
         "dtype": options.dtype,

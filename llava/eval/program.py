@@ -48,14 +48,20 @@ def _run(program: Program, argv: Sequence[str] | None, report: ReportWriter | No
         evaluate(options, mode.name, mode.flags, prog=program.name, report=report)
     except BadInput as error:
         return BAD_INPUT, _one_line(str(error))
-    except KeyboardInterrupt:
-        return INTERRUPTED, "interrupted"
+    except KeyboardInterrupt as error:
+        return INTERRUPTED, _with_notes("interrupted", error, otherwise="nothing was written")
     except Exception as error:
         if isinstance(error, MemoryError) or is_out_of_memory(error):
-            return OUT_OF_MEMORY, _one_line(f"out of memory: {error}")
+            return OUT_OF_MEMORY, _with_notes(f"out of memory: {error}", error)
         traceback.print_exc()
         return OUR_FAULT, ""
     return FINE, ""
+
+
+def _with_notes(message: str, error: BaseException, otherwise: str = "") -> str:
+    """The message, and what became of the answers: the notes that `evaluate` added."""
+    notes = getattr(error, "__notes__", []) or [otherwise] * bool(otherwise)
+    return "; ".join(_one_line(part) for part in (message, *notes))
 
 
 def _one_line(message: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from llava.eval.results import Answered, as_json
+from llava.eval.results import Answered, as_json, with_earlier
 from vram.exit_codes import BAD_INPUT, FINE, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
 
 _SAME = ("mode", "model_config", "questions", "digest")  # must be the same in all headers
@@ -144,6 +144,7 @@ class Gathered:
             mode=self.header["mode"],
             memory=self.memory,
             model_config=self.header["model_config"],
+            questions={"count": len(self.header["questions"]), "digest": self.header["digest"]},
         )
         if self.missing:
             content["missing"] = [asdict(each) for each in self.missing]
@@ -175,7 +176,8 @@ def gather(reports: Sequence[RankReport]) -> Gathered:
             missing.append(Missing(index, reason or "ended without a word", tuple(unanswered)))
             codes.add(code or OUR_FAULT)
     in_order = tuple(answers[place] for place in sorted(answers))
-    return Gathered(header, in_order, _memory(reports), tuple(missing), _code(codes))
+    memory = with_earlier(_memory(reports), (header or {}).get("earlier"))
+    return Gathered(header, in_order, memory, tuple(missing), _code(codes))
 
 
 def _memory(reports: Sequence[RankReport]) -> dict[str, Any]:

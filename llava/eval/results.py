@@ -26,6 +26,7 @@ class Answered:
     `seconds` were spent in `generate`, `preparation_seconds` around it: the image, the prompt and the answer's text.
     `correct`, `judged_by`, `letter`: see `Judgement`. `flops_ratio` is the prompt's share of baseline's FLOPs
     (`himap.flops.prefill_flops`), `flops_info` the original program's estimate of it (`himap.flops.rough_flops`).
+    `place` is the question's among all of the run, from 0.
     """
 
     id: str
@@ -39,6 +40,7 @@ class Answered:
     preparation_seconds: float | None = None
     flops_ratio: float | None = None
     flops_info: float | None = None
+    place: int | None = None
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,9 @@ def as_json(
     mode: str,
     memory: Mapping[str, Any],
     model_config: Mapping[str, Any],
+    questions: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The results file: the original program's keys, and ours."""
+    """The results file: the original program's keys, and ours. `questions` are their count and digest."""
     return {
         "schema": SCHEMA,
         "complete": complete,
@@ -99,6 +102,7 @@ def as_json(
         **asdict(summarise(answers)),
         "memory": dict(memory),
         "model_config": dict(model_config),
+        "questions": dict(questions),
         "answers": [asdict(answer) for answer in answers],
     }
 
@@ -166,6 +170,49 @@ def check_output(path: Path, question_file: Path | None, role: str = "output fil
             raise
         raise BadInput(f"the {role} must be writable, got {name}: {error}") from error
     return target
+
+
+def read_result(path: Path) -> dict[str, Any] | None:
+    """The results that a program wrote to `path`; None where there is no file, or another one."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(content, dict) or content.get("schema") != SCHEMA or "complete" not in content:
+        return None
+    memory, answers = content.get("memory"), content.get("answers")
+    is_whole = isinstance(memory, dict) and {"source", "peak_bytes"} <= memory.keys() and isinstance(answers, list)
+    return content if is_whole else None
+
+
+def partial_file(output: Path) -> Path:
+    """The file for partial results where `output` holds better ones."""
+    return output.with_name(f"{output.stem}.partial{output.suffix}")
+
+
+def write_result(output: Path, content: Mapping[str, Any]) -> Path:
+    """Write results to `output`; partial ones beside it, where it holds complete ones or more answers. The file.
+
+    Complete results that go on from a partial file replace it. Raises BadInput where they can't be written.
+    """
+    written = None if content["complete"] else read_result(output)
+    if written is not None and (written["complete"] or len(written["answers"]) > len(content["answers"])):
+        output = partial_file(output)
+    write_json(output, content)
+    partial, earlier = partial_file(output), content["memory"].get("earlier", {})
+    if content["complete"] and earlier.get("file") == partial.name:
+        partial.unlink(missing_ok=True)
+    return output
+
+
+def with_earlier(memory: Mapping[str, Any], earlier: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Memory of a run that goes on from an `earlier` one: the higher peak of both, and the earlier one's own."""
+    if earlier is None:
+        return dict(memory)
+    both = dict(memory) | {"earlier": {key: value for key, value in earlier.items() if key != "earlier"}}
+    if earlier["peak_bytes"] is not None and earlier["peak_bytes"] > (memory["peak_bytes"] or 0):
+        both |= {"source": earlier["source"], "peak_bytes": earlier["peak_bytes"]}
+    return both
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

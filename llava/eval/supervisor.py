@@ -18,7 +18,7 @@ from pathlib import Path
 from llava.errors import BadInput
 from llava.eval.rank_store import RankStore
 from llava.eval.ranks import Gathered, Rank, RankReport, ReportWriter, gather, read_report
-from llava.eval.results import print_figures, write_json
+from llava.eval.results import print_figures, write_result
 from llava.eval.worker import ENDING_SECONDS, POLL_SECONDS, Worker, fork_worker
 from vram.exit_codes import BAD_INPUT, FINE, OUT_OF_MEMORY
 
@@ -135,7 +135,7 @@ class _Supervisor:
         assert gathered.header is not None
         output = Path(gathered.header["output"])
         try:
-            write_json(output, gathered.as_json())
+            output = write_result(output, gathered.as_json())
         except BadInput as error:
             print(f"{self._prog}: error: {error}", file=sys.stderr)
             return BAD_INPUT

@@ -9,6 +9,8 @@ register(
         name="baseline",
         technique="NO TOKEN PRUNING TECHNIQUE",
         defaults=lambda shape: {},
-        programs={"custom-selection-inference": Choice("--baseline", "no token selection: plain LLaVA")},
+        programs={
+            "custom-selection-inference": Choice("--baseline", "no token selection: plain LLaVA (default: custom-fps)")
+        },
     )
 )

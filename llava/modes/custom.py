@@ -58,7 +58,7 @@ _ORIGINAL_KEYS = {
 }
 
 for _method in ("fps", "tome"):
-    _choice = Choice("--custom-selection-method", "farthest points (default) or ToMe", _method)
+    _choice = Choice("--custom-selection-method", "farthest points or token merging (default: fps)", _method)
     register(
         Mode(
             name=f"custom-{_method}",

@@ -44,13 +44,17 @@ register(
             "txt_rank": "hmap_v_attn_txt_rank",
             "img_rank": "hmap_v_attn_img_rank",
         },
-        programs={"eval-scivqa": Choice("--use-hmap-v", "prune image tokens with HiMAP")},
+        programs={"eval-scivqa": Choice("--use-hmap-v", "prune image tokens with HiMAP (default: baseline)")},
         options=(
             Option("--sys-length", "hmap_v_sys_length", whole(0), "tokens before the image (default: from the prompt)"),
             Option("--img-length", "hmap_v_img_length", whole(1), "tokens of the image (default: from the prompt)"),
-            _option("hmap-v-attn-txt-layer", whole(1), "prune first before this layer (default: by the model)"),
+            _option("hmap-v-attn-txt-layer", whole(1), "prune first before this layer (default: 2; 1 under 16 layers)"),
             _option("hmap-v-attn-txt-rank", whole(0), "image tokens kept there (default: half)"),
-            _option("hmap-v-attn-img-layer", whole(1), "prune again before this layer (default: by the model)"),
+            _option(
+                "hmap-v-attn-img-layer",
+                whole(1),
+                "prune again before this (default: 8; half-way under 16 layers)",
+            ),
             _option("hmap-v-attn-img-rank", whole(0), "image tokens kept there (default: an eighth)"),
         ),
     )

@@ -3,10 +3,12 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from transformers import LlavaProcessor
 
 import himap.decoder
@@ -16,7 +18,7 @@ from llava.answering import Answer, Answerer
 from llava.builder import Checkpoint
 from llava.conversation import build_prompt
 from llava.errors import BadInput
-from llava.images import Drawing, open_rgb
+from llava.images import Drawing, open_rgb, padded_to_square
 from llava.modes import MODES, set_mode
 from llava.placement import placed
 from llava.questions import Question, embedded_questions
@@ -103,6 +105,35 @@ def test_answers_are_greedy(
     text = checkpoint.tokenizer.decode(ids, skip_special_tokens=True).strip()
     assert answer == Answer(text, tokens=4, prompt_tokens=prompt_tokens, seconds=answer.seconds)
     assert answer.seconds > 0
+
+
+def test_images_are_padded_as_llava_pads_them(make: MakeAnswerer, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The picture in the middle of a square of CLIP's mean colour, one pixel nearer to the top left where it can't be;
+    a picture that is square is left alone."""
+    mean = tuple(int(255 * value) for value in checkpoint.image_processor.image_mean)
+    for name, (width, height), place in (
+        ("wide", (5, 2), (0, 1)),
+        ("high", (2, 5), (1, 0)),
+        ("square", (4, 4), (0, 0)),
+    ):
+        image = Image.new("RGB", (width, height), (250, 120, 0))
+        image.save(tmp_path / f"{name}.png")
+        padded = Image.new("RGB", (max(width, height),) * 2, mean)
+        padded.paste(image, place)
+        question = Question(name, "Which?", None, tmp_path / f"{name}.png")
+
+        pixels = make(pad_images=True).inputs(question)["pixel_values"]
+
+        expected = checkpoint.image_processor(padded, return_tensors="pt")["pixel_values"]
+        assert torch.equal(pixels, expected)
+        assert torch.equal(pixels, make().inputs(question)["pixel_values"]) is (name == "square")
+
+
+def test_a_square_over_the_pixel_limit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strip itself is small enough."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 99)
+    with pytest.raises(BadInput, match=r"must have at most 99 pixels, got \(10, 2\)"):
+        padded_to_square(Image.new("RGB", (10, 2)), (0.5, 0.5, 0.5))
 
 
 def test_the_cache_is_used_in_every_mode(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import CLIPImageProcessorPil, LlamaTokenizer, LlavaProcessor
 
-from llava.conversation import build_prompt
+from llava.conversation import CONVERSATIONS, build_prompt
 from llava.images import Drawing
 from llava.original import original_config, original_tokenizer
 from llava.prompting import Prompts
@@ -63,11 +64,13 @@ def _original(folder: Path, settings: dict[str, Any] | None) -> Prompts:
     return Prompts(original_tokenizer(folder, raw), original_config(folder, raw))
 
 
-def _expected(model: bytes, settings: dict[str, Any], question: Question, image: int) -> list[int]:
+def _expected(
+    model: bytes, settings: dict[str, Any], question: Question, image: int, conv_mode: str = "vicuna_v1"
+) -> list[int]:
     """What the original's tokenizer_image_token gives: each part with its begin and end token, the begin token once."""
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     begin, end = [1] * bool(settings.get("add_bos_token", True)), [2] * bool(settings.get("add_eos_token", False))
-    before, *after = build_prompt(question.text, question.image is not None).split("<image>")
+    before, *after = build_prompt(question.text, question.image is not None, conv_mode=conv_mode).split("<image>")
     ids = [*begin, *pieces.encode(before), *end]
     for part in after:
         ids += [image] * IMAGE_TOKENS + pieces.encode(part) + end
@@ -87,6 +90,15 @@ def test_the_originals_ids(folder: Path, model: bytes, settings: dict[str, Any] 
     neighbours = [token for token in ids[ids.index(image) - 2 :] if token != image][:4]
     assert neighbours[0 if (settings or {}).get("add_eos_token") else 1] == space
     assert neighbours[2:] == [space, newline]
+
+
+@pytest.mark.parametrize("conv_mode", CONVERSATIONS)
+def test_the_originals_ids_in_every_conv_mode(folder: Path, model: bytes, conv_mode: str) -> None:
+    """The prompt may begin with the image, and may end with a newline."""
+    prompts = replace(_original(folder, {}), conv_mode=conv_mode)
+
+    for question in QUESTIONS:
+        assert prompts.ids(question) == _expected(model, {}, question, prompts.config.image_token_id, conv_mode)
 
 
 def test_the_model_file_goes_before_the_json(folder: Path, model: bytes) -> None:

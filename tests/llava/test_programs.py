@@ -3,13 +3,16 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Unpack
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from himap import HimapLlavaForConditionalGeneration
@@ -17,7 +20,7 @@ from himap.settings import SELECTION_METHODS
 from llava.answering import Answer, Answerer
 from llava.builder import Checkpoint
 from llava.errors import BadInput
-from llava.eval import custom_selection_inference, eval_scivqa, preparation
+from llava.eval import custom_selection_inference, eval_scivqa, forecast_memory, preparation
 from llava.eval.command_line import build_parser
 from llava.eval.results import Answered, Summary, summarise, write_json
 from llava.load_options import LoadOptions
@@ -26,7 +29,8 @@ from llava.prompting import Prompts
 from llava.questions import Question, embedded_questions
 
 from .conftest import a_record
-from .layouts import plain_llava, write_base, write_projector
+from .layouts import ORIGINAL, plain_llava, write_base, write_original, write_projector
+from .layouts import write_json as write_json_file
 
 Main = Callable[[Sequence[str]], int]
 EVAL, CUSTOM = eval_scivqa.main, custom_selection_inference.main
@@ -103,7 +107,10 @@ def test_every_mode_answers_the_embedded_default(
     assert _files(workplace) == [name]
     result = _result(name)
     lines = printed.out.splitlines()
-    assert lines[0] == f"{technique} WILL BE USED ------"
+    assert lines[:2] == [f"{technique} WILL BE USED ------", "Model: tiny, on cpu, float32, sdpa attention"]
+    assert lines[2].startswith(f"Mode: {mode}")
+    assert lines[3] == "The weights are random: answers mean nothing, memory and speed do."
+    lines = lines[3:]
     # As the original programs print them.
     assert lines[1:4] == [
         str(result["accuracy"]),
@@ -119,7 +126,8 @@ def test_every_mode_answers_the_embedded_default(
     assert "peak=" in printed.err
     assert list(result) == [
         "schema", "complete", "mode", "accuracy", "avg_latency", "total_samples", "correct_samples", "flops_info",
-        "avg_preparation", "flops_ratio", "judged_by", "unread_samples", "memory", "model_config", "answers",
+        "avg_preparation", "flops_ratio", "judged_by", "unread_samples", "memory", "model_config",
+        "questions", "answers",
     ]  # fmt: skip
     assert (result["schema"], result["complete"], result["mode"], result["total_samples"]) == (1, True, mode, 2)
     assert result["avg_latency"] > 0
@@ -127,7 +135,7 @@ def test_every_mode_answers_the_embedded_default(
     assert result["memory"]["source"]
     assert [set(answer) for answer in result["answers"]] == [
         {"id", "prediction", "label", "correct", "seconds", "tokens", "judged_by", "letter", "preparation_seconds",
-         "flops_ratio", "flops_info"}
+         "flops_ratio", "flops_info", "place"}
     ] * 2  # fmt: skip
     assert [answer["id"] for answer in result["answers"]] == ["embedded-0", "embedded-1"]
     assert {answer["tokens"] for answer in result["answers"]} == {8}
@@ -289,6 +297,7 @@ def test_common_flags_reach_the_answerer(monkeypatch: pytest.MonkeyPatch, answer
     monkeypatch.setattr(Checkpoint, "load_model", spied_load)
     answered("A")
     argv = "--conv-mode v1 --single-pred-prompt --max-new-tokens 5 --no-cache --keep-attentions --num-samples 1"
+    argv += " --image-aspect-ratio pad"
     assert EVAL([*argv.split(), "--device", "cpu", "--dtype", "bfloat16", "--attn", "eager"]) == 0
 
     assert made == {
@@ -297,6 +306,7 @@ def test_common_flags_reach_the_answerer(monkeypatch: pytest.MonkeyPatch, answer
         "max_new_tokens": 5,
         "use_cache": False,
         "keep_attentions": True,
+        "pad_images": True,
     }
     assert loaded == [Placement(torch.device("cpu"), torch.bfloat16, "eager")]
 
@@ -473,7 +483,7 @@ BAD_ARGUMENTS: list[tuple[Main, str, str]] = [
     (EVAL, "--max-new-tokens 0", "at least 1, got '0'"),
     (EVAL, "--max-new-tokens 4097", "at most the model's context of 4096 tokens, got 4097"),
     (EVAL, "--max-new-tokens \u0661", "at least 1, got '\u0661'"),
-    (EVAL, "--conv-mode llama_2", "'vicuna_v1', 'v1'"),
+    (EVAL, "--conv-mode llama_2", "'vicuna_v1', 'v1', 'llava_v1', 'plain'"),
     (CUSTOM, "--custom-selection-method kmeans", "'fps', 'tome'"),
     (EVAL, "--dtype int8", "'float32', 'float16', 'bfloat16', 'auto'"),
     (EVAL, "--attn fast", "'sdpa', 'eager', 'flash_attention_2'"),
@@ -637,6 +647,7 @@ def test_a_run_that_ends_early_writes_what_it_has(
     assert result["memory"]["peak_bytes"] > 0
     lines = capfd.readouterr().err.splitlines()
     assert said in lines[-1]
+    assert f"; 2 of 20 answers are in {Path('r.json').resolve()}, marked incomplete; --resume goes" in lines[-1]
     assert not any("Traceback" in line for line in lines)
     assert _files(workplace) == ["r.json"]
 
@@ -695,6 +706,77 @@ def test_a_device_is_never_replaced_by_a_file() -> None:
 
     assert EVAL(["--output-file", "pipe"]) == 2
     assert Path("pipe").is_fifo()
+
+
+@pytest.mark.parametrize("main", [EVAL, CUSTOM, forecast_memory.main])
+def test_help_names_every_default(main: Main, capsys: pytest.CaptureFixture[str]) -> None:
+    """Options stand in groups, and each says what happens without it; --version is the distribution's."""
+    for flag in ("--help", "--version"):
+        with pytest.raises(SystemExit, match=r"^0$"):
+            main([flag])
+    out = capsys.readouterr().out
+    program, _, printed_version = out.splitlines()[-1].partition(" ")
+    assert printed_version in (f"{version('himap-vram')}, of himap-vram", "of a source tree, of himap-vram")
+    assert out.startswith(f"usage: {program} ")
+    general, *groups = re.split(r"\n\n(?=[a-z ]+:\n)", out.rpartition("\n")[0].partition("options:\n")[2])
+    assert len(groups) >= 4
+    assert re.findall(r"^  (--\w+|-h)", general, re.MULTILINE) == ["-h", "--version"]
+    for group in groups:
+        for option in re.split(r"\n  (?=--)", group)[1:]:
+            assert "(default: " in " ".join(option.split()), option
+
+
+@pytest.mark.parametrize(
+    ("argv", "lines"),
+    [
+        (
+            "--use-hmap-v --hmap-v-attn-txt-rank 9 --dtype bfloat16 --attn eager",
+            [
+                "HiMAP TECHNIQUE WILL BE USED ------",
+                "Model: tiny, on cpu, bfloat16, eager attention",
+                "Mode: himap (use_hmap_v True, hmap_v_attn_txt_layer 1, hmap_v_attn_txt_rank 9, "
+                "hmap_v_attn_img_layer 2, hmap_v_attn_img_rank 8)",
+                "The weights are random: answers mean nothing, memory and speed do.",
+            ],
+        ),
+        (
+            "--keep-attentions --dtype auto --model-path {folder}",
+            [
+                "NO TOKEN PRUNING TECHNIQUE WILL BE USED ------",
+                "Model: {folder}, on cpu, its own dtype, eager attention",
+                "Mode: baseline",
+            ],
+        ),
+    ],
+)
+def test_the_beginning_says_what_runs(
+    argv: str, lines: list[str], folder: Path, answered: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Model, device, dtype, attention, mode with its flags, before anything is answered; random weights are named."""
+    answered("A")
+    assert EVAL([*argv.format(folder=folder).split(), "--num-samples", "1", "--device", "cpu"]) == 0
+
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[: len(lines)] == [line.format(folder=folder) for line in lines]
+    assert printed[len(lines)] in ("0.0", "1.0")  # the accuracy
+
+
+def test_padding_is_named_and_can_be_had(
+    tmp_path: Path, images: Path, write_questions: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A checkpoint whose config pads images: one line says that they are cropped; --image-aspect-ratio pad pads."""
+    folder = write_original(tmp_path / "original", plain_llava())
+    Image.new("RGB", (64, 16), (255, 0, 0)).save(images / "wide.png")
+    file = write_questions([a_record(image="wide.png")])
+    argv = ["--model-path", str(folder), "--question-file", str(file), "--image-folder", str(images)]
+    line = "The checkpoint's image_aspect_ratio is pad; images are cropped"
+    for flags, is_named in (([], True), (["--image-aspect-ratio", "pad"], False)):
+        assert EVAL([*argv, "--max-new-tokens", "1", "--output-file", "r.json", *flags]) == 0
+        assert (line in capsys.readouterr().out) is is_named
+    assert _result("r.json")["model_config"]["image_aspect_ratio"] == "pad"
+    write_json_file(folder / "config.json", ORIGINAL | {"image_aspect_ratio": "square"})
+    assert EVAL([*argv, "--max-new-tokens", "1"]) == 0
+    assert line not in capsys.readouterr().out
 
 
 def test_the_command_line_offers_what_the_library_knows() -> None:

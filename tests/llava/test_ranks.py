@@ -70,6 +70,8 @@ def work(report):
 sys.exit(supervise("p", rank, work))
 """
 
+EARLIER = {"source": "CPU tensors", "peak_bytes": 1}  # memory of a run that is resumed
+
 # Four ranks as torchrun would start them, but forked, so that the model's library is imported only once.
 FOUR = """
 import os, sys
@@ -140,7 +142,7 @@ def _answers(result: dict[str, Any]) -> list[str]:
 def _check_shared(shared: dict[str, Any], single: dict[str, Any], ranks: int) -> None:
     """The same but for times and memory, keys in the same order; the worst rank's peak is the run's."""
     assert list(shared) == list(single)
-    own = [rank["peak_bytes"] for rank in shared["memory"]["ranks"]]
+    own = [rank["peak_bytes"] or 0 for rank in shared["memory"]["ranks"]]
     assert [rank["rank"] for rank in shared["memory"]["ranks"]] == list(range(ranks))
     assert shared["memory"]["peak_bytes"] == max(own) == own[shared["memory"]["worst_rank"]]
     assert json.dumps(_timeless(shared)) == json.dumps(_timeless(single))
@@ -162,20 +164,27 @@ class TestProgramsAsProcesses:
         _check_shared(_result(tmp_path / "r.json"), _result(tmp_path / "single.json"), 2)
         lines = out.splitlines()
         assert lines[0] == "CUSTOM TOKEN SELECTION TECHNIQUE WILL BE USED ------"
-        assert [each.partition(":")[0] for each in lines[2:]] == [
+        assert [each.partition(":")[0] for each in lines[1:4]] == ["Model", "Mode", "The weights are random"]
+        assert [each.partition(":")[0] for each in lines[5:]] == [
             "Avg Latency/Example", "FLOPs Ratio (attn+ffn approx)", "Questions answered", "Accuracy", "Average latency",
             "FLOPs of a prompt", "Peak memory", "Results"
         ]  # fmt: skip
-        assert re.search(r"\(CPU tensors\), of rank \d, the worst of 2$", lines[8])
+        assert re.search(r"\(CPU tensors\), of rank \d, the worst of 2$", lines[11])
         assert set(re.findall(r"rank \d of \d", err)) == {"rank 0 of 2"}
 
     def test_more_ranks_than_questions(self, tmp_path: Path) -> None:
-        """Four ranks, three questions: the fourth has nothing to do but is measured, and the results are the same.
+        """Four ranks, three questions, the second answered by an earlier run that was interrupted: the fourth rank has
+        nothing to do, the results are those of one process, and the earlier answer is kept.
 
         Takes long, as the library is imported, and each rank loads the model."""
         argv = ["--num-samples", "3", "--use-hmap-v", "--output-file"]
+        assert eval_scivqa.main([*argv, str(tmp_path / "single.json")]) == 0
+        single = _result(tmp_path / "single.json")
+        single["answers"][1]["prediction"] = "as the earlier run answered"
+        partial = single | {"complete": False, "answers": single["answers"][1:2], "memory": EARLIER}
+        (tmp_path / "r.json").write_text(json.dumps(partial))
         run = subprocess.run(
-            [sys.executable, "-c", FOUR, *argv, "r.json"],
+            [sys.executable, "-c", FOUR, "--resume", *argv, "r.json"],
             cwd=tmp_path,
             env=_environment(),
             capture_output=True,
@@ -184,10 +193,12 @@ class TestProgramsAsProcesses:
             check=False,
         )
         assert run.returncode == 0, run.stderr
-        assert eval_scivqa.main([*argv, str(tmp_path / "single.json")]) == 0
 
         assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "single.json"]
-        _check_shared(_result(tmp_path / "r.json"), _result(tmp_path / "single.json"), 4)
+        shared = _result(tmp_path / "r.json")
+        assert shared["memory"]["earlier"] == EARLIER | {"file": "r.json"}
+        assert [rank["peak_bytes"] is None for rank in shared["memory"]["ranks"]] == [False, True, False, True]
+        _check_shared(shared, single, 4)
 
     def test_bad_usage_is_said_once(self, tmp_path: Path) -> None:
         """A wrong flag: one line for all ranks, exit code not 0, nothing written."""
