@@ -17,7 +17,7 @@ from vram.replaying.rerunnable import forget
 from vram.summary import Check
 from vram.text import apart, rate_text
 from vram.units import format_bytes, parse_bytes
-from vram.verdict.channels import convicting, overall, verdicts
+from vram.verdict.channels import PASSING, convicting, overall, verdicts
 from vram.verdict.growth import Forecast, Verdict
 from vram.verdict.peak import judge_peak
 from vram.verdict.ratio import compare
@@ -42,6 +42,8 @@ def replay(
     warmup_laps: int = 1,
     meters: Sequence[Meter] | None = None,
     name: str | None = None,
+    allocates: bool = True,
+    cache_budget: str | int | None = None,
 ) -> Recording:
     """Run `step` on every sample, lap after lap, and return all readings.
 
@@ -50,13 +52,26 @@ def replay(
     peaks alone, with no verdict on growth. After each step the result is dropped, garbage collected, the device waited
     for and every meter read. Nothing that `step` made is kept.
 
-    Raises ValueError for no samples or too few laps; TypeError for arguments of a wrong type, and where `step` returns
-    work that has not run (a generator, a coroutine, an async generator, a map or a filter, or a container or an
-    iterator of such); OutOfMemory (with sample, line, bytes and what was alive) where a step runs out of memory; any
-    other exception of `step` comes through unchanged.
+    Where no sample allocates anything on the device measured, the figures say nothing of `step`, and checks that would
+    pass are inconclusive; `allocates=False` says that it need not. `cache_budget` ("48 MiB", or bytes) is what a
+    bounded cache may fill before growth counts.
+
+    Raises ValueError for no samples, too few laps or a size that cannot be read; TypeError for arguments of a wrong
+    type, and where `step` returns work that has not run (a generator, a coroutine, an async generator, a map or a
+    filter, or a container or an iterator of such); OutOfMemory (with sample, line, bytes and what was alive) where a
+    step runs out of memory; any other exception of `step` comes through unchanged.
     """
     __tracebackhide__ = hidden_on_oom
-    plan = planned(step, samples, laps=laps, warmup_laps=warmup_laps, meters=meters, name=name)
+    plan = planned(
+        step,
+        samples,
+        laps=laps,
+        warmup_laps=warmup_laps,
+        meters=meters,
+        name=name,
+        allocates=allocates,
+        cache_budget=cache_budget,
+    )
     try:
         return record(plan)
     except OutOfMemory as error:
@@ -68,19 +83,26 @@ def replay(
 
 
 def assert_stable(
-    recording: Recording, *, save: Callable[[dict[str, Any]], Path] | None = None, card: Card | None = None
+    recording: Recording,
+    *,
+    cache_budget: str | int | None = None,
+    save: Callable[[dict[str, Any]], Path] | None = None,
+    card: Card | None = None,
 ) -> None:
     """Pass where every exact channel is stable or on a plateau, and the driver's count of this process does not grow.
 
-    Other noisy channels are reported, and never fail a test. Raises MemoryGrowth, Undecided, or Inconclusive where no
-    exact channel was measured. On growth the samples are run again with tracing, and the error names lines, holders and
-    when `card` is full (the device's own where it is not named); `save` writes the memory viewer's snapshot of that
-    rerun and returns its path. The step and the samples of the recording are let go of, either way.
+    Other noisy channels are reported, and never fail a test. `cache_budget` replaces that of the replay, which needs
+    fewer laps where it is given there.
+
+    Raises MemoryGrowth, Undecided, or Inconclusive where no exact channel was measured or nothing was allocated. On
+    growth the samples are run again with tracing, and the error names lines, holders and when `card` is full (the
+    device's own where it is not named); `save` writes the memory viewer's snapshot of that rerun and returns its path.
+    The step and the samples of the recording are let go of, either way.
     """
     __tracebackhide__ = True  # pytest then shows the test's own line
-    judged = verdicts(recording)
+    judged = verdicts(recording, cache_budget_bytes=None if cache_budget is None else parse_bytes(cache_budget))
     channel, verdict = overall(recording, judged)
-    if verdict.status in ("stable", "plateau"):
+    if verdict.status in PASSING:
         forget(recording)
         return
     text = _growth_text(recording, channel, judged, card)
@@ -100,7 +122,7 @@ def assert_peak(
 
     Channels are absolute: `besides_bytes` were kept alive by others throughout, and the limit does not mean them.
     `limit` is a size ("18 GiB"), bytes, or a `Budget`. Raises PeakExceeded; Inconclusive where the channel was not
-    measured or the budget is new; ValueError for a size that cannot be read.
+    measured, nothing was allocated or the budget is new; ValueError for a size that cannot be read.
     """
     __tracebackhide__ = True
     check = check_peak(recording, limit, channel, besides_bytes=besides_bytes)
@@ -121,6 +143,9 @@ def check_peak(
         return Check(kind, "inconclusive", f"{channel} was not measured: {reason}", channel, limit_bytes=limit_bytes)
     figure_bytes = recording.peak_bytes(channel) - besides_bytes
     overrun = judge_peak(figure_bytes, limit_bytes, recording.tolerance_bytes.get(channel, 0))
+    if overrun is None and (reason := recording.unseen(channel)):
+        text = f"inconclusive: {reason}"
+        return Check(kind, "inconclusive", text, channel, figure_bytes, limit_bytes, besides_bytes)
     if overrun is None:
         text = "{} of {} allowed".format(*apart(figure_bytes, limit_bytes))
         return Check(kind, "passed", f"{channel} {text}", channel, figure_bytes, limit_bytes, besides_bytes)
@@ -135,7 +160,7 @@ def raise_unless_passed(name: str, check: Check) -> None:
     if check.status == "over":
         raise PeakExceeded(f"{name}: {check.text}")
     if check.status != "passed":
-        raise Inconclusive(check.text)
+        raise Inconclusive(check.text.removeprefix("inconclusive: "))
 
 
 def assert_ratio(

@@ -18,6 +18,7 @@ MarkReadings: TypeAlias = tuple[tuple[Int64, ...], ...]
 # Most telling first. Live before peak, as peaks follow what is alive; requested before allocated, as blocks follow
 # requests.
 CHANNELS = ("requested", "requested_peak", "allocated", "allocated_peak", "reserved", "driver", "host")
+_PEAK = "_peak"
 
 
 @dataclass(frozen=True, repr=False)
@@ -28,6 +29,9 @@ class Recording:
     reading taken before sample 0. `marks[name][channel][lap][sample]` are the readings taken at `vram.mark(name)`.
     `exact` names the channels that give the same bytes on every replay. `absent` maps a channel that could not be read
     to the reason; it has no figures, never 0. `seconds` (laps, samples) is the wall time of each step.
+
+    `device` is where the exact channels count, as `vram.meters.resolve_device` names it. `allocates` is False where the
+    step was said to need no memory there. `cache_budget_bytes` is what a declared bounded cache may fill.
     """
 
     name: str
@@ -41,6 +45,9 @@ class Recording:
     seconds: npt.NDArray[np.float64]
     warmup_laps: int
     base_laps: int = field(default=5)
+    device: str = ""
+    allocates: bool = True
+    cache_budget_bytes: int = 0
 
     def __repr__(self) -> str:
         # The figures would fill the screen of every failing test that holds a recording.
@@ -67,11 +74,39 @@ class Recording:
         """Laps x samples."""
         return int(self.seconds.size)
 
+    @property
+    def nothing_allocated(self) -> str:
+        """Why the figures say nothing of the step: no sample took memory on `device`; "" where one did, or need not.
+
+        Then every exact reading, and every sample's peak, is what was alive before sample 0. Without an exact peak, or
+        with a device that is not known, nobody can say.
+        """
+        peaks = [channel for channel in self.exact if channel.endswith(_PEAK)]
+        if not self.allocates or not self.device or not peaks:
+            return ""
+        alive = {channel: self.before.get(channel.removesuffix(_PEAK), self.before[channel]) for channel in self.exact}
+        if any((self.channels[channel] != n_bytes).any() for channel, n_bytes in alive.items()):
+            return ""
+        return nothing_allocated_text(self.device, "in any sample", "replay it with allocates=False")
+
+    def unseen(self, channel: str) -> str:
+        """Why `channel` says nothing of the step; "" where it does, as the driver's and the host's always do."""
+        return "" if channel in ("driver", "host") else self.nothing_allocated
+
     def peak_bytes(self, channel: str = "requested_peak") -> int:
         """The highest reading of `channel` over all laps and samples. Raises KeyError, with the reason, if absent."""
         if channel not in self.channels:
             raise KeyError(f"{channel} was not measured: {self.absent.get(channel, 'no meter reads it')}")
         return int(self.channels[channel].max())
+
+
+def nothing_allocated_text(device: str, where: str, otherwise: str) -> str:
+    """The words for work that took no memory on the device measured, and the two ways out."""
+    place = f"cuda:0 of {device}" if device.startswith("simulated") else device
+    return (
+        f"nothing was allocated on {place} {where}: are model and samples on `vram.torch_device`? "
+        f"Where that is as it should be, {otherwise}"
+    )
 
 
 def check_recording(recording: object, channel: str | None = None) -> None:

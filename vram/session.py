@@ -22,6 +22,7 @@ from vram.replaying.measurement import Measurement, measure
 from vram.replaying.rerunnable import forget, name_of
 from vram.summary import NEEDS_ATTENTION, Check, RatioSummary, RecordingSummary, merged_environment
 from vram.summary.recording import OWN_KEYS
+from vram.units import parse_bytes
 from vram.verdict.channels import verdicts
 from vram.verdict.ratio import compare
 from vram.verdict.summarize import summarize, summarize_out_of_memory
@@ -88,6 +89,8 @@ class VramSession:
         meters: Sequence[Meter] | None = None,
         name: str | None = None,
         facts: Mapping[str, str] | None = None,
+        allocates: bool = True,
+        cache_budget: str | int | None = None,
     ) -> Recording:
         """`vram.replay` on the session's device and laps; an argument comes before an option.
 
@@ -109,6 +112,8 @@ class VramSession:
                 warmup_laps=warmup_laps,
                 meters=default_meters(self.options.device) if meters is None else meters,
                 name=name,
+                allocates=allocates,
+                cache_budget=cache_budget,
             )
         except OutOfMemory as error:
             self._add(replace(summarize_out_of_memory(name or name_of(step), error), **key))
@@ -133,14 +138,16 @@ class VramSession:
         """`with vram.measure() as m:` on the session's device; see `vram.measure`."""
         return measure(self.options.device)
 
-    def assert_stable(self, recording: Recording) -> None:
+    def assert_stable(self, recording: Recording, *, cache_budget: str | int | None = None) -> None:
         """See `vram.assert_stable`. What explains growth goes into the summary too, and a snapshot into a file."""
         __tracebackhide__ = True
         check_recording(recording)
-        self._touch(recording)
+        if self._touch(recording) and cache_budget is not None:
+            self._rejudge(recording, parse_bytes(cache_budget))
         try:
             api.assert_stable(
                 recording,
+                cache_budget=cache_budget,
                 save=lambda snapshot: self._save(recording.name, snapshot),
                 card=find_card(self.options.card) if self.options.card else None,
             )
@@ -153,6 +160,12 @@ class VramSession:
             if self._touch(recording):
                 self._check(recording, _inconclusive("growth", recording, error))
             raise
+
+    def _rejudge(self, recording: Recording, cache_budget_bytes: int) -> None:
+        """Let the summary say the verdict with this budget for caches."""
+        new = summarize(recording, cache_budget_bytes=cache_budget_bytes)
+        fields = ("verdict", "verdict_channel", "reason", "bytes_per_sample", "channels", "cache_budget_bytes")
+        self._change(recording, **{name: getattr(new, name) for name in fields})
 
     def _save(self, name: str, snapshot: dict[str, Any]) -> Path:
         from vram.explanation.snapshot import write_snapshot  # only where something grows
@@ -186,7 +199,7 @@ class VramSession:
         __tracebackhide__ = True
         check_recording(recording, channel)
         self._touch(recording)
-        if isinstance(limit, Budget) and channel in recording.channels:
+        if isinstance(limit, Budget) and channel in recording.channels and not recording.unseen(channel):
             limit = self.accept(limit, recording.peak_bytes(channel) - besides_bytes)
         check = api.check_peak(recording, limit, channel, besides_bytes=besides_bytes)
         self._check(recording, check)

@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Literal
 
 from vram.history.criteria import GROWTH, Criterion, criteria_of, figure_in, figures, is_exact
-from vram.history.entries import OUT_OF_MEMORY, Entry
+from vram.history.entries import INCONCLUSIVE, OUT_OF_MEMORY, Entry
 from vram.text import bytes_text, exact_text
 
 Status = Literal["regressed", "drifted", "within", "improved", "same", "reported", "not measured"]
@@ -123,7 +123,7 @@ def judge(
         return Judged(head, None)
     if OUT_OF_MEMORY in (head.verdict, base.entry.verdict):
         return _out_of_memory(head, base)
-    if head.verdict is None and not head.peaks_alone:
+    if head.verdict == INCONCLUSIVE or (head.verdict is None and not head.peaks_alone):
         return Judged(head, base, reason=head.reason)
     own = criteria_of(head, criteria)
     now, before = figures(head), figures(base.entry)

@@ -11,7 +11,7 @@ from vram.history.keys import Key, canonical, key_of, name_of
 from vram.summary import ChannelSummary, MarkedSummary, RecordingSummary
 
 SCHEMA = 1
-OUT_OF_MEMORY = "out of memory"
+OUT_OF_MEMORY, INCONCLUSIVE = "out of memory", "inconclusive"
 # Channels of a marked test: above what was alive when its body began.
 BODY_PEAK, BODY_KEPT = "body_peak", "body_kept"
 _SAME = "="
@@ -90,7 +90,7 @@ def of_summary(
     return Entry(
         key=key,
         test=test,
-        verdict=summary.verdict,
+        verdict=INCONCLUSIVE if summary.nothing_allocated and summary.verdict is None else summary.verdict,
         reason=summary.reason,
         channels={name: _channel(channel) for name, channel in summary.channels.items()},
         seconds=_seconds(summary),
@@ -125,8 +125,8 @@ def of_marked(summary: MarkedSummary, environment: Mapping[str, object]) -> Entr
     return Entry(
         key=key_of(environment, test=summary.test),
         test=summary.test,
-        verdict="failed" if summary.over else "passed",
-        reason="",
+        verdict=summary.verdict,
+        reason=summary.inconclusive,
         channels={
             name: Channel(exact=True, most_bytes=n_bytes, last_bytes=n_bytes)
             for name, n_bytes in figures.items()

@@ -30,11 +30,13 @@ class MeasuredBody:
     """Bytes above those alive when the body began; None until it has ended well. `kept_bytes` is for leak_free alone.
 
     Negative `kept_bytes` were alive before and are not any more. `kept` names the tensors, where too many were kept.
+    `nothing_allocated`: nothing was taken or given back on the device.
     """
 
     peak_bytes: int | None = None
     kept_bytes: int | None = None
     kept: list[str] = field(default_factory=list)
+    nothing_allocated: bool = False
 
 
 @contextmanager
@@ -60,6 +62,7 @@ def measured(limits: MarkerLimits, device: str, let_go: Callable[[], None]) -> I
                 let_go()
                 gc.collect()
     body.peak_bytes = measurement.peak_bytes - measurement.before_bytes
+    body.nothing_allocated = measurement.nothing_allocated
     if before is not None:
         body.kept_bytes = measurement.live_bytes - measurement.before_bytes
         if body.kept_bytes > (limits.allow_bytes or 0):

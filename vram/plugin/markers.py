@@ -2,6 +2,7 @@
 
 `vram_limit("48 MiB")`: the peak above what is alive when the body of the test begins. `vram_leak_free`, or
 `vram_leak_free(allow="1 MiB")` for a known leak: bytes that are alive when the body ends and were not when it began.
+Either takes `allocates=False`, for a test that need not allocate anything on the device measured.
 """
 
 from __future__ import annotations
@@ -40,10 +41,19 @@ class Mark(Protocol):
 
 @dataclass(frozen=True)
 class MarkerLimits:
-    """Limits that a test's markers set, in bytes; None for a marker that is not there."""
+    """Limits that a test's markers set, in bytes; None for a marker that is not there.
+
+    `allocates` is False where a marker says that the test need not allocate anything.
+    """
 
     limit_bytes: int | None
     allow_bytes: int | None
+    allocates: bool = True
+
+    @property
+    def expects_allocations(self) -> bool:
+        """False where the test was said to allocate nothing, in words or by a limit of 0."""
+        return self.allocates and self.limit_bytes != 0
 
 
 def limits_of(item: pytest.Item) -> MarkerLimits | None:
@@ -109,7 +119,8 @@ def marker_limits(marks: Iterable[Mark]) -> MarkerLimits | None:
         return None
     limit = [_limit(mark) for mark in by_name[LIMIT]]
     allow = [_allow(mark) for mark in by_name[LEAK_FREE]]
-    return MarkerLimits(limit[0] if limit else None, allow[0] if allow else None)
+    allocates = [_allocates(mark) for marks in by_name.values() for mark in marks]
+    return MarkerLimits(limit[0] if limit else None, allow[0] if allow else None, all(allocates))
 
 
 def judge(
@@ -135,15 +146,22 @@ def judge(
 
 
 def _limit(mark: Mark) -> int:
-    if len(mark.args) != 1 or mark.kwargs:
+    if len(mark.args) != 1 or mark.kwargs.keys() - {"allocates"}:
         raise ValueError(f'{LIMIT} takes one size, as in {LIMIT}("48 MiB"), got {_written(mark)}')
     return _size(mark, mark.args[0])
 
 
 def _allow(mark: Mark) -> int:
-    if mark.args or mark.kwargs.keys() - {"allow"}:
+    if mark.args or mark.kwargs.keys() - {"allow", "allocates"}:
         raise ValueError(f'{LEAK_FREE} takes allow="SIZE" and nothing else, got {_written(mark)}')
     return _size(mark, mark.kwargs.get("allow", 0))
+
+
+def _allocates(mark: Mark) -> bool:
+    allocates = mark.kwargs.get("allocates", True)
+    if not isinstance(allocates, bool):
+        raise ValueError(f"{mark.name}: allocates must be True or False, got {allocates!r}")
+    return allocates
 
 
 def _size(mark: Mark, size: Any) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vram.errors import Inconclusive
 from vram.plugin.failures import Failures
 from vram.plugin.markers import LEAK_FREE, LIMIT, judge, limits_of
 from vram.plugin.options import option, whole_option
@@ -20,6 +21,7 @@ from vram.plugin.outcomes import raise_in
 from vram.summary import MarkedSummary, RecordingSummary
 
 if TYPE_CHECKING:
+    from vram.plugin.body import MeasuredBody
     from vram.plugin.markers import MarkerLimits
     from vram.session import VramSession
 
@@ -223,12 +225,26 @@ class Measuring:
         with measured(limits, self.device(), _let_go_of_logs) as body:
             yield
         assert body.peak_bytes is not None
+        error = judge(limits, body.peak_bytes, body.kept_bytes, body.kept) or self._unseen(limits, body)
         item.stash[MARKED] = MarkedSummary(
-            item.nodeid, body.peak_bytes, limits.limit_bytes, body.kept_bytes, limits.allow_bytes
+            item.nodeid,
+            body.peak_bytes,
+            limits.limit_bytes,
+            body.kept_bytes,
+            limits.allow_bytes,
+            inconclusive="nothing was allocated" if isinstance(error, Inconclusive) else "",
         )
-        error = judge(limits, body.peak_bytes, body.kept_bytes, body.kept)
         if error is not None:
             raise_in(item, error)
+
+    def _unseen(self, limits: MarkerLimits, body: MeasuredBody) -> Inconclusive | None:
+        """The error for a body that worked elsewhere, if at all. On the CPU a test without tensors is an ordinary one:
+        there is hardly another device that it could mean."""
+        if self.device() == "cpu" or not limits.expects_allocations or not body.nothing_allocated:
+            return None
+        from vram.recording import nothing_allocated_text
+
+        return Inconclusive(nothing_allocated_text(self.device(), "by the test", "give its marker allocates=False"))
 
 
 def measures(item: pytest.Item) -> bool:

@@ -20,6 +20,7 @@ from vram.replaying.marks import listening
 from vram.replaying.out_of_memory import is_out_of_memory, out_of_memory
 from vram.replaying.pending import refuse_pending
 from vram.replaying.rerunnable import Rerunnable, name_of, remember
+from vram.units import parse_bytes
 from vram.verdict.channels import judged_figures
 from vram.verdict.growth import Verdict, judge_growth
 
@@ -38,6 +39,8 @@ class Plan:
     base_laps: int
     warmup_laps: int
     name: str
+    allocates: bool = True
+    cache_budget_bytes: int = 0
 
 
 def planned(
@@ -48,10 +51,13 @@ def planned(
     warmup_laps: int,
     meters: Sequence[Meter] | None,
     name: str | None,
+    allocates: bool = True,
+    cache_budget: str | int | None = None,
 ) -> Plan:
     """A plan from arguments as `vram.replay` takes them.
 
-    Raises ValueError for no samples or too few laps, TypeError for arguments of a wrong type.
+    Raises ValueError for no samples, too few laps or a size that cannot be read, TypeError for arguments of a wrong
+    type.
     """
     lap_samples = _checked(step, samples, laps, warmup_laps)
     base_laps = DEFAULT_LAPS if laps is None else laps
@@ -63,7 +69,15 @@ def planned(
         least = max(warmup_laps, 0) + 2
         raise ValueError(f"laps must be at least {least} (warm-up + 2), or 1 for peaks alone, got {base_laps}")
     used = tuple(meters or default_meters())
-    return Plan(Rerunnable(step, lap_samples, _device_of(used)), used, base_laps, warmup_laps, name or name_of(step))
+    return Plan(
+        Rerunnable(step, lap_samples, _device_of(used)),
+        used,
+        base_laps,
+        warmup_laps,
+        name or name_of(step),
+        allocates=allocates,
+        cache_budget_bytes=parse_bytes(cache_budget or 0),
+    )
 
 
 def _checked(step: Callable[[Any], object], samples: Iterable[Any], laps: object, warmup_laps: object) -> list[Any]:
@@ -95,14 +109,14 @@ def record(plan: Plan) -> Recording:
     with ExitStack() as stack:
         meters = [stack.enter_context(meter) for meter in plan.meters]
         stack.enter_context(cheap_collections())
-        loop = _Loop(plan.rerunnable.step, plan.rerunnable.samples, meters)
+        loop = _Loop(plan, meters)
         laps: int | None = plan.base_laps
         while laps is not None:
             while loop.laps < laps:
                 loop.run_lap()
-            needed = (loop.laps_needed(channel, plan.warmup_laps, plan.base_laps) for channel in loop.channels)
+            needed = (loop.laps_needed(channel) for channel in loop.channels)
             laps = max(needed, default=0) or None if plan.base_laps > 1 else None
-        recording = loop.recording(plan.name, plan.warmup_laps, plan.base_laps)
+        recording = loop.recording()
     remember(recording, plan.rerunnable)
     return recording
 
@@ -110,10 +124,11 @@ def record(plan: Plan) -> Recording:
 class _Loop:
     """Readings in the making: plain lists of ints, so that they weigh nothing in what they measure."""
 
-    def __init__(self, step: Callable[[Any], object], samples: list[Any], meters: list[Meter]) -> None:
+    def __init__(self, plan: Plan, meters: list[Meter]) -> None:
         from vram.meters.environment import environment  # late: importing vram imports no torch
 
-        self.step, self.samples, self.meters = step, samples, meters
+        self.plan, self.meters = plan, meters
+        self.step, self.samples = plan.rerunnable.step, plan.rerunnable.samples
         self.environment = environment(meters)
         self.figures: dict[str, list[list[int]]] = defaultdict(list)
         self.seconds: list[list[float]] = []
@@ -142,15 +157,19 @@ class _Loop:
     def laps(self) -> int:
         return len(self.seconds)
 
-    def judge(self, channel: str, warmup_laps: int, base_laps: int) -> Verdict:
-        figures = judged_figures({channel: self.readings(channel) for channel in self.channels}, channel)
-        tolerance_bytes = self.tolerance_bytes.get(channel, 0)
-        return judge_growth(figures, warmup_laps=warmup_laps, base_laps=base_laps, tolerance_bytes=tolerance_bytes)
+    def judge(self, channel: str) -> Verdict:
+        return judge_growth(
+            judged_figures({channel: self.readings(channel) for channel in self.channels}, channel),
+            warmup_laps=self.plan.warmup_laps,
+            base_laps=self.plan.base_laps,
+            tolerance_bytes=self.tolerance_bytes.get(channel, 0),
+            cache_budget_bytes=self.plan.cache_budget_bytes,
+        )
 
-    def laps_needed(self, channel: str, warmup_laps: int, base_laps: int) -> int:
+    def laps_needed(self, channel: str) -> int:
         """Laps that the rule needs in all; 0 for no more. A noisy channel needs more only where every lap rose."""
-        verdict = self.judge(channel, warmup_laps, base_laps)
-        rose_always = verdict.rises == verdict.laps - warmup_laps - 1
+        verdict = self.judge(channel)
+        rose_always = verdict.rises == verdict.laps - self.plan.warmup_laps - 1
         return verdict.laps_wanted or 0 if channel in self.deciding or rose_always else 0
 
     def readings(self, channel: str) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -206,10 +225,10 @@ class _Loop:
                 by_lap.append([[] for _ in self.samples])
             by_lap[-1][index].append(value)
 
-    def recording(self, name: str, warmup_laps: int, base_laps: int) -> Recording:
-        channels = self.channels
+    def recording(self) -> Recording:
+        channels, plan = self.channels, self.plan
         return Recording(
-            name=name,
+            name=plan.name,
             channels={channel: self.readings(channel) for channel in channels},
             before={channel: self.before[channel] for channel in channels},
             exact=self.exact,
@@ -221,8 +240,11 @@ class _Loop:
             },
             environment=self.environment,
             seconds=np.array(self.seconds, dtype=np.float64),
-            warmup_laps=warmup_laps,
-            base_laps=base_laps,
+            warmup_laps=plan.warmup_laps,
+            base_laps=plan.base_laps,
+            device=plan.rerunnable.device,
+            allocates=plan.allocates,
+            cache_budget_bytes=plan.cache_budget_bytes,
         )
 
     def _frozen_marks(self, by_lap: list[list[list[int]]]) -> MarkReadings:

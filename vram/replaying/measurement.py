@@ -15,7 +15,7 @@ class Measurement:
         self._meter: Meter | None = meter
         self._figures: dict[str, int] = meter.read()
         self.before_bytes = self._figures["requested"]
-        self.source = meter.source
+        self.source, self.device = meter.source, meter.device
 
     @property
     def live_bytes(self) -> int:
@@ -26,6 +26,11 @@ class Measurement:
     def peak_bytes(self) -> int:
         """The most bytes requested at once since the block began."""
         return self._read()["requested_peak"]
+
+    @property
+    def nothing_allocated(self) -> bool:
+        """Whether nothing was taken or given back on the device: the block may have worked on another."""
+        return self.peak_bytes == self.live_bytes == self.before_bytes
 
     def _read(self) -> dict[str, int]:
         if self._meter is not None:

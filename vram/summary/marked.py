@@ -13,7 +13,7 @@ from vram.text import apart
 class MarkedSummary:
     """One test with markers: bytes above what was alive when its body began, and those it left behind.
 
-    `regressions` say what it needs more than its base in the history.
+    `regressions` say what it needs more than its base in the history; `inconclusive`, why the figures say nothing.
     """
 
     test: str
@@ -23,6 +23,7 @@ class MarkedSummary:
     allow_bytes: int | None = None
     regressions: tuple[str, ...] = ()
     expected: bool = False
+    inconclusive: str = ""
 
     @property
     def over(self) -> list[str]:
@@ -35,11 +36,16 @@ class MarkedSummary:
         ]
 
     @property
-    def outcome(self) -> Literal["over limit", "regression", "expected", "passed"]:
+    def outcome(self) -> Literal["over limit", "regression", "inconclusive", "expected", "passed"]:
         """The worst that is known of the test, or "expected"."""
         if not self.over and not self.regressions:
-            return "passed"
+            return "inconclusive" if self.inconclusive else "passed"
         return "expected" if self.expected else "over limit" if self.over else "regression"
+
+    @property
+    def verdict(self) -> Literal["failed", "inconclusive", "passed"]:
+        """How its own figures stand to its limits."""
+        return "failed" if self.over else "inconclusive" if self.inconclusive else "passed"
 
     @property
     def needs_attention(self) -> bool:
@@ -51,7 +57,7 @@ class MarkedSummary:
         """The outcome, with by how many bytes it is over."""
         if self.outcome == "passed":
             return "passed"
-        return f"{self.outcome}: {', '.join(self.over or self.regressions)}"
+        return f"{self.outcome}: {', '.join(self.over or self.regressions or [self.inconclusive])}"
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
@@ -66,5 +72,4 @@ class MarkedSummary:
 
     def to_json(self) -> dict[str, Any]:
         """One entry of the report's `tests` (schema 1)."""
-        verdict = "failed" if self.over else "passed"
-        return {**asdict(self), "verdict": verdict, "outcome": self.outcome, "regressions": list(self.regressions)}
+        return {**asdict(self), "verdict": self.verdict, "outcome": self.outcome, "regressions": list(self.regressions)}

@@ -50,6 +50,7 @@ _CHECK = {
 _OPTIONAL: Any = {
     "verdict_channel": str,
     "budget_bytes": int,
+    "cache_budget_bytes": int,
     "besides_bytes": int,
     "seconds": (int, float),
     "checks": [_CHECK],
@@ -57,6 +58,7 @@ _OPTIONAL: Any = {
     "marks": {_ANY: {"sample": int, "channels": {_ANY: [[int]]}}},
     "at_peak": {"sample": int, "lines": [_LINE]},
     "expected": bool,
+    "nothing_allocated": bool,
     "named": bool,
     "facts": {_ANY: str},
     "environment": {_ANY: object},
@@ -126,6 +128,7 @@ def marked_from_json(data: Mapping[str, Any]) -> MarkedSummary:
     _fits(data, _TEST)
     regressions = data.get("regressions") or []
     _fits(regressions, [str], f"regressions of {data['test'][:40]}")
+    _fits(data.get("inconclusive", ""), str, f"inconclusive of {data['test'][:40]}")
     return MarkedSummary(**{**_only(MarkedSummary, data), "regressions": tuple(regressions)})
 
 

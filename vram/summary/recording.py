@@ -105,6 +105,7 @@ class RecordingSummary:
 
     `verdict` is that of growth ("grows", "undecided", "plateau", "stable"), "out of memory", or None without one;
     `outcome` is what happened to the run. `expected`: each failure was that of a test that is expected to fail.
+    `nothing_allocated`: no sample took memory on the device measured, so that nothing is known of the step.
     """
 
     name: str
@@ -129,6 +130,8 @@ class RecordingSummary:
     named: bool = True
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, int | float | str | None] = field(default_factory=dict)
+    nothing_allocated: bool = False
+    cache_budget_bytes: int = 0
 
     @property
     def outcome(self) -> Outcome:
@@ -141,7 +144,7 @@ class RecordingSummary:
         """`outcome`, whether or not a failure was expected."""
         statuses = {(check.kind == "base", check.status) for check in self.checks}
         over = (False, "over") in statuses or any(ratio.over for ratio in self.ratios)
-        alone = self.laps == 1 and self.verdict is None
+        alone = self.laps == 1 and self.verdict is None and not self.nothing_allocated
         known: dict[Outcome, bool] = {
             "out of memory": self.verdict == "out of memory",
             "grows": self.verdict == "grows",
@@ -222,12 +225,12 @@ class RecordingSummary:
     def reasons(self) -> list[str]:
         """Why the outcome is what it is, a line each: growth, then each limit, ratio and base that failed or is new."""
         prefix = "" if self.reason.startswith("out of memory") else f"{self.verdict or 'inconclusive'}: "
-        no_verdict = self.verdict is None and self.laps != 1
+        no_verdict = self.verdict is None and (self.laps != 1 or self.nothing_allocated)
         said = any(check.kind == "growth" for check in self.checks)
         speaks = self.verdict in ("out of memory", "grows", "undecided") or (no_verdict and not said)
         lines = [f"{self.name}: {prefix}{self.reason}"] * speaks
         lines += [f"{self.name}: {check.text}" for check in self.checks if check.status != "passed"]
-        return lines + [ratio.text for ratio in self.ratios if ratio.over]
+        return list(dict.fromkeys(lines)) + [ratio.text for ratio in self.ratios if ratio.over]
 
     @property
     def explanation_lines(self) -> list[str]:

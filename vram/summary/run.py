@@ -70,7 +70,7 @@ class RunSummary:
             parts.append(f"{len(self.otherwise)} {_tests(len(self.otherwise))} failed for a reason that is not memory")
         total = len(self.recordings) + len(self.tests)
         failing = len(self.failing) + len(self.failed_tests)
-        open_ = sum(one.outcome in NO_DECISION for one in self.recordings)
+        open_ = sum(one.outcome in NO_DECISION for one in (*self.recordings, *self.tests))
         if failing:
             begin = f"{failing} of {total} need attention"
         elif open_:

@@ -8,6 +8,7 @@ from vram.errors import Inconclusive
 from vram.recording import CHANNELS, Int64, Recording, check_recording
 from vram.verdict.growth import Status, Verdict, judge_growth
 
+PASSING: tuple[Status, ...] = ("plateau", "stable")
 _WORST_FIRST: tuple[Status, ...] = ("grows", "undecided", "plateau", "stable")
 
 
@@ -26,10 +27,10 @@ def convicting(recording: Recording) -> frozenset[str]:
     return recording.exact | ({"driver"} & recording.channels.keys() if own else set())
 
 
-def verdicts(recording: Recording) -> dict[str, Verdict]:
+def verdicts(recording: Recording, *, cache_budget_bytes: int | None = None) -> dict[str, Verdict]:
     """The verdict on every measured channel, most telling first; the driver's without what is `reserved`.
 
-    Empty for a recording of one lap, which is of peaks alone.
+    Empty for a recording of one lap, which is of peaks alone. `cache_budget_bytes` replaces the recording's own.
     """
     check_recording(recording)
     if recording.laps == 1:
@@ -41,6 +42,7 @@ def verdicts(recording: Recording) -> dict[str, Verdict]:
             warmup_laps=recording.warmup_laps,
             base_laps=recording.base_laps,
             tolerance_bytes=recording.tolerance_bytes.get(channel, 0),
+            cache_budget_bytes=recording.cache_budget_bytes if cache_budget_bytes is None else cache_budget_bytes,
         )
         for channel in sorted(recording.channels, key=lambda channel: order.get(channel, len(order)))
     }
@@ -49,11 +51,13 @@ def verdicts(recording: Recording) -> dict[str, Verdict]:
 def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, Verdict]:
     """The channel that decides, with its verdict: the worst of the exact ones, or the driver's where that alone grows.
 
-    Raises Inconclusive where no exact channel was measured.
+    Raises Inconclusive where no exact channel was measured, or nothing grows and nothing was allocated either.
     """
     if not recording.exact:
         reasons = "; ".join(f"{channel}: {why}" for channel, why in recording.absent.items())
         raise Inconclusive(f"{recording.name}: no exact channel was measured ({reasons or 'no meter reads one'})")
+    if not judged and recording.nothing_allocated:
+        raise Inconclusive(f"{recording.name}: {recording.nothing_allocated}")
     if not judged:
         raise Inconclusive(f"{recording.name}: growth is judged over laps, and one was run")
     may_convict = convicting(recording)
@@ -63,4 +67,6 @@ def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, V
         if channel in recording.exact or (channel in may_convict and verdict.status == "grows")
     }
     channel = min(deciding, key=lambda name: _WORST_FIRST.index(deciding[name].status))
+    if deciding[channel].status in PASSING and recording.nothing_allocated:
+        raise Inconclusive(f"{recording.name}: {recording.nothing_allocated}")
     return channel, deciding[channel]

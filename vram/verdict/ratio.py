@@ -147,7 +147,8 @@ def compare(
 
     `besides_bytes` is what both hold all along and the ratio does not mean (the weights); `lengths` has one input
     length a sample of the lap; `samples` chooses some of the lap's samples by number. Raises Inconclusive where the
-    channel was not measured in both or they were not measured alike, ValueError as `judge_ratio` does.
+    channel was not measured in both, they were not measured alike, or all is well and one of them allocated nothing;
+    ValueError as `judge_ratio` does.
     """
     for side in (recording, reference):
         check_recording(side, channel)
@@ -160,7 +161,7 @@ def compare(
     chosen = list(range(needed.size) if samples is None else samples)
     if any(not 0 <= number < needed.size for number in chosen):
         raise ValueError(f"samples must be in 0..{needed.size - 1}, got {chosen}")
-    return judge_ratio(
+    ratio = judge_ratio(
         needed[chosen] - besides_bytes,
         base[chosen] - besides_bytes,
         at_most,
@@ -171,6 +172,10 @@ def compare(
         reference=reference.name,
         channel=channel,
     )
+    for side in (recording, reference):
+        if not ratio.over and (reason := side.unseen(channel)):
+            raise Inconclusive(f"{side.name}: {reason}")
+    return ratio
 
 
 def _check_alike(recording: Recording, reference: Recording, channel: str) -> None:

@@ -11,9 +11,14 @@ from vram.verdict.channels import overall, verdicts
 from vram.verdict.growth import Verdict
 
 
-def summarize(recording: Recording) -> RecordingSummary:
-    """The summary of a recording, before anything is asserted of it."""
-    judged = verdicts(recording)
+def summarize(recording: Recording, *, cache_budget_bytes: int | None = None) -> RecordingSummary:
+    """The summary of a recording, before anything is asserted of it.
+
+    `cache_budget_bytes` replaces the recording's own.
+    """
+    if cache_budget_bytes is None:
+        cache_budget_bytes = recording.cache_budget_bytes
+    judged = verdicts(recording, cache_budget_bytes=cache_budget_bytes)
     absent = dict(recording.absent)
     decided: dict[str, Any]
     try:
@@ -27,6 +32,8 @@ def summarize(recording: Recording) -> RecordingSummary:
     except Inconclusive as error:
         decided = {"reason": str(error).removeprefix(f"{recording.name}: ")}
         absent["verdict"] = "growth is judged over laps, and one was run" if recording.laps == 1 else str(error)
+        if recording.nothing_allocated:
+            absent["verdict"] = "nothing was allocated"
     return RecordingSummary(
         name=recording.name,
         laps=recording.laps,
@@ -38,6 +45,8 @@ def summarize(recording: Recording) -> RecordingSummary:
         marks=_marks(recording),
         environment=dict(recording.environment),
         absent=absent,
+        nothing_allocated=bool(recording.nothing_allocated),
+        cache_budget_bytes=cache_budget_bytes,
     )
 
 
