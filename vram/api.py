@@ -12,6 +12,7 @@ from vram.cards import Card
 from vram.errors import Inconclusive, MemoryGrowth, OutOfMemory, PeakExceeded, RatioExceeded, Undecided
 from vram.meters import Meter
 from vram.recording import Recording, check_recording
+from vram.replaying.limits import Listener
 from vram.replaying.loop import planned, record
 from vram.replaying.rerunnable import forget
 from vram.summary import Check
@@ -44,6 +45,9 @@ def replay(
     name: str | None = None,
     allocates: bool = True,
     cache_budget: str | int | None = None,
+    max_runs: int | None = None,
+    max_seconds: float | None = None,
+    progress: Listener | None = None,
 ) -> Recording:
     """Run `step` on every sample, lap after lap, and return all readings.
 
@@ -56,10 +60,14 @@ def replay(
     pass are inconclusive; `allocates=False` says that it need not. `cache_budget` ("48 MiB", or bytes) is what a
     bounded cache may fill before growth counts.
 
-    Raises ValueError for no samples, too few laps or a size that cannot be read; TypeError for arguments of a wrong
-    type, and where `step` returns work that has not run (a generator, a coroutine, an async generator, a map or a
-    filter, or a container or an iterator of such); OutOfMemory (with sample, line, bytes and what was alive) where a
-    step runs out of memory; any other exception of `step` comes through unchanged.
+    `max_runs` and `max_seconds` end a replay that the rule has not decided: it is undecided then, with what is known,
+    never stable. A run that has begun is finished, and the rerun that explains is not counted. `progress` is called
+    with a `vram.replaying.limits.Progress` after each run, and with None at the end.
+
+    Raises ValueError for no samples, too few laps, a size that cannot be read or a limit that lets nothing run;
+    TypeError for arguments of a wrong type, and where `step` returns work that has not run (a generator, a coroutine,
+    an async generator, a map or a filter, or a container or an iterator of such); OutOfMemory (with sample, line, bytes
+    and what was alive) where a step runs out of memory; any other exception of `step` comes through unchanged.
     """
     __tracebackhide__ = hidden_on_oom
     plan = planned(
@@ -71,6 +79,9 @@ def replay(
         name=name,
         allocates=allocates,
         cache_budget=cache_budget,
+        max_runs=max_runs,
+        max_seconds=max_seconds,
+        progress=progress,
     )
     try:
         return record(plan)
@@ -108,7 +119,9 @@ def assert_stable(
     text = _growth_text(recording, channel, judged, card)
     from vram.explanation.growth import explained  # needs torch, which importing vram does not
 
-    explanation = explained(recording, peak=channel.endswith("_peak"), save=save)
+    explanation = None
+    if recording.laps >= recording.base_laps:  # else a limit was reached before anything could be judged
+        explanation = explained(recording, peak=channel.endswith("_peak"), save=save)
     if explanation is not None:
         text += explanation.text(_MOST_LINES - len(text))
     outcome = MemoryGrowth if verdict.status == "grows" else Undecided
@@ -202,6 +215,8 @@ def _growth_text(
 ) -> list[str]:
     verdict = judged[channel]
     grew = "grows by" if verdict.status == "grows" else "undecided whether it stops growing; so far"
+    if recording.stopped and verdict.status == "undecided":
+        grew = "undecided; so far"
     figures = recording.channels[channel]
     lines = [
         f"{recording.name}: {_IN_WORDS.get(channel, 'memory')} ({channel}) {grew} {_rate_text(verdict)} a sample",

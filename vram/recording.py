@@ -31,7 +31,9 @@ class Recording:
     to the reason; it has no figures, never 0. `seconds` (laps, samples) is the wall time of each step.
 
     `device` is where the exact channels count, as `vram.meters.resolve_device` names it. `allocates` is False where the
-    step was said to need no memory there. `cache_budget_bytes` is what a declared bounded cache may fill.
+    step was said to need no memory there. `cache_budget_bytes` is what a declared bounded cache may fill. `stopped`
+    names the limit that ended the replay before the rule had decided ("stopped after 60 s"), "" where none did; what
+    ran of the last lap is left out, but of the first, where `not_run` samples are missing.
     """
 
     name: str
@@ -48,6 +50,8 @@ class Recording:
     device: str = ""
     allocates: bool = True
     cache_budget_bytes: int = 0
+    stopped: str = ""
+    not_run: int = 0
 
     def __repr__(self) -> str:
         # The figures would fill the screen of every failing test that holds a recording.
@@ -90,7 +94,10 @@ class Recording:
         return nothing_allocated_text(self.device, "in any sample", "replay it with allocates=False")
 
     def unseen(self, channel: str) -> str:
-        """Why `channel` says nothing of the step; "" where it does, as the driver's and the host's always do."""
+        """Why `channel` does not say what the samples need; "" where it does."""
+        if self.not_run:
+            return f"{self.stopped}: {self.not_run:,} of {self.samples + self.not_run:,} samples did not run"
+        # The driver and the host have figures of their own, wherever tensors are.
         return "" if channel in ("driver", "host") else self.nothing_allocated
 
     def peak_bytes(self, channel: str = "requested_peak") -> int:

@@ -17,6 +17,7 @@ from vram.errors import Inconclusive, MemoryGrowth, OutOfMemory, RatioExceeded, 
 from vram.meters import Meter, default_meter, default_meters, resolve_device, torch_device
 from vram.meters.environment import environment
 from vram.recording import Recording, check_recording
+from vram.replaying.limits import Listener
 from vram.replaying.marks import mark
 from vram.replaying.measurement import Measurement, measure
 from vram.replaying.rerunnable import forget, name_of
@@ -35,7 +36,7 @@ Sample = TypeVar("Sample")
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """Values of the options and their ini twins. `laps` and `samples` are None where neither sets them.
+    """Values of the options and their ini twins. `laps`, `samples` and `max_seconds` are None where neither sets them.
 
     `card` is the one to forecast for. Snapshots for PyTorch's memory viewer go into the folder `snapshots`.
     """
@@ -47,6 +48,7 @@ class SessionOptions:
     accept: bool = False
     breakdown: bool = False
     snapshots: Path = Path("vram-snapshots")
+    max_seconds: float | None = None
 
 
 class VramSession:
@@ -55,8 +57,9 @@ class VramSession:
     mark = staticmethod(mark)
     judge = staticmethod(verdicts)
 
-    def __init__(self, options: SessionOptions) -> None:
-        self.options = options
+    def __init__(self, options: SessionOptions, progress: Listener | None = None) -> None:
+        """`progress` hears of every replay; see `vram.replay`."""
+        self.options, self._progress = options, progress
         self.summaries: list[RecordingSummary] = []
         self.accepted: list[Accepted] = []
         self.environment: dict[str, object] = {}
@@ -91,8 +94,10 @@ class VramSession:
         facts: Mapping[str, str] | None = None,
         allocates: bool = True,
         cache_budget: str | int | None = None,
+        max_runs: int | None = None,
+        max_seconds: float | None = None,
     ) -> Recording:
-        """`vram.replay` on the session's device and laps; an argument comes before an option.
+        """`vram.replay` on the session's device, laps and seconds; an argument comes before an option.
 
         In the history a recording with a `name` is known by it, whichever test makes it; one without by its test and
         step. `facts` are what else must be equal for runs to be compared: `{"model": "llava-7b", "dtype": "float16"}`.
@@ -114,6 +119,9 @@ class VramSession:
                 name=name,
                 allocates=allocates,
                 cache_budget=cache_budget,
+                max_runs=max_runs,
+                max_seconds=self.options.max_seconds if max_seconds is None else max_seconds,
+                progress=self._progress,
             )
         except OutOfMemory as error:
             self._add(replace(summarize_out_of_memory(name or name_of(step), error), **key))

@@ -35,6 +35,11 @@ def rate_text(bytes_per_sample: float | None, interval_bytes: Sequence[float] = 
     return f"{rate} ({low_bytes:,.1f} to {high_bytes:,.1f})"
 
 
+def bare_seconds(seconds: float) -> str:
+    """ "60", "1,260"; below ten with one digit: "0.5"."""
+    return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.1f}".removesuffix(".0")
+
+
 def apart(n_bytes: float | None, limit_bytes: float | None) -> tuple[str, str]:
     """Two sizes as text, to the byte where they would read alike and are not. A dash is no figure."""
     texts = size_text(n_bytes), size_text(limit_bytes)

@@ -16,8 +16,9 @@ import pytest
 from vram.errors import Inconclusive
 from vram.plugin.failures import Failures
 from vram.plugin.markers import LEAK_FREE, LIMIT, judge, limits_of
-from vram.plugin.options import option, whole_option
+from vram.plugin.options import option, seconds_option, whole_option
 from vram.plugin.outcomes import raise_in
+from vram.plugin.progress import TerminalProgress
 from vram.summary import MarkedSummary, RecordingSummary
 
 if TYPE_CHECKING:
@@ -54,8 +55,9 @@ class Measuring:
                 samples=whole_option(self._config, "samples"),
                 accept=bool(option(self._config, "accept")),
                 breakdown=bool(option(self._config, "breakdown")),
+                max_seconds=seconds_option(self._config),
             )
-            self.vram = VramSession(options)
+            self.vram = VramSession(options, TerminalProgress(self._config))
         return self.vram
 
     @property

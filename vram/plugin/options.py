@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
@@ -17,6 +18,11 @@ _OPTIONS = (
     ("card", "CARD", "a GPU, or a size as 24GiB: to forecast for; with --vram-device simulated, to simulate"),
     ("laps", "N", "passes over the samples before the first look, warm-up included (default 5)"),
     ("samples", "N", "samples a lap, for suites that let this choose"),
+    (
+        "max-seconds",
+        "SECONDS",
+        "stop each replay after so long: what is not decided then is undecided (default: never)",
+    ),
     ("report", "PATH", "write what was measured to this JSON file"),
     ("undecided", "fail|skip", "what an undecided channel does to its test (default fail)"),
 )
@@ -47,10 +53,10 @@ def add_options(parser: pytest.Parser) -> None:
     group = parser.getgroup("vram", "GPU-memory regression tests")
     for name, metavar, text in _OPTIONS:
         group.addoption(f"--vram-{name}", metavar=metavar, default=None, help=text)
-        parser.addini(f"vram_{name}", text, default=None)
+        parser.addini(_twin(name), text, default=None)
     for name, text in _FLAGS:
         group.addoption(f"--vram-{name}", action="store_true", default=None, help=text)
-        parser.addini(f"vram_{name}", text, type="bool", default=False)
+        parser.addini(_twin(name), text, type="bool", default=False)
     for name, metavar, text, how in _GATES:
         group.addoption(f"--vram-{name}", metavar=metavar, default=None, help=text, **how)
     # No ini twin: a file that always forces it would force it in CI.
@@ -63,6 +69,7 @@ def check_options(config: pytest.Config) -> None:
     """Raise a usage error for values that can't be read, before anything is collected."""
     for name in ("laps", "samples"):
         whole_option(config, name)
+    seconds_option(config)
     if card := option(config, "card"):
         from vram.cards import find_card  # only where one is named: pytest starts in every project
 
@@ -85,7 +92,25 @@ def check_options(config: pytest.Config) -> None:
 def option(config: pytest.Config, name: str) -> Any:
     """The option's value, else that of its ini twin."""
     value = config.getoption(f"--vram-{name}")
-    return config.getini(f"vram_{name}") if value is None else value
+    return config.getini(_twin(name)) if value is None else value
+
+
+def _twin(name: str) -> str:
+    return f"vram_{name.replace('-', '_')}"
+
+
+def seconds_option(config: pytest.Config) -> float | None:
+    """`--vram-max-seconds` as a number above 0; None where it is not set. Raises a usage error for another."""
+    value = option(config, "max-seconds")
+    if value in (None, ""):
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = 0
+    if not 0 < seconds < math.inf:
+        raise pytest.UsageError(f"--vram-max-seconds must be a number above 0, got {value!r}")
+    return seconds
 
 
 def whole_option(config: pytest.Config, name: str) -> int | None:

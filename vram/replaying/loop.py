@@ -7,8 +7,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Integral
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from vram.meters import Meter, default_meters
 from vram.recording import MarkReadings, Recording
 from vram.replaying.collector import cheap_collections
+from vram.replaying.limits import Limits, Listener, Progress, checked_limits, silence
 from vram.replaying.marks import listening
 from vram.replaying.out_of_memory import is_out_of_memory, out_of_memory
 from vram.replaying.pending import refuse_pending
@@ -41,6 +43,8 @@ class Plan:
     name: str
     allocates: bool = True
     cache_budget_bytes: int = 0
+    limits: Limits = field(default_factory=Limits)
+    progress: Listener = silence
 
 
 def planned(
@@ -53,12 +57,16 @@ def planned(
     name: str | None,
     allocates: bool = True,
     cache_budget: str | int | None = None,
+    max_runs: int | None = None,
+    max_seconds: float | None = None,
+    progress: Listener | None = None,
 ) -> Plan:
     """A plan from arguments as `vram.replay` takes them.
 
-    Raises ValueError for no samples, too few laps or a size that cannot be read, TypeError for arguments of a wrong
-    type.
+    Raises ValueError for no samples, too few laps, a size that cannot be read or a limit that lets nothing run,
+    TypeError for arguments of a wrong type.
     """
+    limits = checked_limits(max_runs, max_seconds)
     lap_samples = _checked(step, samples, laps, warmup_laps)
     base_laps = DEFAULT_LAPS if laps is None else laps
     if not lap_samples:
@@ -77,6 +85,8 @@ def planned(
         name or name_of(step),
         allocates=allocates,
         cache_budget_bytes=parse_bytes(cache_budget or 0),
+        limits=limits,
+        progress=progress or silence,
     )
 
 
@@ -101,7 +111,9 @@ def _device_of(meters: Sequence[Meter]) -> str:
 
 
 def record(plan: Plan) -> Recording:
-    """Run the samples lap after lap, as often as the rule needs. The recording keeps step and samples for a rerun.
+    """Run the samples lap after lap, as often as the rule needs, or until a limit is reached.
+
+    The recording keeps step and samples for a rerun.
 
     Raises what the step does, but OutOfMemory where it ran out of memory, and TypeError for a result that is work which
     has not run.
@@ -109,13 +121,9 @@ def record(plan: Plan) -> Recording:
     with ExitStack() as stack:
         meters = [stack.enter_context(meter) for meter in plan.meters]
         stack.enter_context(cheap_collections())
+        stack.callback(plan.progress, None)
         loop = _Loop(plan, meters)
-        laps: int | None = plan.base_laps
-        while laps is not None:
-            while loop.laps < laps:
-                loop.run_lap()
-            needed = (loop.laps_needed(channel) for channel in loop.channels)
-            laps = max(needed, default=0) or None if plan.base_laps > 1 else None
+        loop.run()
         recording = loop.recording()
     remember(recording, plan.rerunnable)
     return recording
@@ -133,6 +141,9 @@ class _Loop:
         self.figures: dict[str, list[list[int]]] = defaultdict(list)
         self.seconds: list[list[float]] = []
         self.marks: _Marks = {}
+        self.began, self.runs = time.perf_counter(), 0
+        self.stopped, self.not_run = "", 0  # the limit that was reached, and the samples that never ran
+        self.decided = False  # whether none but noisy channels need more laps
         self.before = self._settled_reading()
         self.lost: set[str] = set()  # channels that a meter stopped trusting
 
@@ -166,25 +177,61 @@ class _Loop:
             cache_budget_bytes=self.plan.cache_budget_bytes,
         )
 
-    def laps_needed(self, channel: str) -> int:
-        """Laps that the rule needs in all; 0 for no more. A noisy channel needs more only where every lap rose."""
-        verdict = self.judge(channel)
-        rose_always = verdict.rises == verdict.laps - self.plan.warmup_laps - 1
-        return verdict.laps_wanted or 0 if channel in self.deciding or rose_always else 0
+    def laps_needed(self) -> tuple[int, str]:
+        """Laps that the rule needs in all, and why; 0 for no more.
+
+        A noisy channel needs more only where every lap rose.
+        """
+        needed = [(0, "")]
+        self.decided = True
+        for channel in self.channels if self.plan.base_laps > 1 else ():
+            verdict = self.judge(channel)
+            rose_always = verdict.rises == verdict.laps - self.plan.warmup_laps - 1
+            if channel in self.deciding or rose_always:
+                self.decided &= verdict.laps_wanted is None or channel not in self.deciding
+                needed.append((verdict.laps_wanted or 0, f"{channel}: {verdict.reason}"))
+        return max(needed, key=itemgetter(0))
 
     def readings(self, channel: str) -> np.ndarray[Any, np.dtype[np.int64]]:
         return np.array(self.figures[channel], dtype=np.int64)
 
-    def run_lap(self) -> None:
+    def run(self) -> None:
+        """Run laps until the rule needs no more, or a limit is reached."""
+        laps, why = self.plan.base_laps, ""
+        while self.laps < laps and not self.stopped:
+            self.run_lap(laps * len(self.samples), why)
+            if self.laps == laps and not self.stopped:
+                laps, why = self.laps_needed()
+
+    def run_lap(self, planned_runs: int, why: str) -> None:
         self.seconds.append([])
         for channel in self.before:
             self.figures[channel].append([])
         for index in range(len(self.samples)):
+            # A lap that can't be finished has no use, but for the first: something is known then.
+            next_runs = len(self.samples) if self.runs and not index else 1
+            if self.runs:
+                self.stopped = self.plan.limits.reached(self.runs, time.perf_counter() - self.began, next_runs)
+            if self.stopped:
+                self._drop_lap(index)
+                return
             self._run_sample(index)
+            self.runs += 1
             reading = self._settled_reading()
             self.lost |= self.before.keys() - reading.keys()
             for channel in self.channels:
                 self.figures[channel][-1].append(reading[channel])
+            seconds = time.perf_counter() - self.began
+            self.plan.progress(Progress(self.plan.name, self.runs, planned_runs, seconds, why))
+
+    def _drop_lap(self, index: int) -> None:
+        """Forget a lap that stops before sample `index`; the first one is all there is, and shorter then."""
+        if self.laps == 1 and index:
+            self.not_run = len(self.samples) - index
+            return
+        del self.seconds[-1]
+        for channel in self.before:
+            del self.figures[channel][-1]
 
     def _run_sample(self, index: int) -> None:
         for meter in self.meters:
@@ -245,9 +292,12 @@ class _Loop:
             device=plan.rerunnable.device,
             allocates=plan.allocates,
             cache_budget_bytes=plan.cache_budget_bytes,
+            stopped="" if self.decided else self.stopped,
+            not_run=self.not_run,
         )
 
     def _frozen_marks(self, by_lap: list[list[list[int]]]) -> MarkReadings:
         empty: list[list[int]] = [[] for _ in self.samples]
-        padded = [*by_lap, *([empty] * (self.laps - len(by_lap)))]
-        return tuple(tuple(np.array(readings, dtype=np.int64) for readings in lap) for lap in padded)
+        padded = [*by_lap[: self.laps], *([empty] * (self.laps - len(by_lap)))]
+        ran = len(self.samples) - self.not_run
+        return tuple(tuple(np.array(readings, dtype=np.int64) for readings in lap[:ran]) for lap in padded)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
-from vram.errors import Inconclusive
+from vram.errors import Inconclusive, Undecided
 from vram.recording import CHANNELS, Int64, Recording, check_recording
 from vram.verdict.growth import Status, Verdict, judge_growth
 
@@ -30,13 +31,14 @@ def convicting(recording: Recording) -> frozenset[str]:
 def verdicts(recording: Recording, *, cache_budget_bytes: int | None = None) -> dict[str, Verdict]:
     """The verdict on every measured channel, most telling first; the driver's without what is `reserved`.
 
-    Empty for a recording of one lap, which is of peaks alone. `cache_budget_bytes` replaces the recording's own.
+    Empty where there are too few laps: one of peaks alone, or those before a limit was reached. `cache_budget_bytes`
+    replaces the recording's own.
     """
     check_recording(recording)
-    if recording.laps == 1:
+    if recording.laps < recording.warmup_laps + 2:
         return {}
     order = {channel: rank for rank, channel in enumerate(CHANNELS)}
-    return {
+    judged = {
         channel: judge_growth(
             judged_figures(recording.channels, channel),
             warmup_laps=recording.warmup_laps,
@@ -46,18 +48,40 @@ def verdicts(recording: Recording, *, cache_budget_bytes: int | None = None) -> 
         )
         for channel in sorted(recording.channels, key=lambda channel: order.get(channel, len(order)))
     }
+    return _stopped(recording, judged) if recording.stopped else judged
+
+
+def _stopped(recording: Recording, judged: Mapping[str, Verdict]) -> dict[str, Verdict]:
+    """What is known where a limit ended the replay: growth that is proven, and nothing else.
+
+    A channel that was through with its laps keeps its verdict, as long as one that was not is there to say so.
+    """
+    begun, unfinished = f"{recording.stopped}: ", any(judged[name].status == "undecided" for name in recording.exact)
+    early = recording.laps < recording.base_laps
+    if early:
+        begun += f"{recording.laps} of {recording.base_laps} laps ran; "
+    return {
+        channel: replace(verdict, status="undecided", reason=begun + verdict.reason)
+        if verdict.status == "undecided" or (verdict.status in PASSING and (early or not unfinished))
+        else verdict
+        for channel, verdict in judged.items()
+    }
 
 
 def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, Verdict]:
     """The channel that decides, with its verdict: the worst of the exact ones, or the driver's where that alone grows.
 
-    Raises Inconclusive where no exact channel was measured, or nothing grows and nothing was allocated either.
+    Raises Inconclusive where no exact channel was measured, or nothing grows and nothing was allocated either;
+    Undecided where a limit ended the replay after too few laps to judge.
     """
     if not recording.exact:
         reasons = "; ".join(f"{channel}: {why}" for channel, why in recording.absent.items())
         raise Inconclusive(f"{recording.name}: no exact channel was measured ({reasons or 'no meter reads one'})")
     if not judged and recording.nothing_allocated:
         raise Inconclusive(f"{recording.name}: {recording.nothing_allocated}")
+    if not judged and recording.stopped:
+        ran = recording.unseen("") or f"{recording.stopped}: {recording.laps} of {recording.base_laps} laps ran"
+        raise Undecided(f"{recording.name}: {ran}, and growth is judged over laps")
     if not judged:
         raise Inconclusive(f"{recording.name}: growth is judged over laps, and one was run")
     may_convict = convicting(recording)
@@ -67,6 +91,6 @@ def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, V
         if channel in recording.exact or (channel in may_convict and verdict.status == "grows")
     }
     channel = min(deciding, key=lambda name: _WORST_FIRST.index(deciding[name].status))
-    if deciding[channel].status in PASSING and recording.nothing_allocated:
+    if deciding[channel].status != "grows" and recording.nothing_allocated:
         raise Inconclusive(f"{recording.name}: {recording.nothing_allocated}")
     return channel, deciding[channel]

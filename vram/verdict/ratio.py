@@ -184,6 +184,8 @@ def _check_alike(recording: Recording, reference: Recording, channel: str) -> No
         if channel not in side.channels:
             reason = side.absent.get(channel, "no meter reads it")
             raise Inconclusive(f"{side.name}: {channel} was not measured: {reason}")
+        if side.not_run:
+            raise Inconclusive(f"{side.name}: {side.unseen(channel)}")
     ours, theirs = recording.environment, reference.environment
     for fact in sorted(ours.keys() | theirs.keys()):
         if ours.get(fact) != theirs.get(fact):

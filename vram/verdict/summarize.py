@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vram.errors import Inconclusive, OutOfMemory
+from vram.errors import Inconclusive, OutOfMemory, Undecided
 from vram.recording import Recording
 from vram.summary import ChannelSummary, RecordingSummary
 from vram.verdict.channels import overall, verdicts
@@ -29,9 +29,12 @@ def summarize(recording: Recording, *, cache_budget_bytes: int | None = None) ->
             "reason": verdict.reason,
             "bytes_per_sample": verdict.bytes_per_sample,
         }
-    except Inconclusive as error:
+    except (Inconclusive, Undecided) as error:
         decided = {"reason": str(error).removeprefix(f"{recording.name}: ")}
-        absent["verdict"] = "growth is judged over laps, and one was run" if recording.laps == 1 else str(error)
+        if isinstance(error, Undecided):
+            decided["verdict"] = "undecided"
+        else:
+            absent["verdict"] = "growth is judged over laps, and one was run" if recording.laps == 1 else str(error)
         if recording.nothing_allocated:
             absent["verdict"] = "nothing was allocated"
     return RecordingSummary(
