@@ -9,9 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vram.api import assert_peak, assert_ratio, assert_stable, replay
+    from vram.api import assert_garbage, assert_peak, assert_ratio, assert_stable, replay
     from vram.budgets.file import Budget, read_budget
     from vram.errors import (
+        GarbageExceeded,
         Inconclusive,
         LevelExceeded,
         MemoryGrowth,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Budget",
     "Forecast",
+    "GarbageExceeded",
     "Inconclusive",
     "Level",
     "LevelExceeded",
@@ -47,6 +49,7 @@ __all__ = [
     "Recording",
     "Undecided",
     "Verdict",
+    "assert_garbage",
     "assert_peak",
     "assert_ratio",
     "assert_stable",
@@ -64,9 +67,10 @@ __all__ = [
 ]
 
 _NAMES = {
-    "vram.api": ("assert_peak", "assert_ratio", "assert_stable", "replay"),
+    "vram.api": ("assert_garbage", "assert_peak", "assert_ratio", "assert_stable", "replay"),
     "vram.budgets.file": ("Budget", "read_budget"),
     "vram.errors": (
+        "GarbageExceeded",
         "Inconclusive",
         "LevelExceeded",
         "MemoryGrowth",

@@ -9,13 +9,13 @@ from typing import Any, Literal, TypeVar
 
 from vram.budgets.file import Budget
 from vram.cards import Card
-from vram.errors import Inconclusive, MemoryGrowth, OutOfMemory, PeakExceeded, RatioExceeded, Undecided
+from vram.errors import GarbageExceeded, Inconclusive, MemoryGrowth, OutOfMemory, PeakExceeded, RatioExceeded, Undecided
 from vram.meters import Meter
 from vram.recording import Recording, check_recording
 from vram.replaying.limits import Listener
 from vram.replaying.loop import planned, record
 from vram.replaying.rerunnable import forget
-from vram.summary import Check
+from vram.summary import GARBAGE, Check, Status, garbage_text
 from vram.text import apart, rate_text
 from vram.units import format_bytes, parse_bytes
 from vram.verdict.channels import PASSING, convicting, overall, verdicts
@@ -168,12 +168,41 @@ def check_peak(
 
 
 def raise_unless_passed(name: str, check: Check) -> None:
-    """Raise PeakExceeded for what is over, Inconclusive for what is new or could not be compared."""
+    """Raise PeakExceeded or GarbageExceeded for what is over, Inconclusive for what is new or was not compared."""
     __tracebackhide__ = True
     if check.status == "over":
-        raise PeakExceeded(f"{name}: {check.text}")
+        raise (GarbageExceeded if check.channel == GARBAGE else PeakExceeded)(f"{name}: {check.text}")
     if check.status != "passed":
         raise Inconclusive(check.text.removeprefix("inconclusive: "))
+
+
+def assert_garbage(recording: Recording, limit: str | int) -> None:
+    """Pass where no sample, after warm-up, makes more than `limit` that only the garbage collector frees.
+
+    Python frees such cycles in its own time, or never where `gc` is disabled: memory that a stable recording does not
+    show, as a replay collects after each sample. What Python collects by itself within the sample counts, what the step
+    collects by a call does not. Raises GarbageExceeded; Inconclusive where it was not measured or nothing was allocated; ValueError for a size that cannot
+    be read.
+    """
+    __tracebackhide__ = True
+    raise_unless_passed(recording.name, check_garbage(recording, limit))
+
+
+def check_garbage(recording: Recording, limit: str | int) -> Check:
+    """The check that `assert_garbage` makes of it, as every report shows it."""
+    check_recording(recording)
+    limit_bytes, figure_bytes = parse_bytes(limit), recording.most_garbage_bytes
+    if figure_bytes is None:
+        text = "inconclusive: garbage was not measured: no exact channel of live memory"
+        return Check("limit", "inconclusive", text, GARBAGE, limit_bytes=limit_bytes)
+    over_bytes = max(0, figure_bytes - limit_bytes)
+    text = f"{garbage_text(figure_bytes, recording.garbage_kinds)}, {over_bytes:,} B over the allowed {limit_bytes:,} B"
+    status: Status = "over" if over_bytes else "passed"
+    if not over_bytes:
+        text = "garbage {} of {} allowed".format(*apart(figure_bytes, limit_bytes))
+        if reason := recording.unseen("requested"):
+            status, text = "inconclusive", f"inconclusive: {reason}"
+    return Check("limit", status, text, GARBAGE, figure_bytes, limit_bytes, over_bytes=over_bytes)
 
 
 def assert_ratio(

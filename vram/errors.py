@@ -26,6 +26,10 @@ class PeakExceeded(AssertionError):
     """The peak of some sample is over its budget."""
 
 
+class GarbageExceeded(AssertionError):
+    """A sample makes more that only the garbage collector frees than it may."""
+
+
 class RatioExceeded(AssertionError):
     """Some sample needs more, beside its reference, than it is allowed."""
 

@@ -33,7 +33,9 @@ class Recording:
     `device` is where the exact channels count, as `vram.meters.resolve_device` names it. `allocates` is False where the
     step was said to need no memory there. `cache_budget_bytes` is what a declared bounded cache may fill. `stopped`
     names the limit that ended the replay before the rule had decided ("stopped after 60 s"), "" where none did; what
-    ran of the last lap is left out, but of the first, where `not_run` samples are missing.
+    ran of the last lap is left out, but of the first, where `not_run` samples are missing. `garbage_bytes` (laps,
+    samples) is what only the garbage collector freed of each sample, on the exact channels; None where none is measured;
+    `garbage_kinds` says what it was.
     """
 
     name: str
@@ -52,13 +54,16 @@ class Recording:
     cache_budget_bytes: int = 0
     stopped: str = ""
     not_run: int = 0
+    garbage_bytes: Int64 | None = None
+    garbage_kinds: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         # The figures would fill the screen of every failing test that holds a recording.
         return f"<Recording {self.name!r}: {self.laps} laps of {self.samples} samples, {', '.join(self.channels)}>"
 
     def __post_init__(self) -> None:
-        for figures in (*self.channels.values(), self.seconds):
+        garbage = () if self.garbage_bytes is None else (self.garbage_bytes,)
+        for figures in (*self.channels.values(), self.seconds, *garbage):
             figures.flags.writeable = False
         for name in ("channels", "before", "tolerance_bytes", "absent", "marks", "environment"):
             object.__setattr__(self, name, MappingProxyType(dict(getattr(self, name))))
@@ -93,6 +98,14 @@ class Recording:
             return ""
         return nothing_allocated_text(self.device, "in any sample", "replay it with allocates=False")
 
+    @property
+    def most_garbage_bytes(self) -> int | None:
+        """The most bytes of one sample that only the collector freed, after warm-up; None where they were not measured."""
+        if self.garbage_bytes is None:
+            return None
+        judged = self.garbage_bytes[self.warmup_laps :] if self.laps > self.warmup_laps else self.garbage_bytes
+        return int(judged.max())
+
     def unseen(self, channel: str) -> str:
         """Why `channel` does not say what the samples need; "" where it does."""
         if self.not_run:
@@ -105,6 +118,11 @@ class Recording:
         if channel not in self.channels:
             raise KeyError(f"{channel} was not measured: {self.absent.get(channel, 'no meter reads it')}")
         return int(self.channels[channel].max())
+
+
+def is_live(channel: str) -> bool:
+    """Whether a channel counts bytes requested and alive: "requested", "cuda:1 requested"."""
+    return channel.rpartition(" ")[2] == "requested"
 
 
 def nothing_allocated_text(device: str, where: str, otherwise: str) -> str:

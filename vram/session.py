@@ -218,6 +218,14 @@ class VramSession:
             self._change(recording, absent=absent)
         api.raise_unless_passed(recording.name, check)
 
+    def assert_garbage(self, recording: Recording, limit: str | int) -> None:
+        """See `vram.assert_garbage`."""
+        __tracebackhide__ = True
+        check = api.check_garbage(recording, limit)
+        self._touch(recording)
+        self._check(recording, check)
+        api.raise_unless_passed(recording.name, check)
+
     def assert_ratio(
         self,
         recording: Recording,

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from vram.meters import Meter, default_meters
-from vram.recording import MarkReadings, Recording
+from vram.recording import MarkReadings, Recording, is_live
 from vram.replaying.collector import cheap_collections
+from vram.replaying.garbage import Garbage
 from vram.replaying.limits import Limits, Listener, Progress, checked_limits, silence
 from vram.replaying.marks import listening
 from vram.replaying.out_of_memory import is_out_of_memory, out_of_memory
@@ -123,10 +124,15 @@ def record(plan: Plan) -> Recording:
         stack.enter_context(cheap_collections())
         stack.callback(plan.progress, None)
         loop = _Loop(plan, meters)
+        stack.enter_context(loop.garbage)
         loop.run()
         recording = loop.recording()
     remember(recording, plan.rerunnable)
     return recording
+
+
+def _exact(meters: Iterable[Meter]) -> frozenset[str]:
+    return frozenset[str]().union(*(meter.exact for meter in meters))
 
 
 class _Loop:
@@ -144,6 +150,10 @@ class _Loop:
         self.began, self.runs = time.perf_counter(), 0
         self.stopped, self.not_run = "", 0  # the limit that was reached, and the samples that never ran
         self.decided = False  # whether none but noisy channels need more laps
+        self.live = [channel for channel in _exact(meters) if is_live(channel)]
+        self.garbage = Garbage(self._live_bytes)
+        self.garbage_bytes: list[list[int]] = []
+        gc.collect()
         self.before = self._settled_reading()
         self.lost: set[str] = set()  # channels that a meter stopped trusting
 
@@ -153,7 +163,7 @@ class _Loop:
 
     @property
     def exact(self) -> frozenset[str]:
-        return frozenset[str]().union(*(meter.exact for meter in self.meters)).intersection(self.channels)
+        return _exact(self.meters).intersection(self.channels)
 
     @property
     def deciding(self) -> frozenset[str]:
@@ -205,6 +215,7 @@ class _Loop:
 
     def run_lap(self, planned_runs: int, why: str) -> None:
         self.seconds.append([])
+        self.garbage_bytes.append([])
         for channel in self.before:
             self.figures[channel].append([])
         for index in range(len(self.samples)):
@@ -217,6 +228,7 @@ class _Loop:
                 return
             self._run_sample(index)
             self.runs += 1
+            self.garbage_bytes[-1].append(self.garbage.collect())
             reading = self._settled_reading()
             self.lost |= self.before.keys() - reading.keys()
             for channel in self.channels:
@@ -229,7 +241,7 @@ class _Loop:
         if self.laps == 1 and index:
             self.not_run = len(self.samples) - index
             return
-        del self.seconds[-1]
+        del self.seconds[-1], self.garbage_bytes[-1]
         for channel in self.before:
             del self.figures[channel][-1]
 
@@ -244,6 +256,7 @@ class _Loop:
                     stack.enter_context(meter.watching())
                 stack.enter_context(listening(lambda name: self._read_mark(name, index)))
                 refuse_pending(self.step, self.step(self.samples[index]))
+                self.garbage.hold()
             for meter in self.meters:
                 meter.synchronize()
         except Exception as error:
@@ -254,8 +267,12 @@ class _Loop:
             raise failure
         self.seconds[-1].append(time.perf_counter() - begin)
 
+    def _live_bytes(self) -> int:
+        """Bytes requested and alive on the device, of every card that decides."""
+        reading = self._reading(cheap=True) if self.live else {}
+        return sum(reading.get(channel, 0) for channel in self.live)
+
     def _settled_reading(self) -> dict[str, int]:
-        gc.collect()
         for meter in self.meters:
             meter.synchronize()
         return self._reading()
@@ -292,6 +309,8 @@ class _Loop:
             device=plan.rerunnable.device,
             allocates=plan.allocates,
             cache_budget_bytes=plan.cache_budget_bytes,
+            garbage_bytes=np.array(self.garbage_bytes, dtype=np.int64) if any(map(is_live, self.exact)) else None,
+            garbage_kinds=self.garbage.kinds,
             stopped="" if self.decided else self.stopped,
             not_run=self.not_run,
         )

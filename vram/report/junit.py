@@ -27,6 +27,7 @@ def properties(recordings: Iterable[RecordingSummary], marked: MarkedSummary | N
         stem = f"{PROPERTY}{one.name}."
         figures = {name: getattr(one, name) for name in _FIGURES}
         values |= {stem + name: value for name, value in figures.items() if value is not None}
+        values |= {f"{stem}garbage_bytes": one.garbage_bytes} if one.garbage_bytes else {}
         values |= {f"{stem}ratio.{each.reference}": each.ratio for each in one.ratios if each.ratio is not None}
     if marked is not None:
         values |= {PROPERTY + name: value for name, value in marked.properties.items()}

@@ -6,6 +6,7 @@ are frozen; derived words are properties. `to_json` writes them, `vram.summary.r
 
 from vram.summary.marked import MarkedSummary
 from vram.summary.recording import (
+    GARBAGE,
     NEEDS_ATTENTION,
     NO_DECISION,
     OUTCOMES,
@@ -14,10 +15,13 @@ from vram.summary.recording import (
     Outcome,
     RatioSummary,
     RecordingSummary,
+    Status,
+    garbage_text,
 )
 from vram.summary.run import SCHEMA, Failure, RunSummary, merged_environment
 
 __all__ = [
+    "GARBAGE",
     "NEEDS_ATTENTION",
     "NO_DECISION",
     "OUTCOMES",
@@ -30,5 +34,7 @@ __all__ = [
     "RatioSummary",
     "RecordingSummary",
     "RunSummary",
+    "Status",
+    "garbage_text",
     "merged_environment",
 ]

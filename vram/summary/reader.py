@@ -59,6 +59,8 @@ _OPTIONAL: Any = {
     "at_peak": {"sample": int, "lines": [_LINE]},
     "expected": bool,
     "nothing_allocated": bool,
+    "garbage_bytes": int,
+    "garbage_kinds": [str],
     "named": bool,
     "facts": {_ANY: str},
     "environment": {_ANY: object},
@@ -117,6 +119,7 @@ def recording_from_json(data: Mapping[str, Any]) -> RecordingSummary:
             "name": data["mode"],
             "channels": {name: ChannelSummary(**_only(ChannelSummary, one)) for name, one in data["channels"].items()},
             "checks": _checks(data),
+            "garbage_kinds": tuple(data.get("garbage_kinds") or ()),
             "ratios": tuple(_ratio(ratio) for ratio in data.get("ratios") or ()),
             "notes": {name: value for name, value in data.items() if name not in OWN_KEYS and _is_note(value)},
         }

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from vram.text import apart, rate_text
+from vram.units import format_bytes
 
 Outcome = Literal[
     "out of memory",
@@ -26,6 +27,8 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # worst first
 NEEDS_ATTENTION = frozenset(OUTCOMES[:5])
 NO_DECISION = frozenset(OUTCOMES[5:7])
 PEAK = "requested_peak"  # the channel that limits and budgets mean where they name none
+
+GARBAGE = "garbage"  # of a check: what only the collector frees
 
 Kind = Literal["growth", "budget", "limit", "ratio", "base"]
 Status = Literal["passed", "over", "new", "inconclusive"]
@@ -106,6 +109,7 @@ class RecordingSummary:
     `verdict` is that of growth ("grows", "undecided", "plateau", "stable"), "out of memory", or None without one;
     `outcome` is what happened to the run. `expected`: each failure was that of a test that is expected to fail.
     `nothing_allocated`: no sample took memory on the device measured, so that nothing is known of the step.
+    `garbage_bytes`: the most of one sample that only the garbage collector freed; `garbage_kinds` says what it was.
     """
 
     name: str
@@ -131,6 +135,8 @@ class RecordingSummary:
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, int | float | str | None] = field(default_factory=dict)
     nothing_allocated: bool = False
+    garbage_bytes: int | None = None
+    garbage_kinds: tuple[str, ...] = ()
     cache_budget_bytes: int = 0
 
     @property
@@ -233,6 +239,11 @@ class RecordingSummary:
         return list(dict.fromkeys(lines)) + [ratio.text for ratio in self.ratios if ratio.over]
 
     @property
+    def garbage_text(self) -> str:
+        """What only the garbage collector frees, in one line; "" where it is nothing, or not measured."""
+        return garbage_text(self.garbage_bytes, self.garbage_kinds) if self.garbage_bytes else ""
+
+    @property
     def explanation_lines(self) -> list[str]:
         """Allocations with their holders, or what was alive when memory ran out, as lines."""
         data = self.explanation or {}
@@ -253,6 +264,7 @@ class RecordingSummary:
         data = {name: vars(self)[name] for name in _FIELDS}
         data |= {name: dict(data[name]) for name in ("marks", "environment", "absent", "facts")}
         data["channels"] = {name: dict(vars(channel)) for name, channel in self.channels.items()}
+        data["garbage_kinds"] = list(self.garbage_kinds)
         for name in ("checks", "ratios"):
             data[name] = [dict(vars(each)) for each in data[name]]
         for name in ("explanation", "at_peak"):
@@ -261,6 +273,12 @@ class RecordingSummary:
         notes = {"softmax_peak_bytes": None, **data.pop("notes")}
         derived = {name: getattr(self, name) for name in ("besides_bytes", "own_peak_bytes", "limit_bytes", "reasons")}
         return {"mode": data.pop("name"), "outcome": self.outcome, **data, **derived, **notes}
+
+
+def garbage_text(n_bytes: int, kinds: Sequence[str]) -> str:
+    """ "a sample makes up to 16.00 KiB that only the garbage collector frees (Session, float32 [64, 64])"."""
+    made_of = f" ({', '.join(kinds)})" if kinds else ""
+    return f"a sample makes up to {format_bytes(n_bytes)} that only the garbage collector frees{made_of}"
 
 
 _FIELDS = tuple(RecordingSummary.__dataclass_fields__)

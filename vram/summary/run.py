@@ -86,14 +86,19 @@ class RunSummary:
 
     @property
     def remarks(self) -> list[str]:
-        """Lines that are worth knowing and fail nothing: noisy channels that grow, ratios within their limits."""
+        """Lines that are worth knowing and fail nothing: garbage, noisy channels that grow, ratios that are kept."""
         noisy = [
             f"{one.name}: {name} grows by {channel.growth_text} a sample (noisy: reported, never fails a test)"
             for one in self.recordings
             for name, channel in one.channels.items()
             if channel.verdict == "grows" and not channel.exact and one.verdict != "grows"
         ]
-        return noisy + [ratio.text for one in self.recordings for ratio in one.ratios if not ratio.over]
+        return self.garbage + noisy + [ratio.text for one in self.recordings for ratio in one.ratios if not ratio.over]
+
+    @property
+    def garbage(self) -> list[str]:
+        """One line for each recording whose samples make what only the garbage collector frees."""
+        return [f"{one.name}: {one.garbage_text}" for one in self.recordings if one.garbage_text]
 
     @property
     def absences(self) -> list[str]:

@@ -49,6 +49,8 @@ def summarize(recording: Recording, *, cache_budget_bytes: int | None = None) ->
         environment=dict(recording.environment),
         absent=absent,
         nothing_allocated=bool(recording.nothing_allocated),
+        garbage_bytes=recording.most_garbage_bytes,
+        garbage_kinds=recording.garbage_kinds,
         cache_budget_bytes=cache_budget_bytes,
     )
 
