@@ -181,8 +181,8 @@ def assert_garbage(recording: Recording, limit: str | int) -> None:
 
     Python frees such cycles in its own time, or never where `gc` is disabled: memory that a stable recording does not
     show, as a replay collects after each sample. What Python collects by itself within the sample counts, what the step
-    collects by a call does not. Raises GarbageExceeded; Inconclusive where it was not measured or nothing was allocated; ValueError for a size that cannot
-    be read.
+    collects by a call does not. Raises GarbageExceeded; Inconclusive where it was not measured or nothing was
+    allocated; ValueError for a size that cannot be read.
     """
     __tracebackhide__ = True
     raise_unless_passed(recording.name, check_garbage(recording, limit))

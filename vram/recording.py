@@ -34,8 +34,8 @@ class Recording:
     step was said to need no memory there. `cache_budget_bytes` is what a declared bounded cache may fill. `stopped`
     names the limit that ended the replay before the rule had decided ("stopped after 60 s"), "" where none did; what
     ran of the last lap is left out, but of the first, where `not_run` samples are missing. `garbage_bytes` (laps,
-    samples) is what only the garbage collector freed of each sample, on the exact channels; None where none is measured;
-    `garbage_kinds` says what it was.
+    samples) is what only the garbage collector freed of each sample, on the exact channels, None where none is
+    measured; `garbage_kinds` says what it was.
     """
 
     name: str
@@ -100,7 +100,7 @@ class Recording:
 
     @property
     def most_garbage_bytes(self) -> int | None:
-        """The most bytes of one sample that only the collector freed, after warm-up; None where they were not measured."""
+        """The most bytes of one sample that only the collector freed, after warm-up; None where not measured."""
         if self.garbage_bytes is None:
             return None
         judged = self.garbage_bytes[self.warmup_laps :] if self.laps > self.warmup_laps else self.garbage_bytes
