@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Self
 
 _LEAST_TOLERANCE_BYTES = 16 * 2**20
 _IDLE_READINGS = 10
 _PAUSE_SECONDS = 0.002
+_SHARED, _BLOCK_BYTES = Path("/dev/shm"), 512  # noqa: S108 - where Linux keeps shared memory; nothing is written
+_OPEN, _MAPPED = Path("/proc/self/fd"), Path("/proc/self/maps")
 
 
 class HostMeter:
     """Resident bytes (RSS) of this process, through psutil: copies kept on the CPU show here. Noisy: it never decides.
 
-    Judged with a tolerance of 16 MiB, or three times what the figure moves by while nothing is done. Blind to: child
-    processes (workers of a DataLoader), swapped pages, and who holds what; the C library keeps freed pages for itself.
-    Pages of a mapped file (weights of safetensors) count once they are touched.
+    On Linux with the shared memory that this process keeps open and has not mapped, which RSS leaves out: tensors in a
+    queue of torch.multiprocessing that nobody reads. Judged with a tolerance of 16 MiB, or three times what the figure
+    moves by while nothing is done. Blind to: child processes (workers of a DataLoader) and what they alone hold, shared
+    memory without an open file or under torch's strategy "file_system" once it is unmapped, swapped pages, and who
+    holds what; the C library keeps freed pages for itself. Pages of a mapped file (weights of safetensors) count once
+    they are touched.
     """
 
     source = "RSS of this process"
@@ -25,11 +32,12 @@ class HostMeter:
     exact: frozenset[str] = frozenset()
     facts: Mapping[str, object] = {}
 
-    def __init__(self, *, process: Any = None) -> None:
-        """`process` stands in for `psutil.Process()` in tests."""
+    def __init__(self, *, process: Any = None, shared_bytes: Callable[[], int] | None = None) -> None:
+        """`process` stands in for `psutil.Process()` in tests, which has no shared memory then but `shared_bytes`."""
         self.tolerance_bytes: Mapping[str, int] = {"host": _LEAST_TOLERANCE_BYTES}
         self.absent: Mapping[str, str] = {}
         self._process = process
+        self._shared_bytes = shared_bytes or (unmapped_shared_bytes if process is None else lambda: 0)
         if process is None:
             try:
                 import psutil
@@ -40,7 +48,7 @@ class HostMeter:
 
     def __enter__(self) -> Self:
         if self._process is not None:
-            idle = [self._rss() for _ in range(_IDLE_READINGS)]
+            idle = [self._idle_bytes() for _ in range(_IDLE_READINGS)]
             self.tolerance_bytes = {"host": max(_LEAST_TOLERANCE_BYTES, 3 * (max(idle) - min(idle)))}
         return self
 
@@ -59,11 +67,40 @@ class HostMeter:
 
     def read(self) -> dict[str, int]:
         """host; bytes."""
-        return {} if self._process is None else {"host": int(self._process.memory_info().rss)}
+        return {} if self._process is None else {"host": self._resident_bytes()}
 
-    def _rss(self) -> int:
+    def _resident_bytes(self) -> int:
+        return int(self._process.memory_info().rss) + self._shared_bytes()
+
+    def _idle_bytes(self) -> int:
         time.sleep(_PAUSE_SECONDS)
-        return int(self._process.memory_info().rss)
+        return self._resident_bytes()
+
+
+def unmapped_shared_bytes() -> int:
+    """Bytes of shared memory that this process keeps open and has not mapped; 0 where /proc does not say."""
+    try:
+        device, descriptors = _SHARED.stat().st_dev, list(_OPEN.iterdir())
+    except OSError:
+        return 0
+    sizes: dict[int, int] = {}  # by inode: several descriptors of one file are one
+    for descriptor in descriptors:
+        try:
+            file = os.fstat(int(descriptor.name))
+        except OSError:  # closed meanwhile
+            continue
+        if file.st_dev == device:
+            sizes[file.st_ino] = file.st_blocks * _BLOCK_BYTES
+    mapped = _mapped(device) if sizes else set()
+    return sum(size for inode, size in sizes.items() if inode not in mapped)
+
+
+def _mapped(device: int) -> set[int]:
+    """Inodes of the files of a file system that this process has mapped: their pages are in its RSS."""
+    place = f"{os.major(device):02x}:{os.minor(device):02x}"
+    with _MAPPED.open(encoding="utf-8", errors="replace") as maps:
+        fields = (line.split(maxsplit=5) for line in maps)
+        return {int(field[4]) for field in fields if field[3] == place}
 
 
 def meter(device: str) -> HostMeter:

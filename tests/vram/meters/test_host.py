@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from itertools import cycle, repeat
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import vram
-from vram.meters.host import HostMeter
+from vram.meters.host import HostMeter, unmapped_shared_bytes
 from vram.meters.tensor import TensorMeter
 
 MiB = 2**20
+SHARED = Path("/dev/shm")  # noqa: S108 - where Linux keeps shared memory
 
 
 class FakeProcess:
@@ -52,6 +58,30 @@ def test_without_psutil_it_is_absent_with_the_reason(monkeypatch: pytest.MonkeyP
     assert recording.absent["host"] == "psutil is not installed"
 
 
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared memory is elsewhere")
+def test_shared_memory_that_is_open_and_unmapped_counts() -> None:
+    """As tensors in a queue that nobody reads: once, whatever refers to it; none while it is mapped, as RSS has it
+    then; none that is closed."""
+    before = unmapped_shared_bytes()
+    with tempfile.TemporaryFile(dir=SHARED) as file:
+        file.write(b"x" * 2 * MiB)
+        file.flush()
+        twin = os.dup(file.fileno())
+        assert unmapped_shared_bytes() - before == 2 * MiB
+        with mmap.mmap(file.fileno(), 0):
+            assert unmapped_shared_bytes() == before
+        assert unmapped_shared_bytes() - before == 2 * MiB
+    assert unmapped_shared_bytes() - before == 2 * MiB
+    os.close(twin)
+    assert unmapped_shared_bytes() == before
+
+
+def test_the_host_has_both() -> None:
+    """RSS, and the shared memory that RSS leaves out."""
+    with HostMeter(process=FakeProcess(repeat(500 * MiB)), shared_bytes=lambda: 7 * MiB) as meter:
+        assert meter.read() == {"host": 507 * MiB}
+
+
 def test_growth_of_the_host_is_told_and_never_convicts() -> None:
     """20 MiB a sample, for certain: the channel's own verdict is growth, and the test passes."""
     idle = repeat(500 * MiB, 10)
@@ -61,7 +91,7 @@ def test_growth_of_the_host_is_told_and_never_convicts() -> None:
         yield from (500 * MiB + run * 20 * MiB for run in range(10_000))
 
     meters = [TensorMeter(), HostMeter(process=FakeProcess(rss()))]
-    recording = vram.replay(lambda _: None, range(10), meters=meters)
+    recording = vram.replay(lambda _: torch.zeros(1), range(10), meters=meters)
     assert "host" not in recording.exact
     assert recording.laps == 20
     assert np.diff(recording.channels["host"].ravel()).tolist() == [20 * MiB] * 199

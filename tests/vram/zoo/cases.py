@@ -2,11 +2,12 @@
 
 The first line of the file says what is planted. Comments at its head say what is expected:
 
-`# expect:` what the plugin says: the verdict (grows, undecided, plateau, stable), or, of a test
+`# expect:` what the plugin says: the verdict (grows, undecided, plateau, stable) or `inconclusive`, or, of a test
 without one, the error's name (PeakExceeded) or `passed`;
 `# holder:` who keeps it, in the words of the explanation; `nobody` where only the peak grows;
 `# line:` the line that allocates, where it is a library's: the caller is then the line that ends in `# here`;
 `# says:` what else the failure must say; `# host:` the verdict on the host's memory;
+`# device:` where it is measured, the CPU if it does not say;
 `# fault:` what the plugin gets wrong today, where it does: the case still says what is right.
 
 In what is expected `*` stands for anything. A comment goes on in lines that are indented further.
@@ -22,7 +23,7 @@ from pathlib import Path
 ZOO = Path(__file__).parent
 KINDS = {"leaks": "leak", "peaks": "raised peak", "decoys": "decoy"}
 VERDICTS = ("stable", "plateau", "grows", "undecided")
-_KEYS = ("expect", "holder", "line", "says", "host", "fault")
+_KEYS = ("expect", "holder", "line", "says", "host", "device", "fault")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Case:
     line: str | None
     says: tuple[str, ...]
     host: str | None
+    device: str
     fault: str | None
     here: int | None
 
@@ -77,6 +79,7 @@ def read_case(path: Path) -> Case:
         line=one["line"],
         says=tuple(said["says"]),
         host=one["host"],
+        device=one["device"] or "cpu",
         fault=one["fault"],
         here=here[0] if here else None,
     )

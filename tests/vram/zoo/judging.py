@@ -28,6 +28,8 @@ class Seen:
 def wrong(case: Case, seen: Seen) -> list[str]:
     """One line for everything that is not as expected; empty where all is."""
     outcome, error = ("passed", "") if case.passes else ("failed", _ERRORS.get(case.expect, case.expect))
+    if case.expect == "inconclusive":
+        outcome, error = "skipped", ""
     found = [
         _differs("outcome", outcome, seen.outcome),
         _differs("error", error, seen.error),

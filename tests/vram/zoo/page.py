@@ -39,6 +39,8 @@ def _expected(case: Case) -> str:
         words.append(f"held by: {_readable(case.holder)}")
     if case.host is not None:
         words.append(f"the host's memory {case.host}")
+    if case.device != "cpu":
+        words.append(f"measured on {case.device}")
     if case.fault is not None:
         words.append(f"**not yet**: {case.fault}")
     return "; ".join(words)
