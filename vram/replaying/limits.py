@@ -34,7 +34,7 @@ def checked_limits(max_runs: Any, max_seconds: Any) -> Limits:
     ):
         if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
             raise TypeError(f"{name} must be {what} or None, got {value!r}")
-        if value is not None and not value > 0:
+        if value is not None and not float(value) > 0:
             raise ValueError(f"{name} must be above 0, got {value!r}")
     return Limits(max_runs, max_seconds)
 

@@ -70,7 +70,8 @@ class RunSummary:
             parts.append(f"{len(self.otherwise)} {_tests(len(self.otherwise))} failed for a reason that is not memory")
         total = len(self.recordings) + len(self.tests)
         failing = len(self.failing) + len(self.failed_tests)
-        open_ = sum(one.outcome in NO_DECISION for one in (*self.recordings, *self.tests))
+        ended = [*(one.outcome for one in self.recordings), *(test.outcome for test in self.tests)]
+        open_ = sum(outcome in NO_DECISION for outcome in ended)
         if failing:
             begin = f"{failing} of {total} need attention"
         elif open_:
