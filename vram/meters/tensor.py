@@ -48,7 +48,8 @@ class TensorMeter:
 
     def __enter__(self) -> Self:
         with self.following():
-            torch.empty(0)  # the first operation in a dispatch mode imports much of torch: not while it is measured
+            # The first operation in a dispatch mode imports much of torch: not while it is measured.
+            torch.empty(0, device="cpu")
         self._live_bytes, self._runs = 0, True
         gc.collect()
         for tensor in living_tensors():

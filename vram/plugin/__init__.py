@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from vram.plugin.forked import Forked
 from vram.plugin.history import Keeping
 from vram.plugin.markers import HELP
 from vram.plugin.measuring import Measuring
@@ -28,7 +29,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", text)
     measuring = Measuring(config)
     config.pluginmanager.register(measuring, "vram-session")
-    config.pluginmanager.register(Reporting(config, measuring), "vram-report")
+    reporting = Reporting(config, measuring)
+    config.pluginmanager.register(reporting, "vram-report")
+    config.pluginmanager.register(Forked(config, measuring, reporting), "vram-forked")
     config.pluginmanager.register(Keeping(config, measuring), "vram-history")
 
 

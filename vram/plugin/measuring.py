@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import inspect
 import logging
+import os
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -38,6 +39,8 @@ class Measuring:
         self.chosen: str | None = None  # the device, once it is known to be there
         self.uses = False  # whether some test measures
         self._failures = Failures()
+        self._process = os.getpid()
+        self._forks = False  # whether some test runs in a process of its own
         self._environments: dict[bool, dict[str, object]] = {}
 
     def start(self) -> VramSession:
@@ -59,6 +62,11 @@ class Measuring:
             )
             self.vram = VramSession(options, TerminalProgress(self._config))
         return self.vram
+
+    @property
+    def forked(self) -> bool:
+        """Whether this is a process of one test's own, as pytest-forked starts them."""
+        return os.getpid() != self._process
 
     @property
     def summaries(self) -> Sequence[RecordingSummary]:
@@ -101,7 +109,7 @@ class Measuring:
             try:
                 self.chosen = resolve_device(chosen)
             except ValueError as error:
-                if worker is not None:  # one that ends would be an internal error of pytest-xdist
+                if worker is not None or self.forked:  # one that ends would be a crash, or an internal error of xdist
                     pytest.fail(f"--vram-device: {error}", pytrace=False)
                 pytest.exit(f"--vram-device: {error}", returncode=pytest.ExitCode.USAGE_ERROR)
             if chosen != requested:  # never a simulated one
@@ -127,7 +135,8 @@ class Measuring:
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Find the device before the first test, where one measures; others' runs import no torch."""
         self.uses = self.off() is None and any(measures(item) for item in session.items)
-        if self.uses:
+        self._forks = any(forks(item) for item in session.items)
+        if self.uses and not self._forks:  # CUDA that was asked for its devices does not survive a fork
             with suppress(pytest.fail.Exception):
                 self.device()
 
@@ -135,6 +144,8 @@ class Measuring:
         """The header line, once it is known that something is measured."""
         if not self.uses or self._config.get_verbosity() < 0:
             return []
+        if self._forks:
+            return [f"vram: {option(self._config, 'device') or 'auto'}, measured in the process of each test"]
         from vram.meters import default_meters
         from vram.report.terminal import header
 
@@ -253,6 +264,11 @@ def measures(item: pytest.Item) -> bool:
     """True where the test uses the fixture or one of the markers."""
     names: Sequence[str] = getattr(item, "fixturenames", ())
     return "vram" in names or any(item.get_closest_marker(name) is not None for name in (LIMIT, LEAK_FREE))
+
+
+def forks(item: pytest.Item) -> bool:
+    """True where pytest-forked runs the test in a process of its own."""
+    return bool(item.config.getoption("forked", False)) or item.get_closest_marker("forked") is not None
 
 
 def worker_device(device: str, worker: str | None, devices: int) -> str:

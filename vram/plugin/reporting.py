@@ -94,8 +94,11 @@ class Reporting:
     def pytest_testnodedown(self, node: Any) -> None:
         """Merge what a worker of pytest-xdist measured."""
         data = getattr(node, "workeroutput", {}).get("vram")
-        if not data:
-            return
+        if data:
+            self.merge(data)
+
+    def merge(self, data: Mapping[str, Any]) -> None:
+        """Take over recordings, environments and accepted budgets of another process, as JSON has them."""
         from vram.budgets.accepted import Accepted
         from vram.summary.reader import recording_from_json
 
