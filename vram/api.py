@@ -248,7 +248,7 @@ def _growth_text(
         grew = "undecided; so far"
     figures = recording.channels[channel]
     lines = [
-        f"{recording.name}: {_IN_WORDS.get(channel, 'memory')} ({channel}) {grew} {_rate_text(verdict)} a sample",
+        f"{recording.title}: {_IN_WORDS.get(channel, 'memory')} ({channel}) {grew} {_rate_text(verdict)} a sample",
         f"  {verdict.reason}",
         f"  {verdict.laps} laps of {verdict.samples} samples: {format_bytes(recording.before[channel])} before the "
         f"first, {format_bytes(int(figures[-1, -1]))} after the last",

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+from vram.escaping import shown
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
 from vram.history import command as history
 from vram.report import command as report
@@ -53,7 +54,7 @@ class _Parser(argparse.ArgumentParser):
     """Bad usage is one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(BAD_INPUT, shown(f"{self.prog}: {message}; see {self.prog} --help") + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,11 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a test may be called anything
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    parsed = _parser().parse_args(arguments)
+    parser = _parser()
+    for argument in sys.argv[1:] if arguments is None else arguments:
+        if argument.startswith("--") and argument.endswith("=--"):  # argparse before Python 3.13 takes it for none
+            parser.error(f"an option must have a value, got {argument}")
+    parsed = parser.parse_args(arguments)
     try:
         code, text = _run(parsed)
     except ValueError as error:
-        print(f"{parsed.prog}: {error}", file=sys.stderr)
+        print(shown(f"{parsed.prog}: {error}"), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -73,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         return OUR_FAULT
     try:
-        print(text, flush=True)
+        if text:
+            print(text, flush=True)
     except BrokenPipeError:  # `vram history | head`: Python would complain again while it exits
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code

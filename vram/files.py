@@ -9,6 +9,22 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def is_file(name: str) -> bool:
+    """True where `name` is that of a file; a name that no file can have is none."""
+    try:
+        return Path(name).is_file()
+    except OSError:
+        return False
+
+
+def is_folder(name: str) -> bool:
+    """True where `name` is that of a folder; a name that no folder can have is none."""
+    try:
+        return Path(name).is_dir()
+    except OSError:
+        return False
+
+
 def atomic_write(path: Path, data: bytes) -> None:
     """Put `data` in the place of `path`, which at every moment holds the old content or all of the new.
 

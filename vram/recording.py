@@ -10,6 +10,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from vram.escaping import shown
+
 Int64: TypeAlias = npt.NDArray[np.int64]
 # One array of readings, in order, per sample, per lap: marks[lap][sample] -> int64 (times reached,).
 MarkReadings: TypeAlias = tuple[tuple[Int64, ...], ...]
@@ -112,6 +114,11 @@ class Recording:
             return f"{self.stopped}: {self.not_run:,} of {self.samples + self.not_run:,} samples did not run"
         # The driver and the host have figures of their own, wherever tensors are.
         return "" if channel in ("driver", "host") else self.nothing_allocated
+
+    @property
+    def title(self) -> str:
+        """The name as messages show it: in one line, and printable."""
+        return shown(self.name)
 
     def peak_bytes(self, channel: str = "requested_peak") -> int:
         """The highest reading of `channel` over all laps and samples. Raises KeyError, with the reason, if absent."""

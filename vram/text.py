@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vram.escaping import shown
 from vram.units import format_bytes
 
 NO_FIGURE = "-"
@@ -49,6 +50,7 @@ def apart(n_bytes: float | None, limit_bytes: float | None) -> tuple[str, str]:
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Rows of cells as lines, columns under one another."""
+    """Rows of cells as lines, columns under one another. Each cell is shown in one line, whatever it is called."""
+    rows = [tuple(map(shown, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -171,11 +171,11 @@ def from_json(data: Mapping[str, Any]) -> Entry:
         return Entry(
             key=canonical(key),
             test=str(data["test"]),
-            verdict=data["verdict"],
+            verdict=_text_or_none("verdict", data["verdict"]),
             reason=str(data["reason"]),
             channels={str(name): _read(channel) for name, channel in data["channels"].items()},
             accepted=bool(data.get("accepted", False)),
-            seconds=data.get("seconds"),
+            seconds=None if data.get("seconds") is None else _number("seconds", data["seconds"]),
             outcome=str(data.get("outcome") or ""),
         )
     except (KeyError, TypeError, AttributeError) as error:
@@ -188,15 +188,30 @@ def _read(data: Mapping[str, Any]) -> Channel:
     if data.get("before_bytes") is not None:
         whole["before_bytes"] = data["before_bytes"]
     for name, figure in whole.items():
-        if not isinstance(figure, int) or isinstance(figure, bool):
-            raise ValueError(f"{name} must be a whole number, got {figure!r}")
+        if not isinstance(figure, int) or isinstance(figure, bool) or abs(figure) >= 2**63:
+            raise ValueError(f"{name} must be a whole number of bytes, got {str(figure)[:40]}")
+    laps = data.get("laps") or []
+    if not isinstance(laps, list | tuple) or not all(isinstance(lap, str) for lap in laps):
+        raise ValueError(f"laps must be a list of texts, got {str(laps)[:40]}")
     return Channel(
         exact=bool(data["exact"]),
-        growth=float(data.get("growth", 0.0)),
-        verdict=data.get("verdict"),
-        laps=tuple(data.get("laps", ())),
+        growth=_number("growth", data.get("growth") or 0.0),
+        verdict=_text_or_none("verdict", data.get("verdict")),
+        laps=tuple(laps),
         **whole,
     )
+
+
+def _number(name: str, value: object) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 2**63:
+        raise ValueError(f"{name} must be a number, got {str(value)[:40]}")
+    return float(value)
+
+
+def _text_or_none(name: str, value: object) -> str | None:
+    if not isinstance(value, str | None):
+        raise ValueError(f"{name} must be text or null, got {str(value)[:40]}")
+    return value
 
 
 def packed(laps: Sequence[Sequence[int]]) -> tuple[str, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from vram.history.entries import SCHEMA, Entry, from_json, to_json
@@ -46,7 +47,7 @@ def read(uri: str = DEFAULT) -> History:
     `uri` is what pytest-benchmark's `--benchmark-storage` takes. Files that can't be read, and entries that can't, are
     left out and named in `skipped`.
     """
-    if _is_file(uri) and not Path(uri.removeprefix(_FILE)).is_dir():
+    if _is_file(uri) and not _is_folder(uri):
         return History(())  # without pytest-benchmark's class, which would make the folder
     storage, logger = _opened(uri)
     everything = ("*",) if _is_file(uri) else ()
@@ -64,6 +65,13 @@ def read_file(path: Path) -> Run:
 
 def _is_file(uri: str) -> bool:
     return "://" not in uri or uri.startswith(_FILE)
+
+
+def _is_folder(uri: str) -> bool:
+    try:
+        return Path(uri.removeprefix(_FILE)).is_dir()
+    except OSError as error:  # a name that no file can have, a folder that nobody may look into
+        raise NoStore(f"{uri} can't be opened: {error.strerror or error}") from None
 
 
 def _opened(uri: str) -> tuple[Any, _Logger]:
@@ -93,7 +101,22 @@ def _history(storage: Any, logger: _Logger, patterns: Sequence[str]) -> History:
     except Exception as error:  # whatever the client of another back end raises
         raise NoStore(f"{storage} can't be read: {error}") from None
     unread = [warning.replace("Failed to load", "skipped", 1) for warning in logger.warnings]
-    return History(sorted(runs, key=_when), [*unread, *skipped])
+    return History(_in_order(runs), [*unread, *skipped])
+
+
+def _in_order(runs: Sequence[Run]) -> list[Run]:
+    """Oldest first: the runs of a folder by their numbers, which are given one after the other, whatever the clocks of
+    the machines that wrote them say. Times order the runs of several folders, and files that have no number."""
+    numbered: dict[str, list[Run]] = {}
+    others: list[Run] = []
+    for run in runs:
+        if run.number.isdecimal():
+            numbered.setdefault(str(PurePath(run.path).parent), []).append(run)
+        else:
+            others.append(run)
+    for several in numbered.values():
+        several.sort(key=lambda run: (int(run.number), _when(run)))
+    return list(heapq.merge(*numbered.values(), sorted(others, key=_when), key=_when))
 
 
 def _when(run: Run) -> tuple[datetime, str]:

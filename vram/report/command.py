@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from vram.exit_codes import FINE, INCONCLUSIVE
+from vram.escaping import shown
+from vram.exit_codes import BAD_INPUT, FINE, INCONCLUSIVE
 from vram.files import atomic_write
 from vram.history import store
-from vram.report.gathered import gathered
+from vram.history.runs import History
+from vram.report.gathered import Page, gathered
 from vram.summary.reader import read_run
 
+Result = TypeVar("Result")
 _REPORT, _OUTPUT = Path("reports/memory.json"), Path("reports/memory.html")
 SUMMARY = "write what was measured, and how it changed over time, as one HTML page and as Markdown"
 REPORT = (
@@ -31,29 +37,70 @@ def add_report(parser: argparse.ArgumentParser) -> None:
 
 
 def report(arguments: argparse.Namespace) -> tuple[int, str]:
-    """Return exit code and text of `vram report`. Raises ValueError for what can't be read or written."""
+    """Return exit code and text of `vram report`.
+
+    A source that can't be read, and a file that can't be made, is a line on stderr and exit code 2; whatever else there
+    is, is read and written all the same. Raises ValueError for bad usage.
+    """
     path = arguments.report or (_REPORT if _REPORT.is_file() else None)
-    page = gathered(None if path is None else read_run(path), store.read(arguments.storage))
-    if not page.run.recordings and not page.run.tests and not page.history:
-        return INCONCLUSIVE, f"nothing to report: no measurement in {path or _REPORT}, no run in {arguments.storage}"
-    lines = []
     output = arguments.output or (None if arguments.markdown else _OUTPUT)
     _apart(path, output, None if arguments.markdown in (None, "-") else Path(arguments.markdown))
-    if output is not None:
-        from vram.report.page import html  # here: Jinja2 is imported where a page is rendered
+    steps = _Steps()
+    run = steps.take(lambda: None if path is None else read_run(path))
+    history = steps.take(lambda: store.read(arguments.storage)) or History(())
+    page = gathered(run, History(history.runs, [*history.skipped, *steps.problems]))
+    if not (page.run.recordings or page.run.tests or page.run.missing or page.history):
+        text = f"nothing to report: no measurement in {path or _REPORT}, no run in {arguments.storage}"
+        return steps.end(INCONCLUSIVE), "" if steps.problems else text
+    lines = [
+        steps.take(lambda: _write_page(output, page)) if output is not None else None,
+        steps.take(lambda: _write_markdown(arguments.markdown, page)) if arguments.markdown else None,
+    ]
+    return steps.end(FINE), "\n".join(filter(None, lines))
 
-        _write(output, html(page, _plotly_js()))
-        lines.append(f"written: {output}")
-    if arguments.markdown:
-        from vram.report.markdown import markdown
 
-        text = markdown(page)
-        if arguments.markdown == "-":
-            lines.append(text.rstrip())
-        else:
-            _write(Path(arguments.markdown), text)
-            lines.append(f"written: {arguments.markdown}")
-    return FINE, "\n".join(lines)
+class _Steps:
+    """Takes steps that may fail each for itself: what was bad input goes to stderr, a fault of ours ends the command
+    once all steps were taken."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self._fault: Exception | None = None
+
+    def take(self, step: Callable[[], Result]) -> Result | None:
+        """What `step` returns; None where it failed."""
+        try:
+            return step()
+        except ValueError as error:
+            self.problems.append(str(error))
+        except Exception as error:
+            self._fault = self._fault or error
+        return None
+
+    def end(self, code: int) -> int:
+        """The exit code: `code` where every step succeeded. Raises what was a fault of ours."""
+        for problem in self.problems:
+            print(shown(f"vram report: {problem}"), file=sys.stderr)
+        if self._fault is not None:
+            raise self._fault
+        return BAD_INPUT if self.problems else code
+
+
+def _write_page(output: Path, page: Page) -> str:
+    from vram.report.page import html  # here: Jinja2 is imported where a page is rendered
+
+    _write(output, html(page, _plotly_js()))
+    return f"written: {output}"
+
+
+def _write_markdown(name: str, page: Page) -> str:
+    from vram.report.markdown import markdown
+
+    text = markdown(page)
+    if name == "-":
+        return text.rstrip()
+    _write(Path(name), text)
+    return f"written: {name}"
 
 
 def _apart(*paths: Path | None) -> None:

@@ -16,11 +16,13 @@ _MOST_EXPLANATION = 8  # lines that explain one recording
 
 @dataclass(frozen=True)
 class Series:
-    """One key's figures over its runs, oldest first. `runs` has number, date, commit and whether it was accepted;
-    `figures` one number a run, None where it was not measured; `steps` the indices where a figure changed for good."""
+    """One key's figures over its runs, oldest first, and the newest run's outcome. `runs` has number, date, commit and
+    whether it was accepted; `figures` one number a run, None where it was not measured; `steps` the indices where a
+    figure changed for good."""
 
     name: str
     place: str
+    outcome: str
     runs: Sequence[tuple[str, str, str, bool]]
     figures: Mapping[str, Sequence[float | None]]
     steps: Mapping[str, Sequence[tuple[int, float, float]]]
@@ -63,7 +65,7 @@ class Page:
     @property
     def headline(self) -> str:
         """The page's first line."""
-        if not self.run.recordings and not self.run.tests:
+        if not self.run.recordings and not self.run.tests and not self.run.missing:
             return f"{len(self.history)} figures over time; no report of a run"
         return self.run.headline
 
@@ -75,11 +77,12 @@ class Page:
     @property
     def explained(self) -> list[str]:
         """Reasons of what needs attention or has no decision, each with the first lines that explain it."""
-        return [
+        lines = [
             line
             for one in self.run.unsettled
             for line in (*one.reasons, *(f"  {line}" for line in one.explanation_lines[:_MOST_EXPLANATION]))
         ]
+        return [*lines, *self.run.missing]
 
     @property
     def changes(self) -> list[str]:
@@ -122,6 +125,7 @@ def _series(key: Key, history: History) -> Series:
     return Series(
         name=name_of(key),
         place=place_of(key),
+        outcome=runs[-1][1].outcome_text,
         runs=[
             (run.number, run.time[:16].replace("T", " "), run.commit[:12] + ("+" if run.dirty else ""), entry.accepted)
             for run, entry in runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from vram.escaping import shown
 from vram.summary import MarkedSummary, RecordingSummary
 
 PROPERTY = "vram."  # every property of ours begins with it
@@ -24,11 +25,11 @@ def properties(recordings: Iterable[RecordingSummary], marked: MarkedSummary | N
     """`vram.NAME.FIGURE` of each recording that the test made or judged, and `vram.FIGURE` of the test itself."""
     values: dict[str, int | float | str] = {}
     for one in recordings:
-        stem = f"{PROPERTY}{one.name}."
+        stem = f"{PROPERTY}{shown(one.name)}."
         figures = {name: getattr(one, name) for name in _FIGURES}
         values |= {stem + name: value for name, value in figures.items() if value is not None}
         values |= {f"{stem}garbage_bytes": one.garbage_bytes} if one.garbage_bytes else {}
-        values |= {f"{stem}ratio.{each.reference}": each.ratio for each in one.ratios if each.ratio is not None}
+        values |= {f"{stem}ratio.{shown(each.reference)}": each.ratio for each in one.ratios if each.ratio is not None}
     if marked is not None:
         values |= {PROPERTY + name: value for name, value in marked.properties.items()}
         values[PROPERTY + "outcome"] = marked.outcome

@@ -7,6 +7,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from vram.escaping import shown
 from vram.report.gathered import Page
 
 MOST_LINES = 60
@@ -41,7 +42,7 @@ def _templates() -> Environment:
 
 def escaped(text: str) -> str:
     """Return `text` in one line, as it is: no markup, no mention, no link, no HTML."""
-    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    line = " ".join(shown(text.replace("\n", " ")).split())
     line = line.replace("&", "&amp;").replace("<", "&lt;")
     line = re.sub("(?<!-)>", "&gt;", line)  # an arrow -> quotes nothing
     line = re.sub(r"([\\`*_\[\]|~!$#])", r"\\\1", line)
@@ -51,8 +52,7 @@ def escaped(text: str) -> str:
 
 def _in_a_fence(line: str) -> str:
     """Return `line` without what would end the fence it stands in."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in line)
-    return _Safe(printable.replace("`", "'").replace("@", "@\u200b")[:_LONGEST])
+    return _Safe(shown(line).replace("`", "'").replace("@", "@\u200b")[:_LONGEST])
 
 
 def _cut(text: str, longest: int = _LONGEST) -> str:

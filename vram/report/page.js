@@ -98,8 +98,12 @@
   };
   const drawn = new Set();
   const show = (place) => {
-    charts[place.dataset.chart](place, chosen(place));
     drawn.add(place);
+    try {
+      charts[place.dataset.chart](place, chosen(place));
+    } catch (error) {  // the other charts are drawn all the same
+      place.textContent = `not drawn: ${error}`;
+    }
   };
   // A chart is drawn once somebody can see it: a page may hold hundreds.
   const showOpen = () => {

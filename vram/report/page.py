@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
+from collections.abc import Mapping
 from functools import cache
 from hashlib import sha256
 from importlib import resources
@@ -11,6 +12,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from vram.escaping import visible
 from vram.report.gathered import Page
 from vram.text import size_text
 
@@ -42,6 +44,7 @@ def _templates() -> Environment:
         loader=PackageLoader("vram.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: visible(value) if type(value) is str else value,  # not what is marked safe
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -60,19 +63,23 @@ def script_json(data: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+def _shown_keys(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {visible(name): value for name, value in figures.items()}
+
+
 def _data(page: Page) -> dict[str, Any]:
-    """Return the figures that page.js draws."""
+    """Return the figures that page.js draws, by names as the templates show them: it looks figures up by those."""
     return {
         "recordings": [
             {
-                "channels": {name: channel.bytes for name, channel in one.channels.items()},
-                "marks": {name: mark["channels"] for name, mark in one.marks.items()},
+                "channels": {visible(name): channel.bytes for name, channel in one.channels.items()},
+                "marks": {visible(name): _shown_keys(mark["channels"]) for name, mark in one.marks.items()},
                 "lines": [(line["line"], line["bytes"]) for line in (one.at_peak or {}).get("lines", ())],
             }
             for one in page.run.recordings
         ],
         "history": [
-            {"runs": series.runs, "figures": dict(series.figures), "steps": dict(series.steps)}
+            {"runs": series.runs, "figures": _shown_keys(series.figures), "steps": _shown_keys(series.steps)}
             for series in page.history
         ],
     }

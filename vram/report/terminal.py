@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vram.escaping import shown
 from vram.summary import MarkedSummary, RecordingSummary, RunSummary
 from vram.text import NO_FIGURE, aligned, size_text
 
@@ -16,15 +17,15 @@ _OPTIONAL = ("limit", "softmax peak")  # columns that some suites have
 def header(device: str, source: str, absent: Mapping[str, str]) -> str:
     """One line: the device, what it is measured with, what is absent and why."""
     missing = "; ".join(f"{channel}: {reason}" for channel, reason in absent.items())
-    return f"vram: {device}, measured with {source}" + (f"; not measured: {missing}" if missing else "")
+    return shown(f"vram: {device}, measured with {source}" + (f"; not measured: {missing}" if missing else ""))
 
 
 def run_lines(run: RunSummary) -> list[str]:
     """The whole section: what happened, measured with what, one row a recording and a marked test, and why."""
-    lines = [run.headline, *run.measured_lines]
+    lines = [*map(shown, (run.headline, *run.measured_lines))]
     lines += table(run.recordings) if run.recordings else []
     lines += table_of_tests(run.tests) if run.tests else []
-    return [*lines, *run.reasons, *run.remarks, *run.absences]
+    return [*lines, *map(shown, (*run.reasons, *run.remarks, *run.absences))]
 
 
 def table(recordings: Sequence[RecordingSummary]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from vram.summary.recording import NEEDS_ATTENTION
+from vram.summary.recording import NEEDS_ATTENTION, NO_DECISION
 from vram.text import apart
 
 
@@ -13,7 +13,8 @@ from vram.text import apart
 class MarkedSummary:
     """One test with markers: bytes above what was alive when its body began, and those it left behind.
 
-    `regressions` say what it needs more than its base in the history; `inconclusive`, why the figures say nothing.
+    `regressions` say what it needs more than its base in the history; `new`, that it has none, which failed the test
+    where `new_fails`; `inconclusive`, why the figures say nothing, or could not be compared.
     """
 
     test: str
@@ -23,7 +24,9 @@ class MarkedSummary:
     allow_bytes: int | None = None
     regressions: tuple[str, ...] = ()
     expected: bool = False
+    new: str = ""
     inconclusive: str = ""
+    new_fails: bool = False
 
     @property
     def over(self) -> list[str]:
@@ -36,10 +39,10 @@ class MarkedSummary:
         ]
 
     @property
-    def outcome(self) -> Literal["over limit", "regression", "inconclusive", "expected", "passed"]:
+    def outcome(self) -> Literal["over limit", "regression", "inconclusive", "new", "expected", "passed"]:
         """The worst that is known of the test, or "expected"."""
         if not self.over and not self.regressions:
-            return "inconclusive" if self.inconclusive else "passed"
+            return "inconclusive" if self.inconclusive else "new" if self.new else "passed"
         return "expected" if self.expected else "over limit" if self.over else "regression"
 
     @property
@@ -50,14 +53,15 @@ class MarkedSummary:
     @property
     def needs_attention(self) -> bool:
         """True where it failed and was not expected to."""
-        return self.outcome in NEEDS_ATTENTION
+        return self.outcome in NEEDS_ATTENTION or (self.outcome == "new" and self.new_fails)
 
     @property
     def outcome_text(self) -> str:
         """The outcome, with by how many bytes it is over."""
         if self.outcome == "passed":
             return "passed"
-        return f"{self.outcome}: {', '.join(self.over or self.regressions or [self.inconclusive])}"
+        open_ = [self.inconclusive or self.new] if self.outcome in NO_DECISION else []
+        return f"{self.outcome}: {', '.join(open_ or self.over or self.regressions)}"
 
     @property
     def cells(self) -> tuple[str, str, str, str]:

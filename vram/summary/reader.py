@@ -61,11 +61,13 @@ _OPTIONAL: Any = {
     "nothing_allocated": bool,
     "garbage_bytes": int,
     "garbage_kinds": [str],
+    "new_fails": bool,
     "named": bool,
     "facts": {_ANY: str},
     "environment": {_ANY: object},
 }
 _TEST = {"test": str, "peak_bytes": int, "limit_bytes": _COUNT, "kept_bytes": _COUNT, "allow_bytes": _COUNT}
+_TEST_OPTIONAL: Any = {"new": str, "inconclusive": str, "expected": bool, "new_fails": bool}
 _FAILURE = {"test": str, "file": str, "line": int, "kind": str, "message": str}
 _REPORT: Any = {"environment": {_ANY: object}, "modes": [_RECORDING], "tests": [_TEST]}
 
@@ -93,12 +95,17 @@ def run_from_json(report: Mapping[str, Any]) -> RunSummary:
     _fits(failures, [_FAILURE], "failures of the report")
     otherwise = report.get("failed_otherwise") or []
     _fits(otherwise, [str], "failed_otherwise of the report")
+    missing, missing_fails = report.get("missing") or [], report.get("missing_fails") or False
+    _fits(missing, [str], "missing of the report")
+    _fits(missing_fails, bool, "missing_fails of the report")
     return RunSummary(
         environment=report["environment"],
         recordings=[recording_from_json(mode) for mode in report["modes"]],
         tests=[marked_from_json(test) for test in report["tests"]],
         failures=[Failure(**_only(Failure, failure)) for failure in failures],
         otherwise=otherwise,
+        missing=missing,
+        missing_fails=missing_fails,
     )
 
 
@@ -131,7 +138,9 @@ def marked_from_json(data: Mapping[str, Any]) -> MarkedSummary:
     _fits(data, _TEST)
     regressions = data.get("regressions") or []
     _fits(regressions, [str], f"regressions of {data['test'][:40]}")
-    _fits(data.get("inconclusive", ""), str, f"inconclusive of {data['test'][:40]}")
+    for name, shape in _TEST_OPTIONAL.items():
+        if data.get(name) is not None:
+            _fits(data[name], shape, f"{name} of {data['test'][:40]}")
     return MarkedSummary(**{**_only(MarkedSummary, data), "regressions": tuple(regressions)})
 
 
@@ -159,6 +168,11 @@ def _only(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_note(value: object) -> bool:
     return value is None or isinstance(value, int | float | str)
+
+
+def _is_countable(value: object) -> bool:
+    """False for numbers that are no bytes, nor made of bytes: too large for 64 bits, infinite."""
+    return not isinstance(value, int | float) or abs(value) < 2**63
 
 
 def _refuse(constant: str) -> None:
@@ -189,5 +203,5 @@ def _fits(value: object, shape: Any, at: str = "the report") -> None:
     elif isinstance(value, bool):
         if shape not in (bool, object):
             raise ValueError(f"{at} is {value}")
-    elif not isinstance(value, shape):
+    elif not isinstance(value, shape) or not _is_countable(value):
         raise ValueError(f"{at} is {str(value)[:40]!r}")

@@ -107,7 +107,8 @@ class RecordingSummary:
     """One recording, as every surface shows it. A figure that was not measured is None, and `absent` says why.
 
     `verdict` is that of growth ("grows", "undecided", "plateau", "stable"), "out of memory", or None without one;
-    `outcome` is what happened to the run. `expected`: each failure was that of a test that is expected to fail.
+    `outcome` is what happened to the run. `expected`: each failure was that of a test that is expected to fail;
+    `new_fails`: the budget or base that is missing failed its test.
     `nothing_allocated`: no sample took memory on the device measured, so that nothing is known of the step.
     `garbage_bytes`: the most of one sample that only the garbage collector freed; `garbage_kinds` says what it was.
     """
@@ -131,6 +132,7 @@ class RecordingSummary:
     explanation: Mapping[str, Any] | None = None
     at_peak: Mapping[str, Any] | None = None
     expected: bool = False
+    new_fails: bool = False
     named: bool = True
     facts: Mapping[str, str] = field(default_factory=dict)
     notes: Mapping[str, int | float | str | None] = field(default_factory=dict)
@@ -168,7 +170,7 @@ class RecordingSummary:
     @property
     def needs_attention(self) -> bool:
         """True where somebody must look at it: it failed, and was not expected to."""
-        return self.outcome in NEEDS_ATTENTION
+        return self.outcome in NEEDS_ATTENTION or (self.outcome == "new" and self.new_fails)
 
     @property
     def limited(self) -> Check | None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from vram.summary.marked import MarkedSummary
-from vram.summary.recording import NEEDS_ATTENTION, NO_DECISION, OUTCOMES, Outcome, RecordingSummary
+from vram.summary.recording import NEEDS_ATTENTION, NO_DECISION, OUTCOMES, RecordingSummary
 from vram.units import format_bytes
 
 SCHEMA = 1
@@ -30,7 +30,8 @@ class Failure:
 class RunSummary:
     """Everything that one pytest session measured. Those that need attention come first, the worst before the others.
 
-    `otherwise` are tests that measure and failed for a reason that is not memory.
+    `otherwise` are tests that measure and failed for a reason that is not memory. `missing` has a line for each
+    recording of the base that this session did not make; it fails where `missing_fails`.
     """
 
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -38,9 +39,11 @@ class RunSummary:
     tests: Sequence[MarkedSummary] = ()
     failures: Sequence[Failure] = ()
     otherwise: Sequence[str] = ()
+    missing: Sequence[str] = ()
+    missing_fails: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "recordings", tuple(sorted(self.recordings, key=lambda one: _rank(one.worst, one))))
+        object.__setattr__(self, "recordings", tuple(sorted(self.recordings, key=_rank)))
         ranked = sorted(self.tests, key=lambda test: (not test.needs_attention, -test.peak_bytes))
         object.__setattr__(self, "tests", tuple(ranked))
 
@@ -68,10 +71,12 @@ class RunSummary:
         parts += [f"{count} marked {_tests(count)} {outcome}" for outcome, count in sorted(of_tests.items())]
         if self.otherwise:
             parts.append(f"{len(self.otherwise)} {_tests(len(self.otherwise))} failed for a reason that is not memory")
-        total = len(self.recordings) + len(self.tests)
-        failing = len(self.failing) + len(self.failed_tests)
-        ended = [*(one.outcome for one in self.recordings), *(test.outcome for test in self.tests)]
-        open_ = sum(outcome in NO_DECISION for outcome in ended)
+        missing = len(self.missing)
+        parts += [f"{missing} missing"] if missing else []
+        total = len(self.recordings) + len(self.tests) + missing
+        failing = len(self.failing) + len(self.failed_tests) + (missing if self.missing_fails else 0)
+        outcomes = [*(one.outcome for one in self.recordings), *(test.outcome for test in self.tests)]
+        open_ = missing + sum(outcome in NO_DECISION for outcome in outcomes)
         if failing:
             begin = f"{failing} of {total} need attention"
         elif open_:
@@ -82,8 +87,9 @@ class RunSummary:
 
     @property
     def reasons(self) -> list[str]:
-        """One line for each check that failed, is new or undecided. Marked tests have theirs in their table."""
-        return [line for one in self.unsettled for line in one.reasons]
+        """One line for each check that failed, is new or undecided, or is missing. Marked tests have theirs in their
+        table."""
+        return [*(line for one in self.unsettled for line in one.reasons), *self.missing]
 
     @property
     def remarks(self) -> list[str]:
@@ -129,6 +135,8 @@ class RunSummary:
     @property
     def measured_lines(self) -> list[str]:
         """ "measured: CUDA allocator, torch 2.13.0", and where no GPU was there a line that says so."""
+        if not self.environment:
+            return ["nothing was measured"]
         source = str(self.environment.get("source", ""))
         lines = [f"measured: {source}, torch {self.environment.get('torch')}"]
         if source.startswith("CPU"):
@@ -145,6 +153,8 @@ class RunSummary:
             "tests": [test.to_json() for test in self.tests],
             "failures": [asdict(failure) for failure in self.failures],
             "failed_otherwise": list(self.otherwise),
+            "missing": list(self.missing),
+            "missing_fails": self.missing_fails,
         }
 
 
@@ -159,11 +169,10 @@ def merged_environment(environments: Iterable[Mapping[str, object]]) -> dict[str
     return merged
 
 
-def _rank(worst: Outcome, one: RecordingSummary) -> int:
+def _rank(one: RecordingSummary) -> tuple[bool, int]:
     """Failing ones by how bad they are, then those without a decision, then all others as they were made."""
-    if one.outcome in NEEDS_ATTENTION or one.outcome in NO_DECISION:
-        return OUTCOMES.index(worst)
-    return len(OUTCOMES)
+    decided = one.outcome not in NEEDS_ATTENTION | NO_DECISION
+    return not one.needs_attention, len(OUTCOMES) if decided else OUTCOMES.index(one.worst)
 
 
 def _tests(count: int) -> str:

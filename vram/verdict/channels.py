@@ -76,14 +76,14 @@ def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, V
     """
     if not recording.exact:
         reasons = "; ".join(f"{channel}: {why}" for channel, why in recording.absent.items())
-        raise Inconclusive(f"{recording.name}: no exact channel was measured ({reasons or 'no meter reads one'})")
+        raise Inconclusive(f"{recording.title}: no exact channel was measured ({reasons or 'no meter reads one'})")
     if not judged and recording.nothing_allocated:
-        raise Inconclusive(f"{recording.name}: {recording.nothing_allocated}")
+        raise Inconclusive(f"{recording.title}: {recording.nothing_allocated}")
     if not judged and recording.stopped:
         ran = recording.unseen("") or f"{recording.stopped}: {recording.laps} of {recording.base_laps} laps ran"
-        raise Undecided(f"{recording.name}: {ran}, and growth is judged over laps")
+        raise Undecided(f"{recording.title}: {ran}, and growth is judged over laps")
     if not judged:
-        raise Inconclusive(f"{recording.name}: growth is judged over laps, and one was run")
+        raise Inconclusive(f"{recording.title}: growth is judged over laps, and one was run")
     may_convict = convicting(recording)
     deciding = {
         channel: verdict
@@ -92,5 +92,5 @@ def overall(recording: Recording, judged: Mapping[str, Verdict]) -> tuple[str, V
     }
     channel = min(deciding, key=lambda name: _WORST_FIRST.index(deciding[name].status))
     if deciding[channel].status != "grows" and recording.nothing_allocated:
-        raise Inconclusive(f"{recording.name}: {recording.nothing_allocated}")
+        raise Inconclusive(f"{recording.title}: {recording.nothing_allocated}")
     return channel, deciding[channel]

@@ -168,13 +168,13 @@ def compare(
         tolerance_bytes=max(side.tolerance_bytes.get(channel, 0) for side in (recording, reference)),
         lengths=None if lengths is None else [lengths[number] for number in chosen],
         samples=chosen,
-        name=recording.name,
-        reference=reference.name,
+        name=recording.title,
+        reference=reference.title,
         channel=channel,
     )
     for side in (recording, reference):
         if not ratio.over and (reason := side.unseen(channel)):
-            raise Inconclusive(f"{side.name}: {reason}")
+            raise Inconclusive(f"{side.title}: {reason}")
     return ratio
 
 
@@ -183,14 +183,14 @@ def _check_alike(recording: Recording, reference: Recording, channel: str) -> No
     for side in (recording, reference):
         if channel not in side.channels:
             reason = side.absent.get(channel, "no meter reads it")
-            raise Inconclusive(f"{side.name}: {channel} was not measured: {reason}")
+            raise Inconclusive(f"{side.title}: {channel} was not measured: {reason}")
         if side.not_run:
-            raise Inconclusive(f"{side.name}: {side.unseen(channel)}")
+            raise Inconclusive(f"{side.title}: {side.unseen(channel)}")
     ours, theirs = recording.environment, reference.environment
     for fact in sorted(ours.keys() | theirs.keys()):
         if ours.get(fact) != theirs.get(fact):
             raise Inconclusive(
-                f"{recording.name} and {reference.name} were not measured alike: "
+                f"{recording.title} and {reference.title} were not measured alike: "
                 f"{fact} is {ours.get(fact)} and {theirs.get(fact)}"
             )
 

@@ -30,7 +30,7 @@ def summarize(recording: Recording, *, cache_budget_bytes: int | None = None) ->
             "bytes_per_sample": verdict.bytes_per_sample,
         }
     except (Inconclusive, Undecided) as error:
-        decided = {"reason": str(error).removeprefix(f"{recording.name}: ")}
+        decided = {"reason": str(error).removeprefix(f"{recording.title}: ")}
         if isinstance(error, Undecided):
             decided["verdict"] = "undecided"
         else:
