@@ -6,7 +6,9 @@ import sys
 from pathlib import Path
 
 from llava.modes import MODES
+from vram.errors import NotRecorded
 from vram.exit_codes import BAD_INPUT, FINE, INCONCLUSIVE, INTERRUPTED, OUR_FAULT, REGRESSION
+from vram.summary import RunSummary
 from vram.summary.reader import read_run
 
 DECIDED = ("stable", "plateau", "grows", "out of memory")  # verdicts on growth
@@ -23,15 +25,21 @@ def outcome(status: int, report: Path) -> tuple[int, str]:
         return INTERRUPTED, "interrupted"
     if status not in (PASSED, FAILED):
         return OUR_FAULT, f"the suite itself failed: pytest ended with {status}"
-    recordings = read_run(report).recordings if report.is_file() else ()
+    run = read_run(report) if report.is_file() else RunSummary()
+    recordings, failures = run.recordings, [*(failure.kind for failure in run.failures), *run.otherwise]
     verdicts = {one.name: one.verdict for one in recordings}
     undecided = [mode for mode in MODES if verdicts.get(mode) not in DECIDED]
     regressed = any(one.outcome in REGRESSED for one in recordings)
+    unbudgeted = [one.name for one in recordings if one.budget_bytes is None]
+    if status == FAILED and not regressed and not undecided and failures and set(failures) == {NotRecorded.__name__}:
+        return (
+            INCONCLUSIVE,
+            "inconclusive: something has no budget yet: see the failures above",
+        )
     if status == FAILED and (regressed or not undecided):
         return REGRESSION, "a regression was found: see the failures above"
     if undecided:
         return INCONCLUSIVE, f"inconclusive: no decision on {', '.join(undecided)}"
-    unbudgeted = [one.name for one in recordings if one.budget_bytes is None]
     peaks = f"no budget is recorded for {', '.join(unbudgeted)}" if unbudgeted else "every peak is within its budget"
     return FINE, f"memory is stable in every mode; {peaks}"
 

@@ -9,7 +9,16 @@ from typing import Any, Literal, TypeVar
 
 from vram.budgets.file import Budget
 from vram.cards import Card
-from vram.errors import GarbageExceeded, Inconclusive, MemoryGrowth, OutOfMemory, PeakExceeded, RatioExceeded, Undecided
+from vram.errors import (
+    GarbageExceeded,
+    Inconclusive,
+    MemoryGrowth,
+    NotRecorded,
+    OutOfMemory,
+    PeakExceeded,
+    RatioExceeded,
+    Undecided,
+)
 from vram.meters import Meter
 from vram.recording import Recording, check_recording
 from vram.replaying.limits import Listener
@@ -135,11 +144,12 @@ def assert_peak(
 
     Channels are absolute: `besides_bytes` were kept alive by others throughout, and the limit does not mean them.
     `limit` is a size ("18 GiB"), bytes, or a `Budget`. Raises PeakExceeded; Inconclusive where the channel was not
-    measured, nothing was allocated or the budget is new; ValueError for a size that cannot be read.
+    measured or nothing was allocated, NotRecorded (an Inconclusive) where the budget is new; ValueError for a size that
+    cannot be read.
     """
     __tracebackhide__ = True
     check = check_peak(recording, limit, channel, besides_bytes=besides_bytes)
-    raise_unless_passed(recording.name, check)
+    raise_unless_passed(recording.title, check)
 
 
 def check_peak(
@@ -148,9 +158,10 @@ def check_peak(
     """The check that `assert_peak` makes of it, as every report shows it. Raises ValueError for an unreadable size."""
     check_recording(recording, channel)
     kind: Literal["budget", "limit"] = "budget" if isinstance(limit, Budget) else "limit"
+    if isinstance(limit, Budget) and limit.limit_bytes is None:
+        return Check(kind, "new", limit.new_text, channel)
     limit_bytes = limit.limit_bytes if isinstance(limit, Budget) else parse_bytes(limit)
-    if limit_bytes is None:
-        return Check(kind, "new", f"new: no {limit}; record it with --vram-accept", channel)
+    assert limit_bytes is not None
     if channel not in recording.channels:
         reason = recording.absent.get(channel, "no meter reads it")
         return Check(kind, "inconclusive", f"{channel} was not measured: {reason}", channel, limit_bytes=limit_bytes)
@@ -168,12 +179,13 @@ def check_peak(
 
 
 def raise_unless_passed(name: str, check: Check) -> None:
-    """Raise PeakExceeded or GarbageExceeded for what is over, Inconclusive for what is new or was not compared."""
+    """Raise PeakExceeded or GarbageExceeded for what is over, NotRecorded for what is new, Inconclusive for what was not
+    compared."""
     __tracebackhide__ = True
     if check.status == "over":
         raise (GarbageExceeded if check.channel == GARBAGE else PeakExceeded)(f"{name}: {check.text}")
     if check.status != "passed":
-        raise Inconclusive(check.text.removeprefix("inconclusive: "))
+        raise (NotRecorded if check.status == "new" else Inconclusive)(check.text.removeprefix("inconclusive: "))
 
 
 def assert_garbage(recording: Recording, limit: str | int) -> None:
@@ -185,7 +197,7 @@ def assert_garbage(recording: Recording, limit: str | int) -> None:
     allocated; ValueError for a size that cannot be read.
     """
     __tracebackhide__ = True
-    raise_unless_passed(recording.name, check_garbage(recording, limit))
+    raise_unless_passed(recording.title, check_garbage(recording, limit))
 
 
 def check_garbage(recording: Recording, limit: str | int) -> Check:

@@ -55,3 +55,7 @@ class OutOfMemory(AssertionError):
 
 class Inconclusive(Exception):
     """The figures needed for a decision are absent or not to be trusted; the plugin reports a skip with the reason."""
+
+
+class NotRecorded(Inconclusive):
+    """There is no budget or base to compare with yet. With `--vram-new fail`, as in CI, the test fails."""

@@ -216,7 +216,7 @@ class VramSession:
         if check.kind == "budget" and check.status == "new":
             absent = {**self.summary(recording).absent, "budget": "new: record it with --vram-accept"}
             self._change(recording, absent=absent)
-        api.raise_unless_passed(recording.name, check)
+        api.raise_unless_passed(recording.title, check)
 
     def assert_garbage(self, recording: Recording, limit: str | int) -> None:
         """See `vram.assert_garbage`."""
@@ -224,7 +224,7 @@ class VramSession:
         check = api.check_garbage(recording, limit)
         self._touch(recording)
         self._check(recording, check)
-        api.raise_unless_passed(recording.name, check)
+        api.raise_unless_passed(recording.title, check)
 
     def assert_ratio(
         self,
@@ -278,9 +278,11 @@ class VramSession:
         touched, self._touched = list(self._touched), {}
         return touched
 
-    def settle(self, touched: Iterable[int], *, expected: bool) -> None:
-        """A test that judged these recordings failed; `expected`: it is marked xfail."""
+    def settle(self, touched: Iterable[int], *, expected: bool, new: bool = False) -> None:
+        """A test that judged these recordings failed; `expected`: it is marked xfail; `new`: as something is new."""
         for index in touched:
+            if new and not expected and self.summaries[index].worst == "new":
+                self.summaries[index] = replace(self.summaries[index], new_fails=True)
             if self.summaries[index].worst not in NEEDS_ATTENTION:
                 continue
             self._failed |= set() if expected else {index}
@@ -291,6 +293,7 @@ class VramSession:
         summary = self.summaries[index]
         earlier = (one for one in summary.checks if _same_kind(one) != _same_kind(check))
         self.summaries[index] = replace(summary, checks=(*earlier, check))
+        self._touched[index] = None
 
     def _check(self, recording: Recording, check: Check) -> None:
         self._remember(recording)
@@ -323,7 +326,7 @@ class VramSession:
 
 
 def _inconclusive(kind: Literal["growth", "ratio"], recording: Recording, error: Inconclusive) -> Check:
-    return Check(kind, "inconclusive", f"inconclusive: {str(error).removeprefix(f'{recording.name}: ')}")
+    return Check(kind, "inconclusive", f"inconclusive: {str(error).removeprefix(f'{recording.title}: ')}")
 
 
 def _same_kind(check: Check) -> tuple[object, ...]:

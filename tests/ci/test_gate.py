@@ -74,6 +74,28 @@ def test_exit_code(stubbed: Project, suite: int, compare: int, accept: bool, cod
     assert says in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code"),
+    [
+        ((), {}, 0),
+        ((), {"CI": "true"}, 3),
+        ((), {"CI": "False"}, 0),
+        (("--vram-new", "skip"), {"CI": "true"}, 0),
+        (("--vram-new=fail",), {}, 3),
+        (("--vram-accept-force",), {"CI": "true"}, 0),
+    ],
+)
+def test_what_is_new_or_missing_is_not_fine_in_ci(
+    stubbed: Project, arguments: tuple[str, ...], variables: dict[str, str], code: int
+) -> None:
+    """No regression, and a recording that is new or missing: inconclusive, unless --vram-new says otherwise."""
+    vram = stubbed.environment / "bin" / "vram"
+    stubbed.program(vram, f'echo "$@" >> "{stubbed.log}"\ncase "$*" in *"--fail new --fail missing") exit 1;; esac')
+    found, line = gate(stubbed, *arguments, SUITE="0", **variables)
+    assert found == code
+    assert ("something is new or missing" in line) == (code == 3)
+
+
 def test_what_it_takes_goes_where_it_belongs(stubbed: Project) -> None:
     """The base and the criteria to `vram compare`, the rest to the suite; this run's name to both."""
     gate(stubbed, "--base", "main", "-k", "a b", "--fail=peak:2%", "--fail", "growth:0", SUITE="0", COMPARE="0")

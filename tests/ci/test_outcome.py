@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from ci.outcome import outcome
 from llava.modes import MODES
 from vram.report.json_file import write_report
-from vram.summary import Check, RecordingSummary, RunSummary
+from vram.summary import Check, Failure, RecordingSummary, RunSummary
+from vram.summary.reader import read_run
 
 
 def report(folder: Path, **verdicts: str | None) -> Path:
@@ -55,6 +57,17 @@ def test_exit_code(tmp_path: Path, status: int, verdicts: dict[str, str | None],
 def test_a_budget_nobody_recorded_is_named(tmp_path: Path) -> None:
     """Stable and within its budget are two things: the last line claims the second only where there was one."""
     assert "no budget is recorded for baseline, himap" in outcome(0, report(tmp_path))[1]
+
+
+@pytest.mark.parametrize(("kinds", "code"), [(["NotRecorded"] * 2, 3), (["NotRecorded", "PeakExceeded"], 1)])
+def test_what_failed_because_it_is_new_is_no_regression(tmp_path: Path, kinds: list[str], code: int) -> None:
+    """In CI a missing budget fails its test: the suite is inconclusive then, unless something else failed too."""
+    path = report(tmp_path)
+    run = read_run(path)
+    write_report(path, replace(run, failures=[Failure("test", "test.py", 1, kind, "why") for kind in kinds]))
+    assert outcome(1, path)[0] == code
+    write_report(path, replace(run, failures=[Failure("t", "t.py", 1, "NotRecorded", "why")], otherwise=["test"]))
+    assert outcome(1, path)[0] == 1
 
 
 def test_a_run_that_wrote_no_report_is_not_fine(tmp_path: Path) -> None:

@@ -40,6 +40,12 @@ class Budget:
     def __str__(self) -> str:
         return f"budget {named(self.key)} in {self.path.name}"
 
+    @property
+    def new_text(self) -> str:
+        """Say that no limit is recorded, and how to record one: the key is not in the file, or there is no file."""
+        where = "" if self.path.exists() else " (there is no such file)"
+        return f"new: no {self}; record it with --vram-accept{where}"
+
 
 def named(key: Mapping[str, str]) -> str:
     """The values of a key side by side; one with control characters as Python writes it."""

@@ -9,7 +9,9 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+from vram.escaping import shown
 from vram.exit_codes import FINE, INCONCLUSIVE, REGRESSION
+from vram.files import is_file
 from vram.history import store
 from vram.history.compare import Comparison
 from vram.history.criteria import Criterion, parse
@@ -36,6 +38,8 @@ COMPARE = _filled(
     --vram-accept), else the first.""",
     """Without --fail, every exact figure is compared to the byte; so is every mode and test that no --fail is about.
     Noisy figures (driver and host; on a real card also reserved and allocated) are reported and never fail.""",
+    """--fail new and --fail missing fail what can't be compared: a recording that was renamed is both. With BASE
+    "recorded", what is missing is what the newest accepted run, or a run since, measured in the same environment.""",
 )
 EXITS = "exit codes: 0 no regression, 1 regression, 2 bad usage, 3 nothing comparable (a single run, only new keys)"
 HISTORY = _filled(
@@ -44,8 +48,9 @@ HISTORY = _filled(
 FAIL = (
     "what fails, as [MODE or TEST/]FIGURE:TOLERANCE, for example peak:2%%, growth:0 or himap/peak:1MiB; FIGURE is "
     "peak, growth (bytes a sample), peak_above_start or an exact channel; exactly the tolerance still passes; may be "
-    "repeated"
+    "repeated; or new, where a key has no base, or missing, where a key of the base was not measured"
 )
+ABSENT = ("new", "missing")  # what --fail takes beside criteria
 
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +82,7 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def compare(arguments: argparse.Namespace) -> tuple[int, str]:
     """Exit code and text of `vram compare [BASE] [HEAD]`. Raises ValueError for a run or a store that can't be read."""
-    criteria = [parse(text) for text in arguments.fail]
+    criteria = [parse(text) for text in arguments.fail if text not in ABSENT]
     history = _history(arguments)
     head = _head(arguments, history)
     if head is None:
@@ -85,10 +90,13 @@ def compare(arguments: argparse.Namespace) -> tuple[int, str]:
         return INCONCLUSIVE, f"nothing comparable: no run with memory figures is saved in {arguments.storage}"
     comparison, base = _compared(arguments.base, head, history, criteria)
     _check_names(criteria, history, head)
-    code = REGRESSION if comparison.regressed else FINE if comparison.comparable else INCONCLUSIVE
+    failed_by = ["regression"] * comparison.regressed
+    failed_by += [what for what in comparison.absent if what in arguments.fail]
+    code = REGRESSION if failed_by else FINE if comparison.comparable else INCONCLUSIVE
     _warn(history)
     if arguments.json:
-        return code, json.dumps(comparison_data(comparison, head, base, code, history), indent=1)
+        data = comparison_data(comparison, head, base, code, history)
+        return code, json.dumps({**data, "failed_by": failed_by}, indent=1)
     return code, "\n".join(comparison_lines(comparison, head, base, code, history.before(head)))
 
 
@@ -112,14 +120,13 @@ def _compared(name: str | None, head: Run, history: History, criteria: Sequence[
 def _history(arguments: argparse.Namespace) -> History:
     """The store's; none is needed where BASE and HEAD are paths."""
     named = [getattr(arguments, name, None) for name in ("base", "head")]
-    if all(name is not None and Path(name).is_file() for name in named):
+    if all(name is not None and is_file(name) for name in named):
         return History(())
     return store.read(arguments.storage)
 
 
 def _run(name: str, history: History) -> Run:
-    path = Path(name)
-    return store.read_file(path) if path.is_file() else history.find(name)
+    return store.read_file(Path(name)) if is_file(name) else history.find(name)
 
 
 def _check_names(criteria: Sequence[Criterion], history: History, head: Run) -> None:
@@ -133,7 +140,7 @@ def _check_names(criteria: Sequence[Criterion], history: History, head: Run) -> 
 
 def _warn(history: History) -> None:
     for warning in history.skipped:
-        print(f"vram: {warning}", file=sys.stderr)
+        print(shown(f"vram: {warning}"), file=sys.stderr)
 
 
 def history(arguments: argparse.Namespace) -> tuple[int, str]:

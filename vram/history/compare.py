@@ -44,7 +44,8 @@ class Change:
 
     def __str__(self) -> str:
         if self.figure == MEMORY:
-            return f"out of memory, where {self.base_run} was not"
+            where = f"where {self.base_run} was not" if self.status in FAILING else f"as accepted in {self.base_run}"
+            return f"out of memory, {where}"
         if self.base is None or self.head is None:
             where = "in this run" if self.head is None else f"in {self.base_run}"
             return f"{self.figure}: not measured {where}"
@@ -113,6 +114,11 @@ class Comparison:
         """Whether anything was decided at all."""
         return any(one.status not in ("new", "inconclusive", "reported") for one in self.judged)
 
+    @property
+    def absent(self) -> list[str]:
+        """ "new" where some key has no base, "missing" where some key of the base was not measured."""
+        return ["new"] * any(one.base is None for one in self.judged) + ["missing"] * bool(self.gone)
+
 
 def judge(
     head: Entry, base: Located | None, criteria: Sequence[Criterion] = (), past: Sequence[Located] = ()
@@ -180,8 +186,11 @@ def anchor(past: Sequence[Located], figure: str, criterion: Criterion) -> Locate
 
 
 def _out_of_memory(head: Entry, base: Located) -> Judged:
+    both = base.entry.verdict == head.verdict == OUT_OF_MEMORY
+    if both and base.entry.accepted:
+        return Judged(head, base, [Change(MEMORY, None, None, base.run, Criterion(MEMORY), "same")])
     if base.entry.verdict == OUT_OF_MEMORY:
-        also = " too" if head.verdict == OUT_OF_MEMORY else ""
+        also = " too" if both else ""
         return Judged(head, base, reason=f"{base.run} ran out of memory{also}")
     return Judged(head, base, [Change(MEMORY, None, None, base.run, Criterion(MEMORY), "regressed")])
 

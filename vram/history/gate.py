@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vram.errors import Inconclusive
+from vram.errors import Inconclusive, NotRecorded
+from vram.escaping import shown
 from vram.history import store
-from vram.history.compare import Judged, judge
+from vram.history.compare import Judged, Located, judge
 from vram.history.criteria import Criterion, parse
 from vram.history.entries import Entry, accept, merged, of_marked, of_summary
 from vram.history.keys import Key
-from vram.history.runs import RECORDED, History
+from vram.history.runs import RECORDED, History, missing
 from vram.summary import MarkedSummary, RecordingSummary
 
 ACCEPT = "record it with --benchmark-autosave --vram-accept"
@@ -119,16 +120,31 @@ class Gate:
                 findings.append(Finding(judged.entry.key, judged.entry.name, status, texts))
         return findings
 
+    def missing(self, entries: Sequence[Entry], tests: Collection[str]) -> list[str]:
+        """A line for each recording that one of these tests made for the base, and nobody made among `entries`.
+
+        A test of another name is left to `vram compare --fail missing`: nobody knows whether it was to run.
+        """
+        history = self.read()
+        gone = missing(history.expected(entries), entries)
+        return [missing_text(one) for one in gone if one.entry.test in tests]
+
+
+def missing_text(located: Located) -> str:
+    """A recording of the base that a run did not make, in one line."""
+    return f"{located.entry.name}: in {located.run}, not measured in this run"
+
 
 def error_of(findings: Sequence[Finding]) -> MemoryRegression | Inconclusive | None:
     """The error that a test with these findings ends with; None where there are none."""
-    worse = [f"{one.name}: {text}" for one in findings if one.status == "over" for text in one.texts]
+    worse = [f"{shown(one.name)}: {text}" for one in findings if one.status == "over" for text in one.texts]
     if worse:
         return MemoryRegression("\n".join(worse))
     unclear = [
-        f"{one.name}{' is new' if one.status == 'new' else ''}: {text}" for one in findings for text in one.texts
+        f"{shown(one.name)}{' is new' if one.status == 'new' else ''}: {text}" for one in findings for text in one.texts
     ]
-    return Inconclusive("; ".join(unclear)) if unclear else None
+    kind = NotRecorded if any(one.status == "new" for one in findings) else Inconclusive
+    return kind("; ".join(unclear)) if unclear else None
 
 
 def regression_texts(judged: Judged) -> list[str]:

@@ -57,6 +57,11 @@ def place_of(key: Key) -> str:
     return ", ".join(f"{fact} {value}" for fact, value in key if fact not in NAMES)
 
 
+def environment_of(key: Key) -> Key:
+    """The facts that say on which device and software it was measured, whichever meters were there to read it."""
+    return tuple((fact, value) for fact, value in key if fact in (*FACTS[1:], "platform"))
+
+
 def difference(key: Key, other: Key) -> str:
     """In which facts two keys differ: "torch 2.12.0 -> 2.13.0, driver none -> 570.1"."""
     before, now = dict(key), dict(other)

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from vram.history.compare import Comparison, Judged, Located, judge, matching
 from vram.history.criteria import Criterion, figures, is_exact
 from vram.history.entries import OUT_OF_MEMORY, Entry
-from vram.history.keys import Key, difference
+from vram.history.keys import Key, difference, environment_of
 from vram.history.steps import Step, find_steps
 
 RECORDED = "recorded"  # as BASE: for each key the newest accepted run, else the first
@@ -93,12 +93,27 @@ class History:
         return [Located(f"run {run.number}", one) for run, one in self.by_key.get(entry.key, ())]
 
     def recorded(self, entry: Entry) -> Located | None:
-        """Its recorded base: the newest accepted one that has figures, else the first."""
-        base = None
-        for located in self.like(entry):
-            if located.entry.channels and (base is None or located.entry.accepted):
-                base = located
-        return base
+        """Its recorded base: the newest accepted one that has figures, else the first that has; where none has, the
+        newest that ran out of memory and was accepted so."""
+        like = self.like(entry)
+        measured = [located for located in like if located.entry.channels]
+        accepted = [located for located in measured or like if located.entry.accepted]
+        return accepted[-1] if accepted else next(iter(measured), None)
+
+    def expected(self, measured: Sequence[Entry]) -> list[Located]:
+        """What a run with these entries should have measured too: the newest entry of each key, in the same
+        environments, of the newest run that was accepted there and of each run since; of all where none was.
+
+        An accept says what is measured, too: a key that it does not have is expected no longer.
+        """
+        environments = {environment_of(entry.key) for entry in measured}
+        newest: dict[Key, Located] = {}
+        for run in self.runs:
+            here = [one for one in run.located() if not environments or environment_of(one.entry.key) in environments]
+            if any(one.entry.accepted for one in here):
+                newest.clear()
+            newest.update((one.entry.key, one) for one in here)
+        return list(newest.values())
 
     def nearest(self, entry: Entry) -> str:
         """How the key of the newest entry of the same name differs; "" where there is none."""
@@ -120,13 +135,14 @@ def with_the_one_before(history: History, head: Run, criteria: Sequence[Criterio
     for entry in head.entries:
         past = earlier.like(entry)
         judged.append(judge(entry, past[-1] if past else None, criteria, past))
-    return Comparison(judged, _gone(earlier.runs[-1], head) if earlier.runs else ())
+    return Comparison(judged, missing(earlier.runs[-1].located(), head.entries) if earlier.runs else ())
 
 
 def with_recorded(history: History, head: Run, criteria: Sequence[Criterion] = ()) -> Comparison:
     """Each key of `head` beside its recorded base, which no run becomes by passing."""
     earlier = history.before(head)
-    return Comparison([judge(entry, earlier.recorded(entry), criteria) for entry in head.entries])
+    judged = [judge(entry, earlier.recorded(entry), criteria) for entry in head.entries]
+    return Comparison(judged, missing(earlier.expected(head.entries), head.entries))
 
 
 def with_run(base: Run, head: Run, criteria: Sequence[Criterion] = ()) -> Comparison:
@@ -135,12 +151,17 @@ def with_run(base: Run, head: Run, criteria: Sequence[Criterion] = ()) -> Compar
     for entry in head.entries:
         same = matching(entry, base.located())
         judged.append(judge(entry, same[-1] if same else None, criteria))
-    return Comparison(judged, _gone(base, head))
+    return Comparison(judged, missing(base.located(), head.entries))
 
 
-def _gone(base: Run, head: Run) -> list[Located]:
-    keys = {entry.key for entry in head.entries}
-    return [located for located in base.located() if located.entry.key not in keys]
+def missing(expected: Sequence[Located], measured: Sequence[Entry]) -> list[Located]:
+    """Those whose key was not measured, nor began to be by a replay that ran out of memory."""
+    return [one for one in expected if not any(_is_of(entry, one.entry) for entry in measured)]
+
+
+def _is_of(entry: Entry, other: Entry) -> bool:
+    """Whether both have one key, as far as a replay that ran out of memory came to know its facts."""
+    return bool(matching(entry, [Located("", other)]) or matching(other, [Located("", entry)]))
 
 
 def steps_of(runs: Sequence[tuple[Run, Entry]]) -> dict[str, list[Step]]:

@@ -35,6 +35,17 @@ class _Guarded:
             self.problem = f"history not saved in {self._storage}: {error}"
 
 
+class _TimeOnly:
+    """A check of --benchmark-compare-fail that does not see the benchmarks that are ours alone."""
+
+    def __init__(self, check: Any, ours: Sequence[Any]) -> None:
+        self._check, self._ours = check, ours
+
+    def fails(self, current: Any, compared: Any) -> Any:
+        """As the check's own; None, which is a pass, for one of ours."""
+        return None if any(current is one for one in self._ours) else self._check.fails(current, compared)
+
+
 class Saver:
     """Puts entries among pytest-benchmark's benchmarks, which then saves them itself, xdist or not."""
 
@@ -60,15 +71,20 @@ class Saver:
         """Add `entries` to what is going to be saved, by a writer that is atomic and locked.
 
         An entry whose test has a benchmark of its own goes along with that; others become benchmarks whose time is that
-        of a sample, or of the test (`seconds` by test) where no samples were timed.
+        of a sample, or of the test (`seconds` by test) where no samples were timed. That time includes what measuring
+        costs, so pytest-benchmark's own gate on times leaves it out.
         """
         self._session.storage = self._storage = _Guarded(_locked(self._session.storage))
         own = {benchmark.fullname: benchmark for benchmark in self._session.benchmarks if benchmark}
+        ours: list[Any] = []
+        if checks := getattr(self._session, "compare_fail", ()):
+            self._session.compare_fail = [_TimeOnly(check, ours) for check in checks]
         for test, group in _by_carrier(merged(entries), own).items():
             carrier = own.get(test)
             if carrier is None:
                 carrier = _benchmark(test, group, seconds)
                 self._session.benchmarks.append(carrier)
+                ours.append(carrier)
             carrier.extra_info[store.EXTRA] = store.packed(group)
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+from vram.escaping import shown
 from vram.exit_codes import FINE, INCONCLUSIVE, REGRESSION
 from vram.history.compare import MEMORY, Change, Comparison, Judged
 from vram.history.criteria import GROWTH, PEAK, figures
 from vram.history.entries import Entry
-from vram.history.gate import open_text
+from vram.history.gate import missing_text, open_text
 from vram.history.keys import Key, name_of, place_of
 from vram.history.runs import History, Run, steps_of
 from vram.history.steps import Step
@@ -30,11 +31,13 @@ def comparison_lines(comparison: Comparison, head: Run, base: str, code: int, ea
     for judged in comparison.judged:
         by_status[judged.status].append(judged)
     lines += [open_text(judged, earlier) for judged in (*by_status["new"], *by_status["inconclusive"])]
-    lines += [f"{one.entry.name}: in {one.run}, not measured in this run" for one in comparison.gone]
+    lines += [missing_text(one) for one in comparison.gone]
     changes = [(judged, change) for judged in comparison.judged for change in judged.changes]
     lines += [f"{judged.entry.name}: {change}" for judged, change in changes if change.status == "drifted"]
     count = ", ".join(f"{len(several)} {status}" for status, several in sorted(by_status.items()) if several)
-    return [*lines, f"{_IN_WORDS[code]}: {count or 'nothing measured'}"]
+    fails = code == REGRESSION and not comparison.regressed
+    verdict = "what has no base, or is missing, fails" if fails else _IN_WORDS[code]
+    return [*map(shown, lines), f"{verdict}: {count or 'nothing measured'}"]
 
 
 def _title(run: Run) -> str:
@@ -77,7 +80,7 @@ def key_lines(key: Key, runs: Sequence[tuple[Run, Entry]], last: int) -> list[st
     lines = [name_of(key), f"  {place_of(key)}", *(f"  {row}" for row in aligned([_SAVED, *rows]))]
     if first:
         lines.append(f"  and {first} earlier runs (--last 0 shows them)")
-    return [*lines, *_step_lines(runs, steps), ""]
+    return [*map(shown, (*lines, *_step_lines(runs, steps))), ""]
 
 
 def _saved_row(index: int, run: Run, entry: Entry, steps: Mapping[str, Sequence[Step]]) -> tuple[str, ...]:

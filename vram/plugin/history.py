@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vram.escaping import shown
+from vram.files import is_folder
 from vram.plugin.measuring import MARKED, Measuring
-from vram.plugin.options import option
+from vram.plugin.options import ini, option
 from vram.plugin.outcomes import raise_in
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Keeping:
         self._seconds: dict[str, float] = {}
         self._saver: Saver | None = None
         self._gate = _gate(config)
+        self._passed: set[str] = set()
 
     def _gather(self, item: pytest.Item) -> list[Entry]:
         """The entries of everything that the test measured so far."""
@@ -87,10 +89,10 @@ class Keeping:
                 if entry.key == finding.key and vram is not None:
                     for text in finding.texts:
                         vram.add_check(index, Check("base", finding.status, prefix + text))
-            if marked is not None and finding.status == "over":
+            if marked is not None:
                 entry = of_marked(marked, self._measuring.environment(of_body=True))
                 if entry.key == finding.key:
-                    item.stash[MARKED] = replace(marked, regressions=tuple(finding.texts))
+                    item.stash[MARKED] = replace(marked, **_noted(finding))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
@@ -108,10 +110,12 @@ class Keeping:
         self._entries += getattr(report, "vram_history", ())
         if report.when == "call":
             self._seconds[report.nodeid] = report.duration
+            (self._passed.add if report.passed else self._passed.discard)(report.nodeid)
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_sessionfinish(self) -> Generator[None, Any, Any]:
-        """Before pytest-benchmark saves the run, put the figures into it."""
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, Any, Any]:
+        """Before pytest-benchmark saves the run, put the figures into it. What is missing may fail it."""
+        self._find_missing(session)
         benchmarks = self._config.pluginmanager.getplugin("pytest-benchmark")
         if benchmarks is None or not self._entries or hasattr(self._config, "workerinput"):
             return (yield)
@@ -123,28 +127,50 @@ class Keeping:
             self._saver.put([from_json(entry) for entry in self._entries], self._seconds)
         return (yield)
 
+    def _find_missing(self, session: pytest.Session) -> None:
+        """Recordings of the base that tests which passed did not make this time."""
+        judges = self._gate is not None and not (option(self._config, "accept") or self._measuring.off())
+        if self._gate is None or not judges or hasattr(self._config, "workerinput"):
+            return
+        from vram.history.entries import from_json
+
+        entries = [from_json(entry) for entry in self._entries]
+        self._measuring.missing = self._gate.missing(entries, self._passed)
+        if self._measuring.missing and self._measuring.new_fails and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Say what could not be saved or read."""
         problem = self._saver.problem if self._saver is not None else ""
         for line in (problem, *(self._gate.skipped if self._gate is not None else ())):
             if line:
-                terminalreporter.write_line(f"vram: {line}", red=True)
+                terminalreporter.write_line(shown(f"vram: {line}"), red=True)
+
+
+def _noted(finding: Finding) -> dict[str, Any]:
+    """What a finding says of a marked test, as its summary has it."""
+    if finding.status == "over":
+        return {"regressions": tuple(finding.texts)}
+    return {finding.status: "; ".join(finding.texts)}
 
 
 def _gate(config: pytest.Config) -> Gate | None:
     """The gate of --vram-compare; None without it. Raises a usage error for a run that can't be read."""
     base = option(config, "compare")
-    criteria = config.getoption("--vram-compare-fail") or config.getini("vram_compare_fail")
-    if not base and not criteria:
+    criteria = config.getoption("--vram-compare-fail")
+    if not base and not criteria:  # a file's criteria alone switch nothing on
         return None
+    from vram.history import store
     from vram.history.gate import Gate
 
+    if not store.installed():
+        raise pytest.UsageError("--vram-compare needs pytest-benchmark: pip install 'himap-vram[history]'")
     base = base or "recorded"
-    if "::" in base or base.endswith(".py") or Path(base).is_dir():
+    if "::" in base or base.endswith(".py") or is_folder(base):
         raise pytest.UsageError(f"--vram-compare must name a run, or stand behind the tests, got {base!r}")
     try:
-        gate = Gate(config.getoption("--benchmark-storage", None), base, criteria)
+        gate = Gate(config.getoption("--benchmark-storage", None), base, criteria or ini(config, "compare_fail"))
         gate.read()
     except ValueError as error:
-        raise pytest.UsageError(f"--vram-compare: {error}") from None
+        raise pytest.UsageError(shown(f"--vram-compare: {error}")) from None
     return gate

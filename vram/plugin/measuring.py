@@ -17,7 +17,7 @@ import pytest
 from vram.errors import Inconclusive
 from vram.plugin.failures import Failures
 from vram.plugin.markers import LEAK_FREE, LIMIT, judge, limits_of
-from vram.plugin.options import option, seconds_option, whole_option
+from vram.plugin.options import new_fails, option, seconds_option, whole_option
 from vram.plugin.outcomes import raise_in
 from vram.plugin.progress import TerminalProgress
 from vram.summary import MarkedSummary, RecordingSummary
@@ -41,6 +41,8 @@ class Measuring:
         self._failures = Failures()
         self._process = os.getpid()
         self._forks = False  # whether some test runs in a process of its own
+        self.new_fails = new_fails(config)
+        self.missing: Sequence[str] = ()  # a line for each recording of the base that this session did not make
         self._environments: dict[bool, dict[str, object]] = {}
 
     def start(self) -> VramSession:

@@ -8,24 +8,34 @@ from typing import Any
 
 import pytest
 
-# option, how it is parsed, help. Each has an ini twin of the same name; a default of None lets the ini file speak.
-_OPTIONS = (
+# option, metavar, help, type. Each has an ini twin of the same name; a default of None lets the ini file speak.
+_OPTIONS: tuple[tuple[str, str, str, type], ...] = (
     (
         "device",
         "DEVICE",
         "where to measure: auto, cpu, cuda, cuda:INDEX, xpu, mps or simulated (default auto: CUDA if there is one)",
+        str,
     ),
-    ("card", "CARD", "a GPU, or a size as 24GiB: to forecast for; with --vram-device simulated, to simulate"),
-    ("laps", "N", "passes over the samples before the first look, warm-up included (default 5)"),
-    ("samples", "N", "samples a lap, for suites that let this choose"),
+    ("card", "CARD", "a GPU, or a size as 24GiB: to forecast for; with --vram-device simulated, to simulate", str),
+    ("laps", "N", "passes over the samples before the first look, warm-up included (default 5)", int),
+    ("samples", "N", "samples a lap, for suites that let this choose", int),
     (
         "max-seconds",
         "SECONDS",
         "stop each replay after so long: what is not decided then is undecided (default: never)",
+        float,
     ),
-    ("report", "PATH", "write what was measured to this JSON file"),
-    ("undecided", "fail|skip", "what an undecided channel does to its test (default fail)"),
+    ("report", "PATH", "write what was measured to this JSON file", str),
+    ("undecided", "fail|skip", "what an undecided channel does to its test (default fail)", str),
+    (
+        "new",
+        "fail|skip",
+        "what a budget, a base or a recording that is missing does (default: fail where the variable CI is set, "
+        "elsewhere skip)",
+        str,
+    ),
 )
+_CHOICES = {"undecided": ("fail", "skip"), "new": ("fail", "skip")}
 _FLAGS = (
     ("accept", "rewrite the budgets that are checked to what is measured"),
     ("breakdown", "trace each recording's highest sample once more: the report says what its peak is made of, by line"),
@@ -51,9 +61,9 @@ _GATES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 def add_options(parser: pytest.Parser) -> None:
     """Add the options and their ini twins."""
     group = parser.getgroup("vram", "GPU-memory regression tests")
-    for name, metavar, text in _OPTIONS:
+    for name, metavar, text, kind in _OPTIONS:
         group.addoption(f"--vram-{name}", metavar=metavar, default=None, help=text)
-        parser.addini(_twin(name), text, default=None)
+        parser.addini(_twin(name), text, type=_ini_type(kind), default=None)
     for name, text in _FLAGS:
         group.addoption(f"--vram-{name}", action="store_true", default=None, help=text)
         parser.addini(_twin(name), text, type="bool", default=False)
@@ -65,8 +75,18 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini("vram_compare_fail", _GATES[1][2], type="args", default=[])
 
 
+def _ini_type(kind: type) -> Any:
+    """The type of an ini twin. Native TOML (pytest 9) has numbers, other files have text alone; 9.2 takes either."""
+    if kind is str or pytest.version_tuple < (9,):
+        return "string"
+    return kind | str if pytest.version_tuple >= (9, 2) else kind.__name__
+
+
 def check_options(config: pytest.Config) -> None:
     """Raise a usage error for values that can't be read, before anything is collected."""
+    for name in (*(each for each, *_ in _OPTIONS), *(flag for flag, _ in _FLAGS), "compare"):
+        ini(config, name)
+    ini(config, "compare_fail")
     for name in ("laps", "samples"):
         whole_option(config, name)
     seconds_option(config)
@@ -77,22 +97,40 @@ def check_options(config: pytest.Config) -> None:
             find_card(card)
         except ValueError as error:
             raise pytest.UsageError(f"--vram-card: {error}") from None
-    undecided = option(config, "undecided")
-    if undecided not in (None, "", "fail", "skip"):
-        raise pytest.UsageError(f"--vram-undecided must be fail or skip, got {undecided!r}")
+    for name, choices in _CHOICES.items():
+        if (value := option(config, name)) not in (None, "", *choices):
+            raise pytest.UsageError(f"--vram-{name} must be {' or '.join(choices)}, got {value!r}")
     if config.getoption("--vram-accept-force"):
         config.option.vram_accept = True
-    elif option(config, "accept") and os.environ.get("CI", "").lower() not in ("", "0", "false"):
+    elif option(config, "accept") and in_ci():
         raise pytest.UsageError(
             f"--vram-accept: CI={os.environ['CI']} is set, and nobody reviews a budget that CI accepts; run it where "
             "the change is committed, or force it with --vram-accept-force"
         )
 
 
+def in_ci() -> bool:
+    """True where the environment variable CI is set, and is not 0 or false."""
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+def new_fails(config: pytest.Config) -> bool:
+    """Whether a budget, base or recording that is missing fails the run: as --vram-new says, else in CI."""
+    return (option(config, "new") or ("fail" if in_ci() else "skip")) == "fail"
+
+
 def option(config: pytest.Config, name: str) -> Any:
-    """The option's value, else that of its ini twin."""
+    """The option's value, else that of its ini twin. Raises a usage error for a value of another type."""
     value = config.getoption(f"--vram-{name}")
-    return config.getini(_twin(name)) if value is None else value
+    return ini(config, name) if value is None else value
+
+
+def ini(config: pytest.Config, name: str) -> Any:
+    """The ini file's value of an option. Raises a usage error for one of another type."""
+    try:
+        return config.getini(_twin(name))
+    except (TypeError, ValueError) as error:  # pytest 9.2 raises a usage error itself
+        raise pytest.UsageError(f"{_twin(name)}: {error}") from None
 
 
 def _twin(name: str) -> str:

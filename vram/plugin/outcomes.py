@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from vram.errors import Inconclusive, Undecided
+from vram.errors import Inconclusive, NotRecorded, Undecided
+from vram.escaping import shown
 
 # Errors of a torch without CUDA, of one without a driver, and of one without a GPU.
 _NO_GPU = ("Torch not compiled with CUDA enabled", "Found no NVIDIA driver", "No CUDA GPUs are available")
@@ -18,14 +19,20 @@ _OUTSIDE = (
 )
 
 
-def soften(report: pytest.TestReport, error: BaseException | None, *, undecided_skips: bool) -> None:
-    """Make a failure a skip with its reason where it is inconclusive, or undecided and the session says so."""
+def soften(report: pytest.TestReport, error: BaseException | None, *, undecided_skips: bool, new_fails: bool) -> None:
+    """Make a failure a skip with its reason where it is inconclusive, or undecided and the session says so.
+
+    What has no budget or base yet is inconclusive too, unless the session fails it.
+    """
+    if new_fails and isinstance(error, NotRecorded):
+        return
     undecided = isinstance(error, Undecided) and undecided_skips
     if report.failed and (undecided or isinstance(error, Inconclusive)):
         path, line, _ = report.location
         report.outcome = "skipped"
         kind = "undecided" if undecided else "inconclusive"
-        report.longrepr = (path, (line or 0) + 1, f"Skipped: {kind}: {error}")
+        text = str(error) if undecided else shown(str(error))  # an explanation has lines
+        report.longrepr = (path, (line or 0) + 1, f"Skipped: {kind}: {text}")
 
 
 def explain_missing_gpu(report: pytest.TestReport, error: BaseException | None) -> None:
@@ -36,7 +43,7 @@ def explain_missing_gpu(report: pytest.TestReport, error: BaseException | None) 
 
 def is_ours(error: BaseException | None) -> bool:
     """True where a check of this plugin failed the test."""
-    return isinstance(error, AssertionError) and type(error).__module__.startswith("vram.")
+    return isinstance(error, AssertionError | NotRecorded) and type(error).__module__.startswith("vram.")
 
 
 def is_expected(report: pytest.TestReport) -> bool:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from vram.errors import NotRecorded
+from vram.escaping import shown
 from vram.plugin.measuring import MARKED, Measuring, measures
 from vram.plugin.options import option
 from vram.plugin.outcomes import explain_missing_gpu, is_expected, is_ours, soften
@@ -40,7 +42,12 @@ class Reporting:
         """Inconclusive is a skip with its reason; so is Undecided where the session says so. Figures go along."""
         report = yield
         error = call.excinfo.value if call.excinfo is not None else None
-        soften(report, error, undecided_skips=option(self._config, "undecided") == "skip")
+        soften(
+            report,
+            error,
+            undecided_skips=option(self._config, "undecided") == "skip",
+            new_fails=self._measuring.new_fails,
+        )
         vram = self._measuring.vram
         if vram is not None and vram.device.startswith("simulated"):
             explain_missing_gpu(report, error)
@@ -49,7 +56,7 @@ class Reporting:
             data["failed"] = (type(error).__name__, str(error)) if is_ours(error) else None
         touched = vram.touched() if vram is not None else []
         if vram is not None and is_ours(error) and (report.failed or is_expected(report)):
-            vram.settle(touched, expected=is_expected(report))
+            vram.settle(touched, expected=is_expected(report), new=isinstance(error, NotRecorded))
         self._attach(item, report, data, touched)
         if data:  # attributes of a report travel from a worker of pytest-xdist to its controller
             vars(report)["vram"] = data
@@ -65,7 +72,8 @@ class Reporting:
         from vram.report.junit import properties
 
         if marked is not None:
-            marked = item.stash[MARKED] = replace(marked, expected=is_expected(report))
+            as_new = bool(data.get("failed")) and data["failed"][0] == NotRecorded.__name__
+            marked = item.stash[MARKED] = replace(marked, expected=is_expected(report), new_fails=as_new)
             data["marked"] = marked.to_json()
         kept: dict[str, object] = dict(item.user_properties)
         kept |= properties([self._measuring.summaries[index] for index in touched], marked)
@@ -128,28 +136,29 @@ class Reporting:
             from vram.budgets.accepted import reconciled
 
             self._accepted = reconciled(self._accepted)
-        if self._recordings or self._tests:
+        if self._measured:
             self._write_files(self.run())
 
+    @property
+    def _measured(self) -> bool:
+        """True where there is anything of memory to report."""
+        return bool(self._recordings or self._tests or self._measuring.missing)
+
     def _write_files(self, run: RunSummary) -> None:
+        """Write each file, whatever became of the others."""
         path = option(self._config, "report")
         if path:
-            from vram.report.json_file import write_report
-
-            try:
-                write_report(self._config.invocation_params.dir / path, run)
-                self._lines.append((f"report: {Path(path)}", False))
-            except OSError as error:
-                self._lines.append((f"report not written: {error}", True))
+            self._write("report", lambda: _write_report(self._config.invocation_params.dir / path, run))
+            self._lines += [] if self._lines else [(f"report: {Path(path)}", False)]
         summary = os.environ.get("GITHUB_STEP_SUMMARY")
         if summary:
-            from vram.report.github import job_summary
+            self._write("job summary", lambda: _append_summary(Path(summary), run))
 
-            try:
-                with Path(summary).open("a", encoding="utf-8") as file:
-                    file.write(job_summary(run))
-            except OSError as error:
-                self._lines.append((f"job summary not written: {error}", True))
+    def _write(self, what: str, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except Exception as error:  # whatever it is, tests were judged and other files can be written
+            self._lines.append((f"{what} not written: {error}", True))
 
     def run(self) -> RunSummary:
         """The session so far."""
@@ -161,22 +170,25 @@ class Reporting:
             tests=list(self._tests.values()),
             failures=list(self._failures.values()),
             otherwise=list(self._otherwise),
+            missing=self._measuring.missing,
+            missing_fails=self._measuring.new_fails,
         )
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """The run as the terminal shows it; beside the code where GitHub runs it; what was accepted."""
         write = terminalreporter.write_line
-        if self._failures and os.environ.get("GITHUB_ACTIONS") == "true":
+        missing = self._measuring.missing if self._measuring.new_fails else ()
+        if (self._failures or missing) and os.environ.get("GITHUB_ACTIONS") == "true":
             from vram.report.github import error_commands
 
             root = self._config.rootpath
             workspace = Path(os.environ.get("GITHUB_WORKSPACE") or root)
-            for line in error_commands(list(self._failures.values()), root, workspace):
+            for line in error_commands(list(self._failures.values()), root, workspace, missing):
                 write(line)
-        if not self._recordings and not self._tests and not self._accepted:
+        if not self._measured and not self._accepted:
             return
         terminalreporter.section("vram")
-        if self._recordings or self._tests:  # else there are budgets of figures that others measured
+        if self._measured:  # else there are budgets of figures that others measured
             from vram.report.terminal import run_lines
 
             for line in run_lines(self.run()):
@@ -187,6 +199,19 @@ class Reporting:
             for line in diff(self._accepted, self._config.rootpath):
                 write(line)
             for line in problems(self._accepted, self._config.rootpath):
-                write(line, red=True)
+                write(shown(line), red=True)
         for line, problem in self._lines:
-            write(line, red=problem)
+            write(shown(line), red=problem)
+
+
+def _write_report(path: Path, run: RunSummary) -> None:
+    from vram.report.json_file import write_report
+
+    write_report(path, run)
+
+
+def _append_summary(path: Path, run: RunSummary) -> None:
+    from vram.report.github import job_summary
+
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(job_summary(run))

@@ -263,3 +263,54 @@ def test_a_reader_that_hangs_up_changes_no_exit_code(tmp_path: Path) -> None:
         [str(shutil.which("bash")), "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("runs", "arguments", "code"),
+    [
+        ([[entry()], [entry(), entry(mode="fresh")]], [], 0),
+        ([[entry()], [entry(), entry(mode="fresh")]], ["--fail", "new"], 1),
+        ([[entry()], [entry(), entry(mode="fresh")]], ["--fail", "missing"], 0),
+        ([[entry(), entry(mode="gone")], [entry()]], ["--fail", "missing"], 1),
+        ([[entry(), entry(mode="gone")], [entry()]], ["--fail", "new"], 0),
+        ([[entry(), entry(mode="gone")], [entry()]], ["recorded", "--fail", "missing"], 1),
+        ([[entry(), entry(mode="gone")], [entry()], [entry()]], ["recorded", "--fail", "missing"], 1),
+        ([[entry(), entry(mode="gone")], [entry(accepted=True)], [entry()]], ["recorded", "--fail", "missing"], 0),
+        ([[entry(), entry(mode="gone", environment=OTHER_TORCH)], [entry()]], ["recorded", "--fail", "missing"], 0),
+        ([[entry(mode="old")], [entry(mode="renamed")]], ["--fail", "new", "--fail", "missing"], 1),
+        ([[entry()]], [], 3),
+        ([[entry()]], ["--fail", "new"], 1),
+        ([[entry()]], ["recorded", "--fail", "new", "--fail", "missing"], 1),
+        ([], ["--fail", "new", "--fail", "missing"], 3),
+        ([[entry()], [entry(), entry(None, mode="dies", verdict="out of memory")]], ["--fail", "new"], 1),
+        ([[entry()], [entry(None, verdict="out of memory", samples=None)]], ["--fail", "missing"], 1),
+        ([[entry(1000)], [entry(1010), entry(mode="fresh")]], ["--fail", "new", "--fail", "peak:5%"], 1),
+        ([[entry(1000)], [entry(1010)]], ["--fail", "new", "--fail", "peak:5%"], 0),
+        ([[entry(1000)], [entry(1001)]], ["--fail", "new"], 1),
+    ],
+)
+def test_what_is_new_or_missing_fails_where_it_is_to(
+    vram_command: Vram, tmp_path: Path, runs: list[list[Entry]], arguments: list[str], code: int
+) -> None:
+    """Neither is a pass, and --fail new and --fail missing make it a failure; the byte-exact default stays."""
+    saved(tmp_path, *runs)
+    assert vram_command("compare", *arguments)[0] == code
+
+
+def test_a_failure_that_is_no_regression_is_called_none(vram_command: Vram, tmp_path: Path) -> None:
+    """The last line, and the JSON, say by what the comparison failed."""
+    saved(tmp_path, [entry(mode="old"), entry()], [entry(mode="renamed"), entry()])
+    fail = ("compare", "--fail", "new", "--fail", "missing")
+    _, out, _ = vram_command(*fail)
+    assert out.endswith("what has no base, or is missing, fails: 1 new, 1 same\n")
+    assert json.loads(vram_command(*fail, "--json")[1])["failed_by"] == ["new", "missing"]
+
+
+def test_running_out_of_memory_may_be_accepted(vram_command: Vram, tmp_path: Path) -> None:
+    """A test that shows that something does not fit: as accepted, it is the same; fitting needs an accept again."""
+    dies = entry(None, verdict="out of memory", samples=None)
+    saved(tmp_path, replace(dies, accepted=True), dies)
+    code, out, _ = vram_command("compare", "recorded", "--fail", "new", "--fail", "missing")
+    assert (code, out.splitlines()[-1]) == (0, "no regression: 1 same")
+    saved(tmp_path, dies, dies)
+    assert vram_command("compare", "recorded", "--fail", "new")[0] == 1

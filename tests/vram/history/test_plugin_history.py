@@ -180,3 +180,46 @@ def test_without_saving_or_comparing_nothing_is_touched(pytester: pytest.Pyteste
     result.assert_outcomes(passed=4)
     assert "benchmark 'vram'" not in result.stdout.str()
     assert not list(pytester.path.glob(".benchmarks/*/*"))
+
+
+def test_criteria_of_the_ini_file_alone_compare_nothing(pytester: pytest.Pytester) -> None:
+    """They say what fails a comparison, and the project that has no base yet asked for none."""
+    pytester.makepyfile(test_suite=SUITE)
+    criteria = "-ovram_compare_fail=peak:2% growth:0"
+    pytester.runpytest(*RUN, criteria).assert_outcomes(passed=4)
+    pytester.runpytest(*RUN, criteria, "--vram-compare").assert_outcomes(passed=2, skipped=2)
+    pytester.runpytest(*RUN, "--vram-compare-fail", "peak:2%").assert_outcomes(passed=2, skipped=2)
+
+
+@pytest.mark.parametrize("gate", ["--vram-compare", "--vram-compare-fail=peak:0"])
+def test_comparing_needs_pytest_benchmark(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, gate: str
+) -> None:
+    """A usage error that names the extra, before anything is measured; without the gate nothing is said."""
+    pytester.makepyfile(test_suite=SUITE)
+    pytester.makeconftest("")
+    monkeypatch.setattr(store, "installed", lambda: False)
+    pytester.runpytest("--vram-device", "cpu", "-p", "no:benchmark").assert_outcomes(passed=4)
+    result = pytester.runpytest("--vram-device", "cpu", "-p", "no:benchmark", gate)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    line = "ERROR: --vram-compare needs pytest-benchmark: pip install 'himap-vram[[]history]'"
+    result.stderr.fnmatch_lines([line])
+
+
+def test_the_gate_on_times_is_of_times_alone(pytester: pytest.Pytester) -> None:
+    """--benchmark-compare-fail judges a test's own benchmark, and no row that is there for its memory figures."""
+    pytester.makepyfile(test_suite=SUITE, test_timed=TIMED)
+    pytester.runpytest(*RUN, "--benchmark-autosave").assert_outcomes(passed=5)
+    (file,) = pytester.path.glob(".benchmarks/*/0001_*.json")
+    run = json.loads(file.read_text())
+    for one in run["benchmarks"]:
+        one["stats"]["min"] = 1e-12
+    file.write_text(json.dumps(run))
+    gate = ("--benchmark-autosave", "--benchmark-compare=0001", "--benchmark-compare-fail=min:5%")
+    result = pytester.runpytest(*RUN, *gate, "--deselect", "test_timed.py")
+    result.assert_outcomes(passed=4)
+    assert result.ret == 0
+    timed = pytester.runpytest(*RUN, *gate)
+    assert timed.ret != 0
+    timed.stderr.fnmatch_lines(["*Performance has regressed:*", "*test_timed*"])
+    timed.stderr.no_fnmatch_line("*shared*")
