@@ -179,8 +179,8 @@ def check_peak(
 
 
 def raise_unless_passed(name: str, check: Check) -> None:
-    """Raise PeakExceeded or GarbageExceeded for what is over, NotRecorded for what is new, Inconclusive for what was not
-    compared."""
+    """Raise PeakExceeded or GarbageExceeded for what is over, NotRecorded for what is new, Inconclusive for the rest
+    that did not pass."""
     __tracebackhide__ = True
     if check.status == "over":
         raise (GarbageExceeded if check.channel == GARBAGE else PeakExceeded)(f"{name}: {check.text}")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from vram.escaping import shown
+from vram.plugin.options import in_ci
 
 if TYPE_CHECKING:
     from vram.replaying.limits import Progress
@@ -30,7 +32,7 @@ class TerminalProgress:
         self._capture = _with(config.pluginmanager.getplugin("capturemanager"), "global_and_fixture_disabled")
         self._writer = config.get_terminal_writer()
         self._quiet = self._reporter is None or config.get_verbosity() < 0
-        self._live = not self._quiet and bool(self._reporter.isatty) and not _in_ci()
+        self._live = not self._quiet and bool(self._reporter.isatty) and not in_ci()
         self._shown = False
         self._next_seconds: float = _FIRST_SECONDS
 
@@ -40,7 +42,7 @@ class TerminalProgress:
             return
         if progress is not None:
             self._next_seconds = progress.seconds + (_LIVE_SECONDS if self._live else _PLAIN_SECONDS)
-            self._write(f"vram: {progress}")
+            self._write(shown(f"vram: {progress}"))
         else:
             if self._live and self._shown:
                 self._write("")
@@ -70,7 +72,3 @@ class TerminalProgress:
 def _with(plugin: Any, *names: str) -> Any:
     """The plugin, where it has all of these; else None."""
     return plugin if all(hasattr(plugin, name) for name in names) else None
-
-
-def _in_ci() -> bool:
-    return os.environ.get("CI", "").lower() not in ("", "0", "false")
