@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from vram.explanation.allocations import Allocation
-from vram.explanation.holders import holder
+from vram.explanation.failures import attempt
+from vram.explanation.holders import holders
 from vram.explanation.tracer import TensorTracer, tracer_for
 from vram.frames import short_name
 from vram.recording import Recording
@@ -23,7 +24,10 @@ from vram.units import format_bytes
 _RUNS = 20  # at least so many in a trace, half of which are what the other half is compared with
 _MOST_LAPS = 8  # a leak that is rarer than this is not waited for
 _LINES_SHOWN = 4  # on the terminal; the report has all
-_HOLDERS_SEARCHED = 8  # each search looks at every object of the process
+_HOLDERS_SEARCHED = 8
+
+_FAILED = "could not be explained: "
+_NOT_GROWN = "running the samples again with tracing did not make it grow"
 
 # Allocations of one line of code, one operation and one dtype are one group.
 _Group = tuple[object, str, str]
@@ -109,11 +113,15 @@ class Explanation:
 def explained(
     recording: Recording, *, peak: bool, save: Callable[[dict[str, Any]], Path] | None = None
 ) -> Explanation | None:
-    """`explain` for a recording, once: later calls return the same. None where its step and samples are not known."""
+    """`explain` for a recording, once: later calls return the same. None where its step and samples are not known.
+
+    Raises nothing but KeyboardInterrupt: a failure is the explanation's `note`.
+    """
     known = _explained.get(id(recording))
     rerunnable = rerunnable_of(recording)
     if known is None and rerunnable is not None:
-        known = _explained[id(recording)] = explain(rerunnable, peak=peak, save=save)
+        result, failure = attempt(lambda: explain(rerunnable, peak=peak, save=save))
+        known = _explained[id(recording)] = result or Explanation((), f"{_FAILED}{failure}")
         weakref.finalize(recording, _explained.pop, id(recording), None)
         forget(recording)
     return known
@@ -122,7 +130,8 @@ def explained(
 def explain(rerunnable: Rerunnable, *, peak: bool, save: Callable[[dict[str, Any]], Path] | None = None) -> Explanation:
     """Run the samples again, traced, and say what grows: live memory, or with `peak` what the peak is made of.
 
-    `save` writes the viewer's snapshot and returns its path. An error of the rerun becomes a note.
+    `save` writes the viewer's snapshot and returns its path. An error of the rerun, of the search for holders or of
+    `save` becomes words of the explanation.
     """
     with tracer_for(rerunnable.device) as tracer:
         trace = _Trace(rerunnable, tracer)
@@ -131,22 +140,33 @@ def explain(rerunnable: Rerunnable, *, peak: bool, save: Callable[[dict[str, Any
         at_peak = peak and not grown
         if at_peak:
             grown = trace.grown_at_peak()
-        note = trace.failed
-        lines: list[Line] = []
-        with unfrozen():
-            for rank, (group, rate) in enumerate(grown):
-                alive = [] if at_peak else trace.alive_in(group)
-                words = _holder_of(tracer, alive, rerunnable) if alive and rank < _HOLDERS_SEARCHED else ""
-                lines.append(_line(alive or trace.peak_in(group), rate, rerunnable, words, freed=at_peak))
-        if not lines and not note:
-            note = f"running the samples again with tracing did not make it grow ({trace.runs} runs): no line to name"
-        path, not_written = None, ""
-        if save is not None:
-            try:
-                path = save(tracer.snapshot())
-            except OSError as error:
-                not_written = str(error)
-        return Explanation(tuple(lines), note, trace.runs, at_peak, path, not_written)
+        groups = [trace.peak_in(group) if at_peak else trace.alive_in(group) for group, _ in grown]
+        found, failure = ([], "") if at_peak else attempt(lambda: _holders_of(tracer, groups, rerunnable))
+        words = [*(found or []), *[""] * len(groups)]
+        lines = tuple(
+            _line(group, rate, rerunnable, held_by, freed=at_peak)
+            for group, (_, rate), held_by in zip(groups, grown, words, strict=False)
+        )
+        path, not_written = _saved(tracer, save)
+        note = "; ".join(filter(None, [trace.failed, failure and f"the holders are not known: {failure}"]))
+        if not lines:
+            note = f"{_FAILED}{note}" if note else f"{_NOT_GROWN} ({trace.runs} runs): no line to name"
+        return Explanation(lines, note, trace.runs, at_peak, path, not_written)
+
+
+def _saved(tracer: TensorTracer, save: Callable[[dict[str, Any]], Path] | None) -> tuple[Path | None, str]:
+    """The path of the snapshot, or why there is none."""
+    if save is None:
+        return None, ""
+
+    def write() -> tuple[Path | None, str]:
+        try:
+            return save(tracer.snapshot()), ""
+        except OSError as error:  # a full disk: its own words are clear
+            return None, str(error)
+
+    written, failure = attempt(write)
+    return written or (None, failure)
 
 
 def line_of(allocations: Sequence[Allocation]) -> str:
@@ -185,6 +205,7 @@ class _Trace:
         self.runs = 0
         self.failed = ""
         self._alive: list[dict[_Group, int]] = []  # after each lap: bytes by group
+        self._last: dict[_Group, list[Allocation]] = {}  # after the last: meanwhile other threads may let go
         self._peaks: list[list[list[Allocation]]] = []  # by lap, by sample
 
     def run(self) -> None:
@@ -206,21 +227,20 @@ class _Trace:
             gc.collect()
             self.runs += 1
             peaks.append(self.tracer.at_peak())
-        self._alive.append({group: _bytes(allocations) for group, allocations in by_line(self.tracer.alive()).items()})
+        self._last = by_line(self.tracer.alive())
+        self._alive.append({group: _bytes(allocations) for group, allocations in self._last.items()})
         # Only halves are compared: of the laps between, peaks need not be kept.
         self._peaks = [*self._peaks[:1], peaks]
 
     def _sample(self, index: int) -> str:
         """Run it; the error in words, "" for none."""
-        try:
+
+        def run() -> None:
             with self.tracer.watching(self.runs), listening(self.tracer.reached):
                 self.rerunnable.step(self.rerunnable.samples[index])
-        except (KeyboardInterrupt, SystemExit, GeneratorExit):
-            raise
-        except BaseException as error:  # pytest's own outcomes (skip, fail) are no Exceptions
-            first = str(error).partition("\n")[0]
-            return f"running sample {index} again with tracing raised {type(error).__name__}: {first}"
-        return ""
+
+        _, error = attempt(run)
+        return f"running sample {index} again with tracing raised {error}" if error else ""
 
     def grown(self) -> list[tuple[_Group, float]]:
         """Groups with more bytes alive at the end than half-way, with bytes a sample, most first."""
@@ -248,22 +268,20 @@ class _Trace:
         return max(range(len(first)), key=lambda index: _bytes(last[index]) - _bytes(first[index]))
 
     def alive_in(self, group: _Group) -> list[Allocation]:
-        """The allocations of a group that are alive now, oldest first."""
-        return by_line(self.tracer.alive()).get(group, [])
+        """The allocations of a group that were alive after the last lap, oldest first."""
+        return self._last[group]
 
     def peak_in(self, group: _Group) -> list[Allocation]:
         """The allocations of a group that were alive at the peak that rose most."""
         return by_line(self._peaks[-1][self._risen_sample()])[group]
 
 
-def _holder_of(tracer: TensorTracer, alive: Sequence[Allocation], rerunnable: Rerunnable) -> str:
-
-    # Neither the first nor the last: those may be held by something that lets go of them in time.
-    for allocation in (alive[len(alive) // 2], *alive):
-        storage = tracer.storage_of(allocation)
-        if storage is not None:
-            return holder(storage, named=names_of(rerunnable))
-    return ""
+def _holders_of(tracer: TensorTracer, groups: Sequence[Sequence[Allocation]], rerunnable: Rerunnable) -> list[str]:
+    """Words for who keeps a tensor of each of the first groups; "" where it is no tensor's memory."""
+    tensors = [group for group in groups[:_HOLDERS_SEARCHED] if group[0].dtype]
+    with unfrozen():
+        words = iter(holders(tracer.storages(tensors), named=names_of(rerunnable)))
+    return [next(words) if group[0].dtype else "" for group in groups[:_HOLDERS_SEARCHED]]
 
 
 def names_of(rerunnable: Rerunnable) -> dict[int, str]:

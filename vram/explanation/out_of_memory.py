@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from vram.errors import OutOfMemory
 from vram.explanation.allocations import BEFORE, Allocation
+from vram.explanation.failures import attempt
 from vram.explanation.growth import line_of, names_of, shapes
-from vram.explanation.holders import holder
+from vram.explanation.holders import holders
 from vram.explanation.tracer import TensorTracer, tracer_for
 from vram.replaying.collector import unfrozen
 from vram.replaying.out_of_memory import is_out_of_memory
@@ -21,19 +22,11 @@ _MOST_LINES = 10
 def with_what_was_alive(failure: OutOfMemory, rerunnable: Rerunnable) -> OutOfMemory:
     """`failure`, with what was alive by line: the samples up to the failing one run again, traced.
 
-    Raises nothing that this rerun does, and keeps nothing of it.
+    Raises nothing that this rerun or the search for holders does but KeyboardInterrupt, and keeps nothing of it.
     """
-    with tracer_for(rerunnable.device) as tracer:
-        title, alive = _alive_again(tracer, rerunnable, failure.sample)
-        gc.collect()  # what the failed sample alone held is gone now; what outlives it has a holder
-
-        def held_by(allocations: Sequence[Allocation]) -> str:
-            storages = (tracer.storage_of(allocation) for allocation in allocations)
-            storage = next((storage for storage in storages if storage is not None), None)
-            return holder(storage, named=names_of(rerunnable)) if storage is not None else ""
-
-        with unfrozen():
-            lines = [f"  {title}", *alive_lines(alive, held_by)]
+    lines, error = attempt(lambda: _lines_of_rerun(rerunnable, failure.sample))
+    if lines is None:
+        lines = [f"  what was alive then could not be listed: {error}"]
     return OutOfMemory(
         "\n".join([str(failure), *lines]),
         lap=failure.lap,
@@ -41,6 +34,19 @@ def with_what_was_alive(failure: OutOfMemory, rerunnable: Rerunnable) -> OutOfMe
         requested_bytes=failure.requested_bytes,
         line=failure.line,
     )
+
+
+def _lines_of_rerun(rerunnable: Rerunnable, sample: int) -> list[str]:
+    with tracer_for(rerunnable.device) as tracer:
+        title, alive = _alive_again(tracer, rerunnable, sample)
+        gc.collect()  # what the failed sample alone held is gone now; what outlives it has a holder
+
+        def held_by(allocations: Sequence[Allocation]) -> str:
+            words, error = attempt(lambda: holders(tracer.storages([allocations]), named=names_of(rerunnable)))
+            return words[0] if words else f"not known: {error}"
+
+        with unfrozen():
+            return [f"  {title}", *alive_lines(alive, held_by)]
 
 
 def alive_lines(alive: Iterable[Allocation], held_by: Callable[[Sequence[Allocation]], str]) -> list[str]:
@@ -71,9 +77,9 @@ def _alive_again(tracer: TensorTracer, rerunnable: Rerunnable, last: int) -> tup
             with tracer.watching(index):
                 rerunnable.step(rerunnable.samples[index])
             gc.collect()
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except KeyboardInterrupt:
         raise
-    except BaseException as error:  # pytest's own outcomes are no Exceptions
+    except BaseException as error:  # SystemExit and pytest's own outcomes are no Exceptions
         again = "run again with tracing" if is_out_of_memory(error) else f"run again, it raised {type(error).__name__}"
         return f"alive then ({again}, sample {index}):", [allocation for _, allocation in tracer.living()]
     return f"run again with tracing, there was room; alive at the peak of sample {last}:", tracer.at_peak()

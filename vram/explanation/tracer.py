@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, Self
 
@@ -87,9 +87,12 @@ class TensorTracer:
         """Allocations alive at the moment of most bytes in the last run."""
         return at_peak(self._start, self._run_events)
 
-    def storage_of(self, allocation: Allocation) -> Any | None:
-        """The living storage (`torch.UntypedStorage`) of one of the allocations returned here; None once it is gone."""
-        return next((storage for storage, (_, its) in self._living.living() if its is allocation), None)
+    def storages(self, groups: Sequence[Sequence[Allocation]]) -> list[Any | None]:
+        """One living storage (`torch.UntypedStorage`) of each group of allocations; None where none is left."""
+        living = {id(allocation): storage for storage, (_, allocation) in self._living.living()}
+        # Neither the first nor the last: those may be held by something that lets go of them in time.
+        orders = ((group[len(group) // 2], *group) for group in groups)
+        return [next((living[id(each)] for each in order if id(each) in living), None) for order in orders]
 
     def living(self) -> Iterator[tuple[int, Allocation]]:
         """(key, allocation) of everything alive now."""
@@ -97,7 +100,7 @@ class TensorTracer:
 
     def snapshot(self) -> dict[str, Any]:
         """The log for PyTorch's memory viewer: see `vram.explanation.snapshot`."""
-        return viewer_snapshot(self.events, self.living())
+        return viewer_snapshot(list(self.events), self.living())
 
     def _counts(self, storage: torch.UntypedStorage) -> bool:
         """A wrapper's storage has a size, and nothing behind it."""

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from vram.explanation.holders import holder
+from vram.explanation.failures import attempt
+from vram.explanation.holders import holders
 from vram.meters import torch_device
 from vram.plugin.markers import MarkerLimits
 from vram.replaying.collector import unfrozen
@@ -22,7 +23,7 @@ from vram.torch_hooks.storages import has_bytes, storages_of
 from vram.units import format_bytes
 
 _MOMENT_SECONDS = 0.02
-_MOST_KINDS = 3  # of tensors: each holder is a search through every object of the process
+_MOST_KINDS = 3  # of tensors
 
 
 @dataclass
@@ -82,24 +83,33 @@ class Leftovers:
 
     def lines(self) -> list[str]:
         """ "2 float32 [256], 2.00 KiB, held by: list `KEPT`, ...": kinds of tensors by bytes, most first."""
+        ranked = sorted(
+            ((sum(size for size, _ in storages), what, storages) for what, storages in self._kinds().items()),
+            key=lambda kind: -kind[0],
+        )
+        kept = ranked[:_MOST_KINDS]
+        with unfrozen():
+            words, error = attempt(lambda: holders([storages[0][1]() for _, _, storages in kept]))
+        if words is None:
+            words = [f"not known: {error}"] * len(kept)
+        lines = [
+            f"  {len(storages)} {what}, {format_bytes(size)}, held by: {held_by}"
+            for (size, what, storages), held_by in zip(kept, words, strict=True)
+        ]
+        if len(ranked) > _MOST_KINDS:
+            rest = sum(size for size, _, _ in ranked[_MOST_KINDS:])
+            lines.append(f"  and {format_bytes(rest)} in tensors of {len(ranked) - _MOST_KINDS} more kinds")
+        return lines
+
+    def _kinds(self) -> dict[str, list[tuple[int, weakref.ref[Any]]]]:
+        """Bytes and storages of what is alive and was not, by dtype and shape."""
         # Weak references: a list of ours would be named as the holder.
         kinds: dict[str, list[tuple[int, weakref.ref[Any]]]] = defaultdict(list)
         for address, (storage, what) in self._storages().items():
             known = self._before.get(address)
             if known is None or known() is not storage:
                 kinds[what].append((storage.nbytes(), weakref.ref(storage)))
-        ranked = sorted(
-            ((sum(size for size, _ in storages), what, storages) for what, storages in kinds.items()),
-            key=lambda kind: -kind[0],
-        )
-        lines = []
-        for size, what, storages in ranked[:_MOST_KINDS]:
-            with unfrozen():
-                lines.append(f"  {len(storages)} {what}, {format_bytes(size)}, held by: {holder(storages[0][1]())}")
-        if len(ranked) > _MOST_KINDS:
-            rest = sum(size for size, _, _ in ranked[_MOST_KINDS:])
-            lines.append(f"  and {format_bytes(rest)} in tensors of {len(ranked) - _MOST_KINDS} more kinds")
-        return lines
+        return kinds
 
     def _storages(self) -> dict[int, tuple[Any, str]]:
         return _storages(self._device, fake=self._fake)

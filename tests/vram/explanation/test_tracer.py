@@ -205,7 +205,7 @@ def test_a_tracer_keeps_nothing_alive() -> None:
         with tracer.watching(0):
             tensor = torch.zeros(4)
         gone = weakref.ref(tensor)
-        assert tracer.storage_of(tracer.alive()[0]) is not None
+        assert tracer.storages([tracer.alive()])[0] is not None
         del tensor
         assert gone() is None
     gc.collect()

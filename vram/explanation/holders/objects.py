@@ -1,16 +1,14 @@
-"""Python objects as the search for holders sees them: referents, namespaces, running functions. No code of theirs runs.
+"""Python objects as the search for holders sees them: names, namespaces, running functions. No code of theirs runs.
 
 Types are compared, without `isinstance`, which would run the `__class__` property of a lazy proxy.
 """
 
 from __future__ import annotations
 
-import gc
 import inspect
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
-from itertools import compress
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,40 +48,6 @@ def namespace(obj: Any) -> Any:
         return object.__getattribute__(obj, "__dict__")
     except AttributeError:
         return {}
-
-
-def referents(objects: Sequence[Any]) -> list[Any]:
-    """The objects that `objects` refer to, arrays of objects too; modules only to their namespaces.
-
-    Native modules have more, and in Python 3.12 `_asyncio` names what is dead: whoever touches that breaks its list of
-    free objects, and the next look at it never ends.
-    """
-    kinds = set(map(type, objects))
-    modules = {kind for kind in kinds if issubclass(kind, types.ModuleType)}
-    others = compress(objects, map(kinds.difference(modules).__contains__, map(type, objects)))
-    namespaces = [object.__getattribute__(obj, "__dict__") for obj in objects if type(obj) in modules]
-    numpy = sys.modules.get("numpy")
-    if numpy is None or numpy.ndarray not in kinds:
-        return gc.get_referents(*others) + namespaces
-    arrays = [obj for obj in objects if type(obj) is numpy.ndarray and obj.dtype == object]
-    items = [item for array in arrays for item in (array.base, *array.flat) if item is not None]
-    return gc.get_referents(*others) + namespaces + items
-
-
-def untracked() -> list[Any]:
-    """NumPy arrays, dictionaries and tuples that the collector does not know."""
-    if "numpy" not in sys.modules:
-        return []
-    kinds = {dict, tuple, sys.modules["numpy"].ndarray}
-    loose: dict[int, Any] = {}
-    following = referents(gc.get_objects())
-    while following:
-        # Whole lists are searched: a process refers to millions of objects, and nearly all are of other kinds.
-        alike = compress(following, map(kinds.__contains__, map(type, following)))
-        more = {id(obj): obj for obj in alike if not gc.is_tracked(obj) and id(obj) not in loose}
-        loose |= more
-        following = referents(list(more.values()))
-    return list(loose.values())
 
 
 def running_locals() -> dict[int, tuple[str, str]]:

@@ -1,0 +1,77 @@
+"""The cost of an explanation beside its traced rerun: `python benchmarks/explanation.py [--objects 500000]`.
+
+Three leaks in one process: eight lines that keep a tensor each, losses whose graphs have 200 operations, and what only
+native code keeps. Bound: twice the rerun and one second, for all that is done after it and the rerun itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import vram
+from vram.explanation import growth
+from vram.replaying.rerunnable import rerunnable_of
+
+KEPT: list[Any] = []
+WEIGHT = torch.ones(64, requires_grad=True)
+
+
+def eight_lines(_: int) -> None:
+    KEPT.append([torch.zeros(64), torch.ones(64), torch.full((64,), 2.0), torch.arange(64.0)])
+    KEPT.append({"a": torch.eye(8), "b": torch.empty(64).fill_(1), "c": torch.linspace(0, 1, 64), "d": torch.rand(64)})
+
+
+def losses(_: int) -> None:
+    hidden = WEIGHT
+    for _ in range(100):
+        hidden = (hidden * 1.01).tanh()
+    KEPT.append(hidden.sum())
+
+
+def native_code(_: int) -> None:
+    kept = [torch.zeros(64)]
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+
+
+def timed(step: Callable[[int], None]) -> tuple[float, float, growth.Explanation]:
+    """Seconds of the traced rerun, seconds of the whole explanation, and the explanation."""
+    recording = vram.replay(step, range(20))
+    rerunnable = rerunnable_of(recording)
+    assert rerunnable is not None
+    own, seconds = growth._Trace.run, []
+
+    def run(trace: growth._Trace) -> None:
+        begin = time.perf_counter()
+        own(trace)
+        seconds.append(time.perf_counter() - begin)
+
+    growth._Trace.run = run  # type: ignore[method-assign]
+    try:
+        begin = time.perf_counter()
+        explanation = growth.explain(rerunnable, peak=False)
+        return seconds[0], time.perf_counter() - begin, explanation
+    finally:
+        growth._Trace.run = own  # type: ignore[method-assign]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--objects", type=int, default=0, help="further objects in the process, two in each list")
+    ballast = [[(), ()] for _ in range(parser.parse_args().objects)]
+    print(f"{'leak':14}{'rerun':>9}{'whole':>9}{'bound':>9}   holder of the first line")
+    for step in (eight_lines, losses, native_code):
+        rerun, whole, explanation = timed(step)
+        holder = explanation.lines[0].holder if explanation.lines else explanation.note
+        print(f"{step.__name__:14}{rerun:8.2f}s{whole:8.2f}s{2 * rerun + 1:8.2f}s   {holder[:100]}")
+        KEPT.clear()
+    del ballast
+
+
+if __name__ == "__main__":
+    main()
