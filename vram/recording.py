@@ -92,10 +92,10 @@ class Recording:
         Then every exact reading, and every sample's peak, is what was alive before sample 0. Without an exact peak, or
         with a device that is not known, nobody can say.
         """
-        peaks = [channel for channel in self.exact if channel.endswith(_PEAK)]
-        if not self.allocates or not self.device or not peaks:
+        exact = [channel for channel in self.exact if channel in self.channels]
+        if not self.allocates or not self.device or not any(channel.endswith(_PEAK) for channel in exact):
             return ""
-        alive = {channel: self.before.get(channel.removesuffix(_PEAK), self.before[channel]) for channel in self.exact}
+        alive = {channel: self.before.get(channel.removesuffix(_PEAK), self.before[channel]) for channel in exact}
         if any((self.channels[channel] != n_bytes).any() for channel, n_bytes in alive.items()):
             return ""
         return nothing_allocated_text(self.device, "in any sample", "replay it with allocates=False")

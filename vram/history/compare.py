@@ -131,6 +131,8 @@ def judge(
         return _out_of_memory(head, base)
     if head.verdict == INCONCLUSIVE or (head.verdict is None and not head.peaks_alone):
         return Judged(head, base, reason=head.reason)
+    if base.entry.verdict == INCONCLUSIVE:
+        return Judged(head, base, reason=f"{base.run}: {base.entry.reason}")
     own = criteria_of(head, criteria)
     now, before = figures(head), figures(base.entry)
     changes = []

@@ -56,7 +56,10 @@ def _stopped(recording: Recording, judged: Mapping[str, Verdict]) -> dict[str, V
 
     A channel that was through with its laps keeps its verdict, as long as one that was not is there to say so.
     """
-    begun, unfinished = f"{recording.stopped}: ", any(judged[name].status == "undecided" for name in recording.exact)
+    begun, unfinished = (
+        f"{recording.stopped}: ",
+        any(judged[name].status == "undecided" for name in recording.exact & judged.keys()),
+    )
     early = recording.laps < recording.base_laps
     if early:
         begun += f"{recording.laps} of {recording.base_laps} laps ran; "

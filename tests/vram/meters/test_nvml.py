@@ -360,6 +360,7 @@ def test_a_channel_lost_on_the_way_is_inconclusive() -> None:
 
     def step(_: int) -> None:
         nvml.compute = {ME: None, OTHER: None} if next(runs) == 5 else {ME: None}
+        torch.zeros(1)
 
     recording = recorded(nvml, step)
     assert "driver" not in recording.channels
@@ -400,6 +401,7 @@ def test_what_the_allocator_reserves_is_not_the_driver_s_growth() -> None:
 
     def step(_: int) -> None:
         nvml.compute = {ME: (nvml.compute[ME] or 0) + 4 * MiB}
+        torch.zeros(1)
 
     recording = vram.replay(step, range(10), meters=[Reserving(nvml), meter_of(nvml)])
     vram.assert_stable(recording)
@@ -412,6 +414,7 @@ def test_the_whole_device_never_convicts() -> None:
 
     def step(_: int) -> None:
         nvml.used += 4 * MiB
+        torch.zeros(1)
 
     recording = vram.replay(step, range(10), laps=20, meters=[TensorMeter(), meter_of(nvml)])
     vram.assert_stable(recording)

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import vram
+from vram.history.compare import Located, judge
+from vram.history.entries import of_summary
 from vram.meters import default_meter, default_meters, torch_device
 from vram.recording import Recording
 from vram.session import SessionOptions, VramSession
@@ -188,3 +190,17 @@ def test_on_the_cpu_a_marked_test_without_tensors_is_an_ordinary_test(pytester: 
         """
     )
     pytester.runpytest("--vram-device", "cpu").assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("laps", [1, 5])
+def test_it_is_no_side_of_a_comparison(laps: int) -> None:
+    """Less than its base is no improvement, and as a base it would let nothing pass: neither is compared."""
+    idle, busy = (
+        of_summary(summarize(on("cpu", step, laps=laps, name="m")), {}, "test")
+        for step in (elsewhere, lambda n: torch.zeros(n))
+    )
+    for head, base in ((idle, busy), (busy, idle)):
+        judged = judge(head, Located("0001", base))
+        assert judged.status == "inconclusive"
+        assert "nothing was allocated on cpu" in judged.reason
+    assert judge(busy, Located("0001", busy)).status == "same"
