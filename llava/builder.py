@@ -11,12 +11,12 @@ from llava.errors import BadInput, shown
 from llava.folders import fetched, is_hub_id, local_folder
 from llava.hf_layout import open_hf
 from llava.load_options import LoadOptions
+from llava.lora import is_lora
 from llava.original import is_original, open_original
 from llava.placement import placed
 from llava.presets import PRESETS, open_preset
 
 __all__ = ["Checkpoint", "load_pretrained_model", "open_checkpoint"]
-_LORA = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "non_lora_trainables.bin")
 
 
 def load_pretrained_model(
@@ -29,8 +29,9 @@ def load_pretrained_model(
 
     `model_path` is a folder in Hugging Face or in the original LLaVA's layout, a preset ("tiny", or "7b" and "13b",
     whose random weights are made on the device), or a hub id (only then is the network used). With `model_base`, the
-    folder or hub id of a LLaMA, `model_path` holds a projector only. `model_name` is taken for the original's sake
-    and changes nothing. `options` are those of `LoadOptions`. Pickles are read as tensors only; nothing in them is run.
+    folder or hub id of a LLaMA, `model_path` holds a projector only, or a LoRA, which peft merges into the base (for a
+    LoRA it may be a LLaVA too). `model_name` is taken for the original's sake and changes nothing. `options` are those
+    of `LoadOptions`. Pickles (`.bin`) are read by `torch.load(weights_only=True)`: tensors only, no code in them runs.
 
     Raises BadInput where the checkpoint is incomplete, foreign or broken (naming files or keys), and for a device,
     dtype, attention or package that is not there.
@@ -47,9 +48,9 @@ def open_checkpoint(model_path: str | Path, model_base: str | Path | None = None
         _refuse_base(name, model_base)
         return open_preset(name)
     folder, may_fetch = _folder(name)
-    _refuse_lora(folder)
     raw = read_config(folder)
     if not is_original(raw):
+        _refuse_lora(folder)
         _refuse_base(name, model_base)
         return open_hf(folder)
     check_model_type(folder, raw, "llava", "llava_llama")
@@ -80,6 +81,8 @@ def _refuse_base(name: str, model_base: str | Path | None) -> None:
 
 
 def _refuse_lora(folder: Path) -> None:
-    for name in _LORA:
-        if (folder / name).is_file():
-            raise BadInput(f"a LoRA must have been merged into its base, got {name} in {shown(str(folder))}")
+    if is_lora(folder):
+        raise BadInput(
+            "a LoRA must have been merged into its base, or be in the original LLaVA's layout and come with its base, "
+            f"got one in {shown(str(folder))}"
+        )

@@ -30,6 +30,7 @@ from llava.conversation import IMAGE_TOKEN
 from llava.errors import BadInput, shown
 from llava.hf_layout import check_token_count, check_tokenizer_files, has_tokenizer
 from llava.load_options import DTYPES
+from llava.lora import BESIDE, Lora, is_lora
 from llava.model_shape import image_token_count
 from llava.placement import Placement
 from llava.prompting import tokenise_around_images
@@ -74,6 +75,8 @@ _LLAVA_KEYS = (
     ("model.norm.", "model.language_model.norm."),
     ("lm_head.", "lm_head."),
 )
+# What was trained beside a LoRA is named as peft's model of a LLaVA does, or already without peft.
+_BESIDE_KEYS = (*((f"base_model.model.{theirs}", ours) for theirs, ours in _LLAVA_KEYS), *_LLAVA_KEYS)
 _CLIP_KEYS = (("vision_model.", _TOWER),)
 _CLIP_VISION_KEYS = (("", _TOWER),)
 _COMPUTED = (".rotary_emb.inv_freq", "embeddings.position_ids")  # once saved, computed today
@@ -87,13 +90,20 @@ def is_original(raw: Mapping[str, Any]) -> bool:
 
 
 def open_original(folder: Path, raw: dict[str, Any], *, base: Path | None, may_fetch: bool) -> Checkpoint:
-    """The checkpoint in `folder`, whose config.json is `raw`. With `base`, a LLaMA's folder, `folder` is a projector.
+    """The checkpoint in `folder`, whose config.json is `raw`. With `base`, `folder` is a projector or a LoRA.
 
+    A projector's base is a LLaMA's folder; a LoRA's may be a LLaVA's too, in the original layout.
     The network is used for the vision tower only, and only if `may_fetch`. Raises BadInput where anything is missing,
     foreign or misshapen, naming the file or key; no weights are read yet.
     """
     _check_config(folder, raw)
-    if base is None:
+    lora = Lora(folder) if is_lora(folder) else None
+    if lora is not None:
+        if base is None:
+            raise BadInput(f"a LoRA needs a model base, got none for {shown(str(folder))}")
+        check_model_type(base, read_config(base), "llama", "llava", "llava_llama")
+        parts = [_Part(tuple(weight_files(base)), _LLAVA_KEYS), _Part((folder / BESIDE,), _BESIDE_KEYS)]
+    elif base is None:
         if not has_weights(folder) and (projectors := _projectors(folder)):
             raise BadInput(f"a projector needs a model base, got only {projectors[0].name} in {shown(str(folder))}")
         parts = [_Part(tuple(weight_files(folder)), _LLAVA_KEYS)]
@@ -107,7 +117,7 @@ def open_original(folder: Path, raw: dict[str, Any], *, base: Path | None, may_f
         parts.append(_clip(tower.folder))
     tokenizer = _tokenizer(base or folder, raw["vocab_size"])
     config = _config(folder, raw, tower.config, tokenizer)
-    weights = _OriginalWeights(folder, tuple(parts), raw["vocab_size"])
+    weights = _OriginalWeights(folder, tuple(parts), raw["vocab_size"], lora)
     weights.check(config)
     pads_images = raw.get("image_aspect_ratio") == "pad"
     return Checkpoint(folder, config, tokenizer, tower.image_processor, weights, pads_images)
@@ -162,11 +172,15 @@ class _Part:
 
 @dataclass(frozen=True)
 class _OriginalWeights:
-    """Weights in `parts`: the last one that holds a key counts. `rows` are the tokens that the files know."""
+    """Weights in `parts`: the last one that holds a key counts. `rows` are the tokens that the files know.
+
+    A `lora` is merged into them.
+    """
 
     folder: Path
     parts: tuple[_Part, ...]
     rows: int
+    lora: Lora | None = None
 
     def check(self, config: HimapLlavaConfig) -> None:
         """Raise BadInput, naming keys as the files do, unless the files hold exactly the model's."""
@@ -187,10 +201,14 @@ class _OriginalWeights:
             raise BadInput(
                 f"a checkpoint must hold exactly the model's keys, got {listed} in {shown(str(self.folder))}"
             )
+        if self.lora is not None:
+            self.lora.check(config)
 
     def load(self, config: HimapLlavaConfig, placement: Placement) -> HimapLlavaForConditionalGeneration:
         """The model."""
         tensors = {ours: tensor for part in self.parts for ours, _, tensor in part.tensors()}
+        if self.lora is not None:
+            tensors |= self.lora.merge(config, tensors)
         for key in _ROWS:
             tensors[key] = _with_rows(tensors[key][...], config.text_config.vocab_size)
         return pretrained(self.folder, config, placement, None, state_dict=tensors)

@@ -110,7 +110,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "a pickle of numbers": (_pickle({"lm_head.weight": 1.0}), "other things than named tensors"),
     "a LoRA": (
         lambda folder: (folder / "adapter_config.json").write_text("{}"),
-        "must have been merged .* got adapter",
+        "a LoRA must have been merged .* got one in",
     ),
     "truncated weights": (_truncated, f"weight file must be whole, got '{WEIGHTS}'"),
     "empty weights": (lambda folder: (folder / WEIGHTS).write_bytes(b""), "weight file must be whole"),

@@ -377,8 +377,14 @@ class TestProjector:
             ),
             (lambda folder, base: (base / WEIGHTS).unlink(), "must have model.safetensors or pytorch_model.bin"),
             (lambda folder, base: _edit(base / "config.json", model_type="gpt2"), "model type llama, got 'gpt2'"),
-            (lambda folder, base: (folder / "adapter_config.json").write_text("{}"), "LoRA must have been merged"),
-            (lambda folder, base: (folder / "non_lora_trainables.bin").write_text("x"), "LoRA must have been merged"),
+            (
+                lambda folder, base: (folder / "adapter_config.json").write_text("{}"),
+                "a LoRA must be whole, got none of non_lora_trainables.bin, adapter_model.safetensors or ad",
+            ),
+            (
+                lambda folder, base: (folder / "non_lora_trainables.bin").write_text("x"),
+                "a LoRA must be whole, got none of adapter_config.json",
+            ),
             (lambda folder, base: (base / "adapter_config.json").write_text("{}"), "LoRA must have been merged"),
             (lambda folder, base: (base / "tokenizer.json").unlink(), "must have tokenizer.json or tokenizer.model"),
         ],

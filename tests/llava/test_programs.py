@@ -726,6 +726,19 @@ def test_help_names_every_default(main: Main, capsys: pytest.CaptureFixture[str]
             assert "(default: " in " ".join(option.split()), option
 
 
+def test_the_table_of_differences_is_whole(answered: Callable[..., None]) -> None:
+    """docs/himap.md names every option and every key of the results."""
+    text = (Path(__file__).parents[2] / "docs" / "himap.md").read_text(encoding="utf-8")
+    table = text.partition("## The original programs and ours")[2].partition("\n## ")[0]
+    parsers = [build_parser(each.PROGRAM) for each in (eval_scivqa, custom_selection_inference)]
+    options = {option for parser in parsers for action in parser._actions for option in action.option_strings}
+    answered("A")
+    assert CUSTOM(["--num-samples", "1", "--output-file", "r.json"]) == 0
+    names = options - {"-h", "--help"} | _result("r.json").keys()
+
+    assert sorted(name for name in names if f"`{name}`" not in table) == []
+
+
 @pytest.mark.parametrize(
     ("argv", "lines"),
     [
