@@ -128,7 +128,8 @@ def test_ctrl_c_in_a_process(tmp_path: Path, start: Callable[..., Program]) -> N
     result = json.loads((tmp_path / "r.json").read_text())
     assert not result["complete"]
     assert 1 <= result["total_samples"] < 20
-    assert rest.endswith("eval-scivqa: error: interrupted\n")
+    left = f"{result['total_samples']} of 20 answers are in {tmp_path / 'r.json'}, marked incomplete"
+    assert rest.endswith(f"\neval-scivqa: error: interrupted; {left}; --resume goes on from there\n")
     assert "Traceback" not in seen.decode() + rest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "r.json"]
 
