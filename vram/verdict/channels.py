@@ -8,6 +8,7 @@ from dataclasses import replace
 from vram.errors import Inconclusive, Undecided
 from vram.recording import CHANNELS, Int64, Recording, check_recording
 from vram.verdict.growth import Status, Verdict, judge_growth
+from vram.verdict.own_need import following, live_of, repeats
 
 PASSING: tuple[Status, ...] = ("plateau", "stable")
 _WORST_FIRST: tuple[Status, ...] = ("grows", "undecided", "plateau", "stable")
@@ -38,6 +39,7 @@ def verdicts(recording: Recording, *, cache_budget_bytes: int | None = None) -> 
     if recording.laps < recording.warmup_laps + 2:
         return {}
     order = {channel: rank for rank, channel in enumerate(CHANNELS)}
+    alike = repeats(recording)
     judged = {
         channel: judge_growth(
             judged_figures(recording.channels, channel),
@@ -45,10 +47,20 @@ def verdicts(recording: Recording, *, cache_budget_bytes: int | None = None) -> 
             base_laps=recording.base_laps,
             tolerance_bytes=recording.tolerance_bytes.get(channel, 0),
             cache_budget_bytes=recording.cache_budget_bytes if cache_budget_bytes is None else cache_budget_bytes,
+            before_bytes=_before(recording, channel),
+            repeats=alike if channel in recording.exact else None,
         )
         for channel in sorted(recording.channels, key=lambda channel: order.get(channel, len(order)))
     }
-    return _stopped(recording, judged) if recording.stopped else judged
+    return _stopped(recording, judged) if recording.stopped else following(recording, judged)
+
+
+def _before(recording: Recording, channel: str) -> int | None:
+    """The level that a climb of `channel` starts from; None for peaks, which include what a sample needs."""
+    if live_of(channel) != channel:
+        return None
+    besides_bytes = recording.before["reserved"] if channel == "driver" and "reserved" in recording.channels else 0
+    return recording.before[channel] - besides_bytes
 
 
 def _stopped(recording: Recording, judged: Mapping[str, Verdict]) -> dict[str, Verdict]:

@@ -16,21 +16,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from vram.recording import Int64
+from vram.verdict.pace import Pace, pace
+from vram.verdict.ratchet import Ratchet
+from vram.verdict.rate import rate
 
 Status = Literal["stable", "plateau", "grows", "undecided"]
 
 _RUNS_A_BASE = 100  # base laps are regrouped to this many runs, so that the second look rests on 200, the third on 300
 _RISES_NEEDED = {2: 5, 3: 3}  # by look: the longer the record, the fewer rises can be chance
-_STUDENT_975 = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-)  # two-sided 95 % of Student's t, 1 to 20 degrees of freedom
+_CERTAIN_RUNS = 140  # of constant growth; `functools.lru_cache` has room for 128 entries unless told otherwise
+_MANY = 15  # moments of growth that show a steady pace at the second look
+_STEADILY = -0.55  # the lowest trend at which a second look is enough
+_SLOWING = -1.5  # the trend at which something is said to fill
+_FEW, _QUIET = 4, 3  # moments of growth that show no pace, and laps without one after which they are over
+_DIFFERS = "the step differs from lap to lap: seed it, or declare a bounded cache"
+_MOVES = "it moves up and down by more than what is common to all samples"
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,9 @@ class Verdict:
     `onset_run`: the run (lap x samples + sample, from 0) growth began with, None without growth; `resolution_bytes`:
     the smallest constant leak a sample that must convict; `rare_leak_bound`: a leak rarer than this (probability a
     run) may not have shown with 95 % confidence; `laps_wanted`: laps in all that the rule asks for before it decides,
-    None when it has decided.
+    None when it has decided. `climb_bytes`: by how much every reading of the last lap is above the start; a plateau
+    is what has stopped rising, however far it rose. `late_climb_bytes`: the same above the first lap after warm-up,
+    each sample compared with itself.
     """
 
     status: Status
@@ -67,6 +75,8 @@ class Verdict:
     rare_leak_bound: float
     strictly_monotonic: bool
     laps_wanted: int | None
+    climb_bytes: int = 0
+    late_climb_bytes: int = 0
 
     def samples_until(self, headroom_bytes: int) -> Forecast | None:
         """Samples until `headroom_bytes` are used up at the measured rate; None where nothing grows."""
@@ -86,36 +96,51 @@ def judge_growth(
     base_laps: int = 5,
     tolerance_bytes: int = 0,
     cache_budget_bytes: int = 0,
+    before_bytes: int | None = None,
+    repeats: bool | None = None,
 ) -> Verdict:
     """Judge readings X of one channel, integer bytes of shape (laps, samples), warm-up laps included.
 
     Looks are taken at `base_laps`, then at twice and three times as many (short sample lists: as many as make 200 and
-    300 runs; see `Verdict.laps_wanted`). The first look never convicts. `tolerance_bytes` is 0 on exact channels, one
-    granule on quantised ones. `cache_budget_bytes` is what a declared bounded cache may fill in all. Raises ValueError
-    for another shape, for figures that are not integers, and for fewer than `warmup_laps` + 2 laps.
-    Source: facts measured on 25 benign and leaking scenarios before this rule was chosen.
+    300 runs; see `Verdict.laps_wanted`). The first look never convicts; but a short list needs no second one where each
+    of 140 runs rose by the same bytes. `tolerance_bytes` is 0 on exact channels, one granule on quantised ones.
+    `cache_budget_bytes` is what a declared bounded cache may fill in all. `before_bytes` is the reading before the
+    first sample, where a climb starts; without it (a peak includes what a sample needs while it runs) each sample's
+    climb starts at its own reading in the first lap. `repeats` is False where the samples need other bytes in every
+    lap: some of the growth is then taken for what the longest input so far needed, and the reason says so. Raises
+    ValueError for another shape, for figures that are not integers, and for fewer than `warmup_laps` + 2 laps.
+    Source: facts measured on 25 benign and leaking scenarios, and on 16 of steps with chance of their own.
     """
     readings = _checked(series, warmup_laps, tolerance_bytes, cache_budget_bytes)
     laps, samples = readings.shape
     group = lap_group(base_laps, samples)
     look = 3 if laps >= 3 * base_laps * group else 2 if laps >= 2 * base_laps * group else 1
     rows = _regrouped(readings, group)[math.ceil(warmup_laps / group) :] if look > 1 else readings[warmup_laps:]
-    ratchet = _Ratchet(rows, tolerance_bytes, cache_budget_bytes)
-    status, reason = _decide(ratchet, look, base_laps, readings, warmup_laps)
+    ratchet = Ratchet(rows, tolerance_bytes, cache_budget_bytes)
+    short = look == 1 and group > 1  # a list whose second look is a long way off
+    certain = _certain(readings, warmup_laps, tolerance_bytes, cache_budget_bytes) if short else None
+    status, reason = _decide(ratchet, look, base_laps, readings, warmup_laps, repeats)
+    if certain and laps >= certain.laps:
+        status, reason = "grows", certain.reason
     since = _steady_row(ratchet, status)
-    rate, low, high, exact = _rate(ratchet, since)
+    its = rate(rows[since:], len(ratchet.rises), tolerance_bytes)
+    if status == "grows" and its.low_bytes <= 0:
+        status, reason = "undecided", f"{reason}, but the 95 % interval of its rate includes no growth"
+    if repeats is False and status in ("grows", "undecided"):
+        reason += f"; {_DIFFERS}"
+    full = (look + 1) * base_laps * group
+    early = certain.laps if certain and laps < certain.laps < full else None
     return Verdict(
         *(status, reason, laps, samples),
         rises=len(ratchet.rises),
-        bytes_per_sample=rate,
-        low_bytes=low,
-        high_bytes=high,
-        exact=exact,
-        onset_run=_onset(readings, warmup_laps, rate) if ratchet.suspicious and ratchet.rises else None,
+        **its._asdict(),
+        onset_run=_onset(readings, warmup_laps, its.bytes_per_sample) if ratchet.suspicious and ratchet.rises else None,
         resolution_bytes=ratchet.resolution_bytes(since if status == "grows" else None),
         rare_leak_bound=1 - 0.05 ** (1 / readings.size),
         strictly_monotonic=bool((np.diff(readings.ravel()) > 0).all()),
-        laps_wanted=(look + 1) * base_laps * group if status == "undecided" and look < 3 else None,
+        laps_wanted=(early or full) if status == "undecided" and look < 3 else None,
+        climb_bytes=int((readings[-1] - (readings[0] if before_bytes is None else before_bytes)).min()),
+        late_climb_bytes=int((readings[-1] - readings[warmup_laps]).min()),
     )
 
 
@@ -131,6 +156,28 @@ def _checked(series: npt.ArrayLike, warmup_laps: int, tolerance_bytes: int, cach
     return readings.astype(np.int64)
 
 
+class _Certain(NamedTuple):
+    """Growth by the same bytes in every sample of every lap; `laps` in all are enough of it to convict."""
+
+    laps: int
+    reason: str
+
+
+def _certain(readings: Int64, warmup_laps: int, tolerance_bytes: int, cache_budget_bytes: int) -> _Certain | None:
+    """Constant growth, where that is all there is; None for anything else.
+
+    No cache is told from a leak by that, so it takes more runs than caches commonly have entries.
+    """
+    laps, samples = readings.shape
+    step = int(readings[-1, 0] - readings[-2, 0])
+    steady = (np.diff(readings, axis=0) == step).all(axis=1)
+    if step <= tolerance_bytes or not steady[warmup_laps:].all():
+        return None
+    unlike = 0 if steady.all() else warmup_laps  # laps that grew otherwise: the warm-up
+    needed = unlike + math.ceil((_CERTAIN_RUNS + samples * cache_budget_bytes / step) / samples)
+    return _Certain(needed, f"every sample rose by the same {step:,} B in each of {laps - 1 - unlike} laps")
+
+
 def lap_group(base_laps: int, samples: int) -> int:
     """How many laps are judged as one, so that `base_laps` of them are at least 100 runs."""
     return math.ceil(_RUNS_A_BASE / (base_laps * samples))
@@ -142,78 +189,9 @@ def _regrouped(readings: Int64, group: int) -> Int64:
     return readings[laps % group :].reshape(-1, group * samples)
 
 
-class _Ratchet:
-    """S, C and the rises of one array of rows (laps or groups of laps), warm-up removed."""
-
-    def __init__(self, rows: Int64, tolerance_bytes: int, cache_budget_bytes: int) -> None:
-        self.rows, self.tolerance_bytes = rows, tolerance_bytes
-        kept = np.minimum.accumulate(rows[::-1], axis=0)[::-1]
-        self.given_back = (rows - kept).max(axis=1)  # the most that any position of a row comes down later
-        self.common = (kept - kept[0]).min(axis=1)
-        self.suspicious = bool((rows[-1] - kept[0] > tolerance_bytes + cache_budget_bytes).any())
-        self.rises: list[int] = []
-        level = cache_budget_bytes
-        for row, growth in enumerate(self.common):
-            if growth > level + tolerance_bytes:
-                self.rises.append(row)
-                level = growth
-
-    @property
-    def quiet(self) -> int:
-        """Rows since the last rise."""
-        return len(self.rows) - 1 - self.rises[-1]
-
-    @property
-    def longest_wait(self) -> int:
-        """The most rows it took from one rise to the next, the first counted from the start."""
-        return int(np.diff([0, *self.rises]).max())
-
-    def slows_down(self, since: int) -> bool:
-        """Whether the later half of the rows from `since` on rose by less than half of what the earlier half did."""
-        middle = (since + len(self.rows) - 1) // 2
-        early = self.common[middle] - self.common[since]
-        late = self.common[-1] - self.common[-1 - (middle - since)]
-        return bool(2 * late < early)
-
-    def wanders(self, since: int) -> bool:
-        """Whether what was gained from row `since` on is no more than the channel's own ups and downs may come to.
-
-        The minima of the last rows rest on few, so they rise towards the end of any fluctuation longer than a row, as
-        of a cache with entries of many sizes. What rows typically give back again tells of one; what is let go of once
-        does not. Where rows often lie below the row before, it takes more.
-        """
-        gained = self.common[-1] - self.common[since]
-        given_back = np.sort(self.given_back[since:])
-        typical = given_back[len(given_back) // 2]
-        steps = np.diff(self.rows[since:].sum(axis=1))
-        often_down = 4 * (steps < 0).sum() > len(steps)
-        return bool(gained <= 2 * typical or (typical and often_down and gained <= 3 * given_back[-1]))
-
-    @property
-    def largest_fall(self) -> int:
-        """The most that any position ever came down from an earlier row: the channel's own fluctuation."""
-        return int((np.maximum.accumulate(self.rows, axis=0) - self.rows).max())
-
-    def settled(self) -> bool:
-        """Whether nothing rose within the later half of the rows."""
-        later = self.rows[len(self.rows) // 2 :]
-        return not (later[-1] - later.min(axis=0) > self.tolerance_bytes).any()
-
-    def resolution_bytes(self, steady_since: int | None) -> int:
-        """The smallest constant leak a sample that lifts every row above the noise of the row before.
-
-        Where growth was found, the noise is what is left around its trend from row `steady_since` on.
-        """
-        rows = self.rows
-        if steady_since is not None:
-            rows = rows[steady_since:]
-            trend = np.arange(len(rows)) * np.diff(rows, axis=0).mean()
-            rows = np.rint(rows - trend[:, None]).astype(np.int64)
-        noise = int((rows.max(axis=0) - rows.min(axis=0)).max())
-        return int(2 * noise + self.tolerance_bytes) // int(rows.shape[1]) + 1
-
-
-def _decide(ratchet: _Ratchet, look: int, base: int, readings: Int64, warmup_laps: int) -> tuple[Status, str]:
+def _decide(
+    ratchet: Ratchet, look: int, base: int, readings: Int64, warmup_laps: int, repeats: bool | None
+) -> tuple[Status, str]:
     """The status and its reason, by what the samples have in common."""
     if not ratchet.suspicious:
         first = readings[:warmup_laps].min(initial=np.iinfo(np.int64).max)
@@ -227,10 +205,11 @@ def _decide(ratchet: _Ratchet, look: int, base: int, readings: Int64, warmup_lap
     if ratchet.quiet >= 2 * ratchet.longest_wait:
         rose = _times(len(ratchet.rises))
         return "plateau", f"it rose {rose}, then stayed level for twice the longest wait between rises"
-    return _decide_common(ratchet, look, base)
+    its = pace(readings, ratchet.rows, ratchet.common, ratchet.tolerance_bytes)
+    return _decide_common(ratchet, look, base, its, repeats)
 
 
-def _decide_alone(ratchet: _Ratchet, look: int, base: int, samples: int) -> tuple[Status, str]:
+def _decide_alone(ratchet: Ratchet, look: int, base: int, samples: int) -> tuple[Status, str]:
     """Some samples moved, and never all of them."""
     if ratchet.settled():
         return "plateau", "some samples rose once and have stayed level since"
@@ -244,7 +223,7 @@ def _decide_alone(ratchet: _Ratchet, look: int, base: int, samples: int) -> tupl
     return "stable", "it moves up and down; no growth is common to all samples"
 
 
-def _decide_common(ratchet: _Ratchet, look: int, base: int) -> tuple[Status, str]:
+def _decide_common(ratchet: Ratchet, look: int, base: int, its: Pace, repeats: bool | None) -> tuple[Status, str]:
     """All samples rose together, and not long ago."""
     # A second look judges all of it; a third, twice as long, leaves the early laps and their late warm-up out.
     since = 0 if look == 2 else base - 1
@@ -252,15 +231,54 @@ def _decide_common(ratchet: _Ratchet, look: int, base: int) -> tuple[Status, str
     wanders = not missing and ratchet.wanders(since)
     if look == 3 and (wanders or (missing and ratchet.common[-1] <= ratchet.largest_fall)):
         # The last rows' minima rest on few laps: what is below the channel's own ups and downs proves nothing.
-        return "stable", "it moves up and down by more than what is common to all samples"
+        return "stable", _MOVES
     if wanders:
-        missing = ["it moves up and down by more than what is common to all samples"]
+        missing = [_MOVES]
+    if look == 3:
+        return _decide_last(ratchet, base, its, missing, repeats)
+    many = its.steady and its.count >= _MANY
+    if not missing and not (its.trend >= _STEADILY and (ratchet.even or many)):
+        missing = ["it comes unevenly; more laps tell whether it slows down"]
+    return _grows_unless(missing, ratchet)
+
+
+def _decide_last(
+    ratchet: Ratchet, base: int, its: Pace, missing: list[str], repeats: bool | None
+) -> tuple[Status, str]:
+    """The third look, the last: what saturates is told from what goes on."""
+    rises, late = ratchet.rises, ratchet.late
+    if not missing and ratchet.moves and not ratchet.goes_on:
+        return "stable", _MOVES
+    if missing and ratchet.filled():
+        return "plateau", "it filled up, and has only moved up and down since"
+    spans = len(rises) >= _RISES_NEEDED[3] and rises[-1] - rises[0] + 1 >= base
+    by_chance = not late.all() or (repeats is False and not ratchet.floor_sinks)
+    if its.steady and spans and by_chance and ratchet.quiet <= ratchet.longest_wait:
+        missing = []  # though bytes may have slowed down
+    steady = its.steady or its.steady_by_itself
+    falls = ratchet.largest_fall > ratchet.tolerance_bytes
+    if not missing and falls and not (ratchet.steps > 0).all() and ratchet.slows_down(0, times=3):
+        missing = ["it slows down"]
+    if not missing and not steady:
+        missing = ["it came too seldom, or ever more seldom, to tell it from something that fills"]
+    if missing and 2 * late.sum() <= len(late):
+        if its.count > _FEW and its.trend <= _SLOWING:
+            return "plateau", f"it rose {_times(len(rises))}, ever more seldom"
+        if its.count <= _FEW and ratchet.quiet >= _QUIET:
+            return "plateau", f"it rose {_times(len(rises))}, and not in the last {ratchet.quiet} laps"
+        rose = ratchet.steps[ratchet.steps > 0]
+        if not steady and rose.min() < rose.max():
+            return "plateau", f"it rose {_times(len(rises))} by different bytes, as a buffer of the longest input does"
+    return _grows_unless(missing, ratchet)
+
+
+def _grows_unless(missing: list[str], ratchet: Ratchet) -> tuple[Status, str]:
     if missing:
         return "undecided", f"it rose {_times(len(ratchet.rises))}, but: {'; '.join(missing)}"
     return "grows", f"it rose in {len(ratchet.rises)} of {len(ratchet.rows) - 1} laps and never came back down"
 
 
-def _missing(ratchet: _Ratchet, rises_needed: int, base: int, since: int) -> list[str]:
+def _missing(ratchet: Ratchet, rises_needed: int, base: int, since: int) -> list[str]:
     """The conditions for growth that do not hold."""
     rises, quiet = ratchet.rises, ratchet.quiet
     conditions = (
@@ -272,31 +290,12 @@ def _missing(ratchet: _Ratchet, rises_needed: int, base: int, since: int) -> lis
     return [text for holds, text in conditions if not holds]
 
 
-def _steady_row(ratchet: _Ratchet, status: Status) -> int:
+def _steady_row(ratchet: Ratchet, status: Status) -> int:
     """The row from which on the rate is taken: after the onset where it grows, after the last rise where it stopped."""
     if not ratchet.rises:
         return 0
     row = ratchet.rises[0] if status in ("grows", "undecided") else ratchet.rises[-1]
     return row if row < len(ratchet.rows) - 2 else max(0, len(ratchet.rows) - 3)
-
-
-def _rate(ratchet: _Ratchet, since: int) -> tuple[float, float, float, bool]:
-    """Bytes a sample, the 95 % interval, and whether it is exact."""
-    steps = np.diff(ratchet.rows[since:], axis=0)
-    width = ratchet.rows.shape[1]
-    if (steps == steps[0, 0]).all():
-        rate = float(steps[0, 0]) / width
-        return rate, rate, rate, True
-    rate = float(steps.mean()) / width
-    event = float(steps.max() - steps.min()) / (steps.shape[0] * width)  # one more, or less, in the whole record
-    by_lap = steps.mean(axis=1)
-    freedom = by_lap.size - 1
-    if freedom == 0:
-        return rate, float(steps.min()) / width - event, float(steps.max()) / width + event, False
-    student = _STUDENT_975[freedom - 1] if freedom <= len(_STUDENT_975) else 1.960 + 2.372 / freedom
-    # A lap's mean step shares its events with its neighbour's (weights 1/6, 2/3, 1/6): the plain error is too small.
-    error = student * float(by_lap.std(ddof=1)) * math.sqrt(1.5 / by_lap.size) / width
-    return rate, rate - error - event, rate + error + event, False
 
 
 def _onset(readings: Int64, warmup_laps: int, rate: float) -> int:

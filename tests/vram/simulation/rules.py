@@ -9,21 +9,25 @@ from collections.abc import Callable
 
 import numpy as np
 
-from vram import judge_growth
+from vram import Verdict, judge_growth
 from vram.recording import Int64
 
 FIRST_LAPS = 5
 Rule = Callable[[Int64], bool]
 
 
-def ratchet(series: Int64) -> bool:
-    """As a replay concludes: laps are added for as long as the rule asks for them."""
+def conclude(series: Int64, repeats: bool | None = None) -> Verdict:
+    """The verdict of a replay, that sees whether its samples repeat: laps are added for as long as the rule asks."""
     laps: int | None = FIRST_LAPS
-    status = ""
     while laps is not None:
-        verdict = judge_growth(series[:laps])
-        status, laps = verdict.status, verdict.laps_wanted
-    return status == "grows"
+        verdict = judge_growth(series[:laps], repeats=repeats)
+        laps = verdict.laps_wanted
+    return verdict
+
+
+def ratchet(series: Int64) -> bool:
+    """Our own rule."""
+    return conclude(series).status == "grows"
 
 
 def strictly_monotonic(series: Int64) -> bool:

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.vram.simulation.chance import LEAKS_BESIDE, SATURATING
+from tests.vram.simulation.rules import conclude as conclude_scenario
 from vram import Verdict, judge_growth
 
 KiB = 2**10
@@ -156,11 +158,70 @@ def test_strictly_monotonic_is_said_of_the_raw_series() -> None:
 
 def test_conviction_rests_on_200_runs_at_least() -> None:
     """A first look never convicts; a list of one sample is replayed 200 times before a second."""
-    first = judge_growth(np.arange(5).reshape(5, 1))
+    uneven: Series = lambda r: r + r % 2  # noqa: E731
+    first = judge_growth(uneven(np.arange(5)).reshape(5, 1))
     assert (first.status, first.laps_wanted) == ("undecided", 200)
-    assert judged(lambda r: r, samples=1).laps == 200
+    assert judged(uneven, samples=1).laps == 200
     assert judge_growth(np.arange(100).reshape(5, 20)).laps_wanted == 10
     assert judged(lambda r: r, samples=20).laps == 10
+
+
+@pytest.mark.parametrize(("samples", "laps"), [(1, 140), (3, 47), (10, 14), (19, 8)])
+def test_a_short_list_that_leaks_the_same_in_every_run_takes_140(samples: int, laps: int) -> None:
+    """What would take 200 to 380 runs: no second look is needed where no run differs from another."""
+    verdict = judged(lambda r: r * 512, samples=samples)
+    assert (verdict.status, verdict.laps, verdict.exact, verdict.onset_run) == ("grows", laps, True, 0)
+    assert verdict.reason == f"every sample rose by the same {512 * samples:,} B in each of {laps - 1} laps"
+
+
+@pytest.mark.parametrize("samples", [1, 3, 10, 19])
+@pytest.mark.parametrize("entries", [16, 64, 100, 128])
+def test_a_cache_of_common_size_is_not_taken_for_a_constant_leak(samples: int, entries: int) -> None:
+    """`functools.lru_cache` has 128 entries: it rises by the same bytes in each of as many runs, and then no more."""
+    assert judged(lambda r: np.minimum(r, entries) * 4 * KiB, samples=samples).status == "plateau"
+
+
+def test_constant_growth_counts_from_where_it_is_constant() -> None:
+    """Warm-up that grows otherwise is left out; a declared cache must have been filled first."""
+    assert judged(lambda r: r * 512 + (r > 0) * MiB, samples=1).laps == 141
+    declared = judged(lambda r: r * 512, samples=1, cache_budget_bytes=2 * 512)
+    assert (declared.status, declared.laps) == ("grows", 142)
+    one_byte_off = judged(lambda r: r * 512 + (r == 100), samples=1)
+    assert (one_byte_off.status, one_byte_off.laps) == ("grows", 200)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(sorted({**SATURATING, **LEAKS_BESIDE})), st.integers(0, 2**32 - 1))
+def test_growth_is_never_compatible_with_none(name: str, seed: int) -> None:
+    """No verdict of growth has an interval that includes no growth."""
+    verdict = conclude_scenario({**SATURATING, **LEAKS_BESIDE}[name](np.random.default_rng(seed)))
+    assert verdict.status != "grows" or verdict.low_bytes > 0
+
+
+def test_an_interval_that_includes_no_growth_leaves_it_undecided() -> None:
+    """At the last look too, though every other condition holds: a cache of random keys that goes up and down."""
+    verdict = conclude_scenario(SATURATING["LRU of 64 over 300 random keys"](np.random.default_rng(86)))
+    assert (verdict.status, verdict.laps_wanted) == ("undecided", None)
+    assert verdict.reason.endswith(", but the 95 % interval of its rate includes no growth")
+    assert verdict.low_bytes <= 0 < verdict.bytes_per_sample
+
+
+def test_nine_rare_events_are_not_compatible_with_none() -> None:
+    """Student's interval of 13 laps reaches below zero where most laps have no event; that of a count does not."""
+    verdict = judge_growth(by_lap(0, 0, 0, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 3))
+    assert verdict.status == "grows"
+    assert 0 < verdict.low_bytes < verdict.bytes_per_sample < verdict.high_bytes
+
+
+def test_a_step_that_differs_from_lap_to_lap_is_said() -> None:
+    """In the reason of what grows or is undecided, with the two ways out; no status but a slowing one depends on it."""
+    said = "; the step differs from lap to lap: seed it, or declare a bounded cache"
+    rising = by_lap(0, 1, 2, 3, 4, 5, 6, 7, 8)
+    assert judge_growth(rising, repeats=False).reason == judge_growth(rising).reason + said
+    assert judge_growth(rising, repeats=True) == judge_growth(rising)
+    assert said not in judge_growth(by_lap(0, 1, 1, 1, 1, 1, 1, 1, 1), repeats=False).reason
+    jump = by_lap(*np.cumsum([0, 10, 10, 10, 10, 100, *[10] * 8]))  # one longer input, beside a leak
+    assert (judge_growth(jump).status, judge_growth(jump, repeats=False).status) == ("undecided", "grows")
 
 
 def test_suspicion_that_cannot_be_followed_up_stays_undecided() -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 
 from vram import Verdict, judge_growth
-from vram.verdict.growth import _Ratchet
+from vram.verdict.ratchet import Ratchet
 
 
 def by_lap(*levels: int, warm_up: int = 0) -> npt.NDArray[np.int64]:
@@ -109,7 +109,7 @@ def test_rises_must_span_the_base_laps() -> None:
 def test_slowing_down_is_less_than_half_of_before(steps: list[int], slows: bool) -> None:
     """The later half of the laps against the earlier half."""
     rows = np.cumsum([0, *steps]).reshape(-1, 1)
-    assert _Ratchet(rows, 0, 0).slows_down(since=0) is slows
+    assert Ratchet(rows, 0, 0).slows_down(since=0) is slows
 
 
 def test_slowing_down_leaves_out_the_early_laps_at_the_third_look_only() -> None:
@@ -131,11 +131,11 @@ def test_settled_asks_the_later_half_and_each_sample_for_itself() -> None:
     """A rise before the middle is over; samples at different levels are no rise."""
     rows = np.zeros((12, 2), dtype=np.int64)
     rows[5:, 0] = 100
-    assert _Ratchet(rows, 0, 0).settled()
+    assert Ratchet(rows, 0, 0).settled()
     rows[6:, 0] = 200
-    assert _Ratchet(rows, 0, 0).settled()
+    assert Ratchet(rows, 0, 0).settled()
     rows[7:, 0] = 300
-    assert not _Ratchet(rows, 0, 0).settled()
+    assert not Ratchet(rows, 0, 0).settled()
 
 
 # -- the figures -----------------------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def test_the_resolution_is_twice_the_noise_over_a_lap(
     rows: list[list[int]], since: int | None, resolution: int
 ) -> None:
     """The smallest leak that lifts a whole row above the noise of the one before, a sample."""
-    assert _Ratchet(np.array(rows), 0, 0).resolution_bytes(since) == resolution
+    assert Ratchet(np.array(rows), 0, 0).resolution_bytes(since) == resolution
 
 
 GROWS = judge_growth(by_lap(0, 1, 2, 3, 4, 5, 6, 7, 8))
