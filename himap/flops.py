@@ -22,7 +22,7 @@ from transformers import LlamaConfig
 
 from himap.decoder import Himap_LlamaModel
 from himap.layout import image_rows
-from himap.settings import HimapSettings, Settings, active_settings
+from himap.settings import SWITCHES, CustomSettings, Settings, active_settings
 
 SHAPES = {
     "7B": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
@@ -59,8 +59,8 @@ def counted_flops(config: LlamaConfig, *, sys: int, img: int, text: int, selecti
         return _counted_layers(config, [sys + image + text for image in images])
     config = deepcopy(config)
     # A mask on the meta device could not be read; nor could the farthest points (neither method takes a product).
-    config.hmap_v_sys_length = config.custom_sys_length = sys
-    config.hmap_v_img_length = config.custom_image_token_length = img
+    config.hmap_v_sys_length = config.fast_v_sys_length = config.custom_sys_length = sys
+    config.hmap_v_img_length = config.fast_v_image_token_length = config.custom_image_token_length = img
     config.custom_selection_method = "tome"
     return _counted_on_meta(config, sys + img + text)
 
@@ -126,18 +126,16 @@ def _plan(config: LlamaConfig, sys: int, img: int, text: int) -> tuple[Settings 
     settings, images = active_settings(config), [img] * config.num_hidden_layers
     if settings is None:
         return None, images
-    stages: list[tuple[int | None, int | None]]
-    if isinstance(settings, HimapSettings):
-        stages = [(settings.txt_layer, settings.txt_rank), (settings.img_layer, settings.img_rank)]
-    else:
+    if isinstance(settings, CustomSettings):
         stages = [(settings.agg_layer, settings.kept if settings.drop else img)]
+    else:
+        stages = [(stage.layer, stage.rank) for stage in settings.stages]
     image_mask = torch.zeros(1, width, dtype=torch.bool)
     image_mask[:, sys : sys + img] = True
-    if (stages[0][0] or 0) >= len(images) or image_rows(settings, (0,), width, image_mask) is None:
+    if stages[0][0] >= len(images) or image_rows(settings, (0,), width, image_mask) is None:
         return None, images
     for layer, kept in stages:
-        if layer is not None and kept is not None:
-            images[layer:] = [kept] * len(images[layer:])
+        images[layer:] = [kept] * len(images[layer:])
     return settings, images
 
 
@@ -151,13 +149,17 @@ def _layer_flops(config: LlamaConfig, n: int) -> int:
 def _selection_flops(config: LlamaConfig, settings: Settings | None, sys: int, img: int, text: int) -> int:
     if settings is None:
         return 0
-    if not isinstance(settings, HimapSettings):  # similarities of aggregates to image tokens, and their weighted sums
+    if isinstance(settings, CustomSettings):  # similarities of aggregates to image tokens, and their weighted sums
         return int(4 * settings.kept * img * config.hidden_size)
-    stages = [(text, sys + img + text)]
-    if settings.img_layer is not None and settings.img_layer < config.num_hidden_layers:
-        stages.append((settings.txt_rank, sys + settings.txt_rank))
     # Each stage multiplies its rows' queries by the keys they see; both are the layer's own.
-    return sum(2 * rows * seen * config.num_attention_heads * config.head_dim for rows, seen in stages)
+    products = 0
+    for stage in settings.stages:
+        if stage.layer < config.num_hidden_layers:
+            width = sys + img + text
+            rows, seen = {"txt": (text, width), "img": (img, sys + img), "last": (1, width)}[stage.attention_from]
+            products += rows * seen
+            img = stage.rank
+    return int(2 * products * config.num_attention_heads * config.head_dim)
 
 
 def _image_alone(config: LlamaConfig, img: int) -> list[int]:
@@ -186,7 +188,8 @@ def _counted_on_meta(config: LlamaConfig, tokens: int) -> int:
 
 def _dense(config: LlamaConfig) -> LlamaConfig:
     dense = deepcopy(config)
-    dense.use_hmap_v = dense.use_custom_selection = False
+    for switch in SWITCHES:
+        setattr(dense, switch, False)
     return dense
 
 

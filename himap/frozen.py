@@ -18,11 +18,13 @@ class Kept:
     """Image tokens the last forward kept: per row of the batch int64 indices relative to its image.
 
     None where that choice was not made; a row without an image has an empty tensor. `txt` and `img` ascend (HiMAP's two
-    stages, both counted on the whole image); `selected` is in selection order.
+    stages, both counted on the whole image), and so does `last` (FastV's). `selected` (custom selection's) is in
+    selection order; a row whose image has no more tokens than are kept stays as it is and has an empty tensor.
     """
 
     txt: tuple[Tensor, ...] | None = None
     img: tuple[Tensor, ...] | None = None
+    last: tuple[Tensor, ...] | None = None
     selected: tuple[Tensor, ...] | None = None
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import threading
 from typing import Any
 
 import torch
 
 from himap.frozen import frozen_choice
-from himap.settings import active_settings
+from himap.settings import SWITCHES, active_settings
+
+_log = logging.getLogger(__name__)
 
 
 class FirstIndex:
@@ -25,9 +29,14 @@ class FirstIndex:
 
 
 class Generating(threading.local):
-    """The first index of the `generate` that this thread is in; None outside of one."""
+    """State of the call that this thread is in.
+
+    `first_index` is that of a `generate`, None outside of one. `whole_length` names an argument that counts tokens of
+    the whole prompt, "" where none was given.
+    """
 
     first_index: FirstIndex | None = None
+    whole_length: str = ""
 
     def __reduce__(self) -> tuple[type[Generating], tuple[()]]:
         return type(self), ()  # a copied model is in none, and threading.local itself cannot be copied
@@ -35,6 +44,33 @@ class Generating(threading.local):
 
 class OneFirstIndexPerGenerate:
     """Mixin for models with a `Himap_LlamaModel` inside: `generate` draws custom selection's first index once."""
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """`PreTrainedModel.from_pretrained`; warns of a mode that is on because the checkpoint says so."""
+        loaded = super().from_pretrained(*args, **kwargs)  # type: ignore[misc]
+        config = (loaded[0] if isinstance(loaded, tuple) else loaded).get_decoder().config
+        for switch in SWITCHES:
+            if getattr(config, switch, False) and switch not in kwargs:
+                _log.warning("the checkpoint was saved with %s on: image tokens are selected until it is off", switch)
+        return loaded
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's `forward`, whose signature `generate` reads and which therefore stays as it is.
+
+        Raises ValueError for `labels`, and for a tensor `logits_to_keep`, of a prompt from which tokens are removed.
+        """
+        given = inspect.signature(self.forward).bind_partial(*args).arguments if args else {}  # type: ignore[attr-defined]
+        given |= kwargs
+        counted = "labels" if given.get("labels") is not None else ""
+        if isinstance(given.get("logits_to_keep"), torch.Tensor):
+            counted = "a tensor logits_to_keep"
+        state = self.get_decoder()._generating  # type: ignore[attr-defined]
+        state.whole_length = counted
+        try:
+            return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            state.whole_length = ""
 
     def generate(self, inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         """`GenerationMixin.generate`; with custom selection on, one first index for all of its forwards.

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from himap.frozen import check_cache, form
-from himap.settings import HimapSettings, Lengths, Settings
+from himap.settings import CustomSettings, HimapSettings, Lengths, Settings
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def image_rows(
     """The rows of a prompt (batch, width) and their images, checked; None where no row has anything to do.
 
     Images come from `image_mask` (batch, width) bool, or else from the configured lengths. Raises ValueError for
-    images in pieces or under padding, lengths that the mask contradicts, and (HiMAP) no text after the image.
+    images in pieces or under padding, lengths that the mask contradicts, and (HiMAP, FastV) no text after the image.
     """
     if image_mask is None:
         images = _configured_images(settings.lengths, starts)
@@ -53,13 +53,12 @@ def image_rows(
         images = _masked_images(settings.lengths, starts, image_mask)
     rows = []
     for start, image in zip(starts, images, strict=True):
-        if isinstance(settings, HimapSettings):
-            if image and width <= image.stop:
-                raise ValueError(
-                    f"HiMAP needs text after the image: got {width} tokens, the image ends at {image.stop}"
-                )
-        elif settings.kept >= len(image) or width < image.stop:
-            image = range(start, start)
+        if isinstance(settings, CustomSettings):
+            if settings.kept >= len(image) or width < image.stop:
+                image = range(start, start)
+        elif image and width <= image.stop:
+            name = "HiMAP" if isinstance(settings, HimapSettings) else "FastV"
+            raise ValueError(f"{name} needs text after the image: got {width} tokens, the image ends at {image.stop}")
         if image:
             settings.check_image(len(image))
         rows.append(Row(start, image))

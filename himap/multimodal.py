@@ -22,11 +22,11 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from himap.decoder import Himap_LlamaModel
 from himap.generation import OneFirstIndexPerGenerate
-from himap.settings import FLAGS
+from himap.settings import FLAGS, any_mode_on
 
 
 class HimapLlavaConfig(LlavaConfig):  # type: ignore[misc]
-    """`LlavaConfig` whose HiMAP and custom-selection flags are those of `text_config`, where the decoder reads them."""
+    """`LlavaConfig` whose flags of every mode are those of `text_config`, where the decoder reads them."""
 
 
 def _forwarded(name: str) -> property:
@@ -99,7 +99,7 @@ class HimapLlavaModel(LlavaModel):  # type: ignore[misc]
     ) -> Any:
         """`LlavaModel.forward`; with a mode on, `image_mask` is computed from `input_ids` and handed on."""
         config = self.config
-        if input_ids is not None and (config.use_hmap_v or config.use_custom_selection):
+        if input_ids is not None and any_mode_on(config):
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
             brings_image = pixel_values is not None or bool(kwargs.get("mm_encoder_outputs"))
             if not seen or brings_image:

@@ -22,8 +22,11 @@ def column_scores(
     scaling: float,
     tile_bytes: int = TILE_BYTES,
     rotate: Callable[[Tensor, range], Tensor] | None = None,
+    all_heads: int | None = None,
 ) -> Tensor:
     """Float32 scores_C: causal attention of `rows` to `columns`, mean over heads, summed over rows.
+
+    Where other processes have heads of the layer, too, `all_heads` counts these: the share of the mean that is H's.
 
     Row r of `query_HRD` stands at sequence index `rows[r]` and sees keys 0..rows[r]. Heads and rows are worked through
     in tiles, so that at most `tile_bytes` are used beside the inputs at any length (one row of one key head at least).
@@ -47,7 +50,7 @@ def column_scores(
                     query = rotate(query, rows[row : row + row_tile])
                 scores_C += _tile_sums(query, key, rows.start + row, columns, scaling)
             del key  # or it would stay while the next one is made
-    return scores_C / heads
+    return scores_C / (all_heads or heads)
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[object]:

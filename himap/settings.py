@@ -1,4 +1,4 @@
-"""The flags of HiMAP and of custom selection, read from a config at the moment they are needed.
+"""The flags of HiMAP, FastV and custom selection, read from a config at the moment they are needed.
 
 The original copies the flags into the model when it is built, so that setting the config alone does nothing, in both
 directions. Here the config is the only place they live.
@@ -6,9 +6,10 @@ directions. Here the config is the only place they live.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal
 
 HIMAP_FLAGS = (
     "use_hmap_v",
@@ -18,6 +19,13 @@ HIMAP_FLAGS = (
     "hmap_v_attn_txt_rank",
     "hmap_v_attn_img_layer",
     "hmap_v_attn_img_rank",
+)
+FASTV_FLAGS = (
+    "use_fast_v",
+    "fast_v_sys_length",
+    "fast_v_image_token_length",
+    "fast_v_agg_layer",
+    "fast_v_attention_rank",
 )
 CUSTOM_FLAGS = (
     "use_custom_selection",
@@ -30,7 +38,8 @@ CUSTOM_FLAGS = (
     "custom_first_index",
     "custom_drop",
 )
-FLAGS = HIMAP_FLAGS + CUSTOM_FLAGS
+FLAGS = HIMAP_FLAGS + FASTV_FLAGS + CUSTOM_FLAGS
+SWITCHES = ("use_hmap_v", "use_fast_v", "use_custom_selection")
 SELECTION_METHODS = ("fps", "tome")
 
 
@@ -43,6 +52,19 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """Before `layer` (0-based) keep the `rank` image tokens to which attention of the layer before was highest.
+
+    Attention counts from the text after the image ("txt"), from the image itself ("img") or from the last token
+    ("last"); `himap.Kept` has the result under the same name.
+    """
+
+    layer: int
+    rank: int
+    attention_from: Literal["txt", "img", "last"]
+
+
+@dataclass(frozen=True)
 class HimapSettings:
     """Before `txt_layer` keep `txt_rank` image tokens, before `img_layer` keep `img_rank` of those (layers 0-based)."""
 
@@ -52,12 +74,42 @@ class HimapSettings:
     img_layer: int | None
     img_rank: int | None
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages in the order in which they happen."""
+        first = Stage(self.txt_layer, self.txt_rank, "txt")
+        if self.img_layer is None or self.img_rank is None:
+            return (first,)
+        return first, Stage(self.img_layer, self.img_rank, "img")
+
     def check_image(self, image_tokens: int) -> None:
         """Raise ValueError unless the ranks fit an image of `image_tokens` tokens."""
         if self.txt_rank > image_tokens:
             raise ValueError(
                 f"hmap_v_attn_txt_rank must be at most the {image_tokens} image tokens, got {self.txt_rank}"
             )
+
+
+@dataclass(frozen=True)
+class FastvSettings:
+    """Before `agg_layer` (0-based) keep the `rank` image tokens that the last token attends to most.
+
+    Source: FastV (arXiv 2403.06764), whose K is `agg_layer`; of its R the share (1 - R) is kept.
+    """
+
+    lengths: Lengths
+    agg_layer: int
+    rank: int
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The one stage there is."""
+        return (Stage(self.agg_layer, self.rank, "last"),)
+
+    def check_image(self, image_tokens: int) -> None:
+        """Raise ValueError unless the rank fits an image of `image_tokens` tokens."""
+        if self.rank > image_tokens:
+            raise ValueError(f"fast_v_attention_rank must be at most the {image_tokens} image tokens, got {self.rank}")
 
 
 @dataclass(frozen=True)
@@ -80,21 +132,31 @@ class CustomSettings:
             )
 
 
-Settings = HimapSettings | CustomSettings
+PruningSettings = HimapSettings | FastvSettings
+Settings = PruningSettings | CustomSettings
+
+
+def any_mode_on(config: Any) -> bool:
+    """Whether a switch of a mode is on, or holds something that is neither on nor off. Nothing is checked."""
+    return any(getattr(config, name, False) for name in SWITCHES)
+
+
+def removes_tokens(settings: Settings) -> bool:
+    """Whether a prompt leaves the decoder shorter than it came; custom selection may keep its length."""
+    return not isinstance(settings, CustomSettings) or settings.drop
 
 
 def active_settings(config: Any) -> Settings | None:
     """The settings of the mode that is on, checked; None when every mode is off.
 
-    Nothing is checked while a mode is off. Raises ValueError for both modes at once and for flags that break a rule.
+    Nothing is checked while a mode is off. Raises ValueError for two modes at once and for flags that break a rule.
     """
-    himap, custom = getattr(config, "use_hmap_v", False), getattr(config, "use_custom_selection", False)
-    if not himap and not custom:
+    if not any_mode_on(config):
         return None
-    himap, custom = _switch(config, "use_hmap_v"), _switch(config, "use_custom_selection")
-    if himap and custom:
-        raise ValueError("use_hmap_v and use_custom_selection must not both be on")
-    return _himap_settings(config) if himap else _custom_settings(config)
+    on = [name for name in SWITCHES if _switch(config, name)]
+    if len(on) > 1:
+        raise ValueError(f"{' and '.join(on)} must not both be on")
+    return _READERS[on[0]](config)
 
 
 def _himap_settings(config: Any) -> HimapSettings:
@@ -123,6 +185,17 @@ def _himap_settings(config: Any) -> HimapSettings:
             f"got {settings.img_rank} and {settings.txt_rank}"
         )
     return settings
+
+
+def _fastv_settings(config: Any) -> FastvSettings:
+    return FastvSettings(
+        lengths=Lengths(
+            sys=_whole_or_none(config, "fast_v_sys_length"),
+            img=_whole_or_none(config, "fast_v_image_token_length", lowest=1),
+        ),
+        agg_layer=_whole(config, "fast_v_agg_layer", lowest=1),
+        rank=_whole(config, "fast_v_attention_rank"),
+    )
 
 
 def _custom_settings(config: Any) -> CustomSettings:
@@ -175,3 +248,10 @@ def _whole(config: Any, name: str, *, lowest: int = 0) -> int:
 
 def _whole_or_none(config: Any, name: str, *, lowest: int = 0) -> int | None:
     return None if getattr(config, name, None) is None else _whole(config, name, lowest=lowest)
+
+
+_READERS: dict[str, Callable[[Any], Settings]] = {
+    "use_hmap_v": _himap_settings,
+    "use_fast_v": _fastv_settings,
+    "use_custom_selection": _custom_settings,
+}

@@ -43,7 +43,7 @@ _NAMES: dict[str, dict[str, tuple[str, ...]]] = {  # module: {name: parameters w
     "transformers.utils.generic": {"merge_with_config_defaults": ()},
     "transformers.utils.output_capturing": {"capture_outputs": ()},
 }
-_LAYER_ATTRIBUTES = ("self_attn",)
+_LAYER_ATTRIBUTES = ("self_attn", "input_layernorm")
 _ATTENTION_ATTRIBUTES = ("q_proj", "k_proj", "head_dim", "scaling")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 # isort: off
 from llava.modes import baseline as baseline
 from llava.modes import himap as himap
+from llava.modes import fastv as fastv
 from llava.modes import custom as custom
 
 # isort: on

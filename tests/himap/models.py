@@ -99,6 +99,16 @@ def himap_on(config: Any, prompt: Prompt | None = None, **flags: Any) -> None:
         setattr(config, f"hmap_v_{name}", value)
 
 
+def fastv_on(config: Any, prompt: Prompt | None = None, **flags: Any) -> None:
+    """FastV on: 12 of the image tokens before layer 2; `flags` without their prefix."""
+    defaults = {"agg_layer": 2, "attention_rank": 12}
+    if prompt is not None:
+        defaults |= {"sys_length": prompt.sys, "image_token_length": prompt.img}
+    config.use_fast_v = True
+    for name, value in (defaults | flags).items():
+        setattr(config, f"fast_v_{name}", value)
+
+
 def custom_on(config: Any, prompt: Prompt | None = None, **flags: Any) -> None:
     """Custom selection on: 8 tokens at layer 2 by ToMe, which draws nothing; `flags` without their prefix."""
     defaults: dict[str, Any] = {"kept_tokens": 8, "agg_layer": 2, "selection_method": "tome"}

@@ -1,6 +1,7 @@
-"""HiMAP and custom selection written out plainly, to compare against; nothing of `himap` is used.
+"""HiMAP, FastV and custom selection written out plainly, to compare against; nothing of `himap` is used.
 
-HiMAP is Yin, Si, Wang, *Lifting the Veil on Visual Information Flow in MLLMs* (CVPR 2025, arXiv 2503.13108). One prompt
+HiMAP is Yin, Si, Wang, *Lifting the Veil on Visual Information Flow in MLLMs* (CVPR 2025, arXiv 2503.13108); FastV is
+Chen et al., *An Image is Worth 1/2 Tokens After Layer 2* (ECCV 2024, arXiv 2403.06764). One prompt
 at a time, no padding and no cache: every call computes everything anew, in float64, with attention as whole matrices.
 
 Shape letters: N tokens at the layer, E hidden size, H query heads, D size of a head, I image tokens, Q queries,
@@ -31,6 +32,14 @@ class Himap:
 
 
 @dataclass(frozen=True)
+class Fastv:
+    """Before `agg_layer` keep the `attention_rank` image tokens that the last token attends to most."""
+
+    agg_layer: int
+    attention_rank: int
+
+
+@dataclass(frozen=True)
 class Custom:
     """At the input of `agg_layer` put `kept_tokens` aggregates in the image's first places; zero or drop the others."""
 
@@ -51,8 +60,9 @@ class Answer:
     lengths: list[int] = field(default_factory=list)  # tokens that entered each layer
     txt: list[int] | None = None  # image tokens kept by HiMAP's text stage, ascending; None: it did not happen
     img: list[int] | None = None  # by its image stage
+    last: list[int] | None = None  # by FastV
     selected: list[int] | None = None  # by custom selection, in the order of selection
-    scores: list[list[float]] = field(default_factory=list)  # of each stage of HiMAP
+    scores: list[list[float]] = field(default_factory=list)  # of each stage of HiMAP or FastV
     gap: float = inf  # how far the nearest rival was behind a token that was chosen, at the closest of all choices
 
 
@@ -67,12 +77,17 @@ class Reference:
         return self.weights["model.embed_tokens.weight"][list(ids)]
 
     def answer(
-        self, embeds: Array, sys: int, img: int, method: Himap | Custom | None = None, frozen: Answer | None = None
+        self,
+        embeds: Array,
+        sys: int,
+        img: int,
+        method: Himap | Fastv | Custom | None = None,
+        frozen: Answer | None = None,
     ) -> Answer:
         """Run the prompt `embeds` (N, E): `sys` tokens, `img` of an image, then text, generated tokens included.
 
-        `frozen` imposes HiMAP's choice in an earlier answer. Custom selection needs no such thing: it looks at the
-        image alone, which no later token changes.
+        `frozen` imposes HiMAP's or FastV's choice in an earlier answer. Custom selection needs no such thing: it looks
+        at the image alone, which no later token changes.
         """
         hidden = np.array(embeds, dtype=np.float64)
         positions = list(range(len(hidden)))
@@ -106,6 +121,18 @@ class Reference:
                     answer.txt = kept
                 else:
                     answer.img = kept
+
+            if isinstance(method, Fastv) and img > 0 and layer == method.agg_layer:
+                assert attention is not None
+                scores = [float(attention.mean(axis=0)[-1, column]) for column in image]
+                answer.scores.append(scores)
+                if frozen is not None and frozen.last is not None:
+                    answer.last = frozen.last
+                else:
+                    answer.last, gap = highest(scores, method.attention_rank)
+                    answer.gap = min(answer.gap, gap)
+                    answer.last.sort()
+                left = [image[index] for index in answer.last]
 
             if isinstance(method, Custom) and layer == method.agg_layer and method.kept_tokens < img:
                 tokens = hidden[image]

@@ -107,8 +107,8 @@ def test_scoring_takes_no_more_than_the_mlp(
         tiles.append(tile_bytes)
         return column_scores(*args, tile_bytes=tile_bytes, **options)
 
-    monkeypatch.setattr("himap.decoder.column_scores", spied)
-    monkeypatch.setattr("himap.decoder.TILE_BYTES", largest)
+    monkeypatch.setattr("himap.runs.column_scores", spied)
+    monkeypatch.setattr("himap.runs.TILE_BYTES", largest)
     himap_on(llava.config, attn_img_layer=3)
     llava(**llava_inputs())
 

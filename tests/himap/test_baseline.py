@@ -9,6 +9,7 @@ import torch
 from transformers import LlamaForCausalLM, LlamaModel
 
 import himap.decoder
+import himap.runs
 from himap import Himap_LlamaModel, HimapLlamaForCausalLM
 from tests.himap.models import Prompt, custom_on, golden_llama, himap_on
 
@@ -35,8 +36,10 @@ def test_forward_is_the_base_class_forward(llama: HimapLlamaForCausalLM, monkeyp
     calls: list[dict[str, Any]] = []
     result = object()
     monkeypatch.setattr(LlamaModel, "forward", lambda self, **kwargs: calls.append(kwargs) or result)
-    for ours in ("rows_to_select", "column_scores", "aggregate", "_Run", "_Prefill", "_Continuation"):
+    for ours in ("rows_to_select", "Prefill", "Continuation"):
         monkeypatch.delattr(himap.decoder, ours)
+    for ours in ("column_scores", "aggregate"):
+        monkeypatch.delattr(himap.runs, ours)
     given = {name: object() for name in ("attention_mask", "position_ids", "past_key_values", "inputs_embeds")}
     given |= {"input_ids": None, "use_cache": True, "output_attentions": True}
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
-import himap.decoder
+import himap.runs
 from himap import HimapLlamaForCausalLM
 from tests.himap.models import LAYERS, Prompt, custom_on, himap_on, watched_layers
 
@@ -62,11 +62,11 @@ def choosing_as(model: HimapLlamaForCausalLM) -> Iterator[None]:
         # The second stage chooses among what the first one kept.
         return choices[0] if len(scores) == PROMPT.img else torch.isin(choices[0], choices[1]).nonzero().squeeze(1)
 
-    original, himap.decoder.top_tokens = himap.decoder.top_tokens, choose
+    original, himap.runs.top_tokens = himap.runs.top_tokens, choose
     try:
         yield
     finally:
-        himap.decoder.top_tokens = original
+        himap.runs.top_tokens = original
 
 
 def recomputed(model: HimapLlamaForCausalLM, embeds: Tensor, last: int) -> Tensor:

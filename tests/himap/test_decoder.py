@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import himap.decoder
+import himap
+import himap.runs
 from himap import HimapLlamaForCausalLM
 from tests.himap.models import LAYERS, TEXT, Prompt, custom_on, himap_on, watched_layers
 from tests.himap.test_scoring import PeakBytes
@@ -132,6 +133,13 @@ class TestRefusals:
         with pytest.raises(ValueError, match="exactly one of"):
             llama(input_ids=torch.ones(1, 38, dtype=torch.int64), inputs_embeds=PROMPT.embeds, use_cache=False)
 
+    def test_labels_by_position(self, llama: HimapLlamaForCausalLM) -> None:
+        """Labels of a prompt that is pruned, given without their name."""
+        himap_on(llama.config, PROMPT)
+        labels = torch.ones(1, PROMPT.length, dtype=torch.int64)
+        with pytest.raises(ValueError, match="must keep its length where labels counts its tokens"):
+            llama(None, None, None, None, PROMPT.embeds, labels)
+
     def test_packed_sequences(self, llama: HimapLlamaForCausalLM) -> None:
         """Continuous batching hands several prompts as one row: its image would be anyone's."""
         himap_on(llama.config, PROMPT)
@@ -213,8 +221,8 @@ class TestHimap:
         alone = logits_of(llama)
         assert llama.model.kept.img is None
         scored: list[range] = []
-        score = himap.decoder.column_scores
-        monkeypatch.setattr(himap.decoder, "column_scores", lambda *a, **k: scored.append(k["rows"]) or score(*a, **k))
+        score = himap.runs.column_scores
+        monkeypatch.setattr(himap.runs, "column_scores", lambda *a, **k: scored.append(k["rows"]) or score(*a, **k))
 
         himap_on(llama.config, PROMPT, attn_img_layer=LAYERS)
 
@@ -228,9 +236,9 @@ class TestHimap:
         """A forward with gradients has them, and scores without: a choice has no derivative."""
         himap_on(llama.config, PROMPT)
         scored: list[bool] = []
-        score = himap.decoder.column_scores
+        score = himap.runs.column_scores
         monkeypatch.setattr(
-            himap.decoder, "column_scores", lambda *a, **k: scored.append(torch.is_grad_enabled()) or score(*a, **k)
+            himap.runs, "column_scores", lambda *a, **k: scored.append(torch.is_grad_enabled()) or score(*a, **k)
         )
         embeds = PROMPT.embeds.clone().requires_grad_()
 
@@ -247,10 +255,10 @@ class TestHimap:
         model = HimapLlamaForCausalLM(LlamaConfig(**TEXT | heads)).eval()
         tile_bytes = 3 * 2**19
         himap_on(model.config, sys_length=5, img_length=500, attn_img_layer=3)
-        monkeypatch.setattr(himap.decoder, "TILE_BYTES", tile_bytes)
+        monkeypatch.setattr(himap.runs, "TILE_BYTES", tile_bytes)
         model.config.intermediate_size = 2**20  # so that it is the tile that counts
         peaks: list[int] = []
-        scored = himap.decoder._Prefill._scored
+        scored = himap.runs.Prefill._scored
 
         def measured(*args: Any, **kwargs: Any) -> list[Tensor]:
             with PeakBytes() as meter:
@@ -258,7 +266,7 @@ class TestHimap:
             peaks.append(meter.peak_bytes)
             return scores
 
-        monkeypatch.setattr(himap.decoder._Prefill, "_scored", measured)
+        monkeypatch.setattr(himap.runs.Prefill, "_scored", measured)
 
         model(torch.randint(3, 60, (1, 1000)), use_cache=False)
 
@@ -404,9 +412,9 @@ class TestCustomSelection:
         """All steps of one `generate` start from one index, drawn once; the next `generate` draws its own."""
         custom_on(llama.config, PROMPT, selection_method="fps")
         firsts: list[int] = []
-        choose = himap.decoder.farthest_points
+        choose = himap.runs.farthest_points
         monkeypatch.setattr(
-            himap.decoder, "farthest_points", lambda t, k, first: firsts.append(first) or choose(t, k, first)
+            himap.runs, "farthest_points", lambda t, k, first: firsts.append(first) or choose(t, k, first)
         )
         ids = torch.randint(3, 128, (1, PROMPT.length))
         torch.manual_seed(11)
@@ -482,7 +490,7 @@ class TestCustomSelection:
         self, llama: HimapLlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """With every mode off, `generate` is transformers' and nothing else."""
-        monkeypatch.delattr(himap.decoder.Himap_LlamaModel, "one_first_index")
+        monkeypatch.delattr(himap.Himap_LlamaModel, "one_first_index")
         ids = torch.randint(3, 128, (1, PROMPT.length))
 
         assert llama.generate(ids, max_new_tokens=2, do_sample=False).shape == (1, PROMPT.length + 2)

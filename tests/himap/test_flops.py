@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 
 from himap import Himap_LlamaModel
 from himap.flops import PAPER_FLAGS, SHAPES, counted_flops, fastv_flops, flops_of, flops_ratio, prefill_flops
-from tests.himap.models import custom_on, himap_on
+from tests.himap.models import custom_on, fastv_on, himap_on
 
 ROOT = Path(__file__).parents[2]
 PROMPT: dict[str, Any] = {"sys": 5, "img": 40, "text": 10}
@@ -25,6 +25,8 @@ MODES: dict[str, tuple[Any, dict[str, Any]]] = {
     "image stage beyond the last layer": (himap_on, {"attn_txt_layer": 1, "attn_img_layer": 6}),
     "nothing kept": (himap_on, {"attn_txt_rank": 0, "attn_img_rank": 0}),
     "beyond the last layer": (himap_on, {"attn_txt_layer": 6, "attn_img_layer": 7}),
+    "fastv": (fastv_on, {}),
+    "fastv beyond the last layer": (fastv_on, {"agg_layer": 6}),
     "custom": (custom_on, {}),
     "custom by farthest points": (custom_on, {"selection_method": "fps"}),
     "custom with drop": (custom_on, {"drop": True}),

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from torch import Tensor
 from transformers import DynamicCache
 
-import himap.decoder
+import himap.runs
 from himap import HimapLlamaForCausalLM
 from tests.himap.models import LAYERS, LOGITS, SCORES, Prompt, custom_on, golden, himap_on, watched_layers
 
@@ -110,8 +110,8 @@ def test_himap_forward(
     """Logits, scores, kept tokens, every layer's length and the positions left are those of the reference."""
     case = Case(model, name, mode)
     scores: list[Tensor] = []
-    score = himap.decoder.column_scores
-    monkeypatch.setattr(himap.decoder, "column_scores", lambda *a, **k: scores.append(score(*a, **k)) or scores[-1])
+    score = himap.runs.column_scores
+    monkeypatch.setattr(himap.runs, "column_scores", lambda *a, **k: scores.append(score(*a, **k)) or scores[-1])
 
     with watched_layers(model.model) as watched:
         logits = case.forward(use_cache=use_cache)
@@ -157,8 +157,8 @@ def test_custom_forward(
     """Logits, selection in its order, and the aggregated layer's input are those of the reference."""
     case = Case(model, name, mode)
     tokens: list[Tensor] = []
-    merge = himap.decoder.aggregate
-    monkeypatch.setattr(himap.decoder, "aggregate", lambda q, all_, t: tokens.append(all_) or merge(q, all_, t))
+    merge = himap.runs.aggregate
+    monkeypatch.setattr(himap.runs, "aggregate", lambda q, all_, t: tokens.append(all_) or merge(q, all_, t))
 
     with watched_layers(model.model) as watched:
         logits = case.forward(use_cache=use_cache)

@@ -25,6 +25,7 @@ from tests.himap.models import (
     TEXT,
     VISION,
     custom_on,
+    fastv_on,
     himap_on,
     llava_config,
     llava_inputs,
@@ -33,7 +34,9 @@ from tests.himap.models import (
 )
 
 HIMAP = {"attn_txt_layer": 1, "attn_txt_rank": 8, "attn_img_layer": 2, "attn_img_rank": 2}  # of 16 image tokens
+FASTV = {"agg_layer": 1, "attention_rank": 8}
 CUSTOM = {"kept_tokens": 4, "agg_layer": 1}
+DROP = CUSTOM | {"drop": True}
 SIZES = [3 + 16 + 6, 3 + 8 + 6, 3 + 2 + 6]
 
 
@@ -50,6 +53,39 @@ def answer(model: Any, inputs: dict[str, torch.Tensor], tokens: int, **kwargs: A
 
 
 modes = pytest.mark.parametrize("mode", ["himap", "custom"])
+
+
+class TestArgumentsThatCountTokens:
+    """`labels` and a tensor `logits_to_keep` name places in the whole prompt, of which a mode may remove some."""
+
+    @pytest.mark.parametrize("argument", ["labels", "logits_to_keep"])
+    @pytest.mark.parametrize("switch_on", [himap_on, fastv_on, custom_on])
+    def test_refused_where_tokens_are_removed(
+        self, llava: HimapLlavaForConditionalGeneration, switch_on: Any, argument: str
+    ) -> None:
+        """One error names the argument; the next forward is as if it had never been."""
+        inputs = llava_inputs()
+        switch_on(llava.config, **(HIMAP if switch_on is himap_on else FASTV if switch_on is fastv_on else DROP))
+        expected = llava(**inputs).logits
+        value = inputs["input_ids"] if argument == "labels" else torch.tensor([0, 24])
+        with pytest.raises(ValueError, match=f"must keep its length where (a tensor )?{argument} counts its tokens"):
+            llava(**inputs, **{argument: value})
+        assert torch.equal(llava(**inputs).logits, expected)
+
+    def test_accepted_where_nothing_is_removed(self, llava: HimapLlavaForConditionalGeneration) -> None:
+        """With every mode off, in a prompt of text, and in custom selection that keeps the length."""
+        text, image = llava_inputs(images=0), llava_inputs()
+        plain = plain_llava(llava)
+        assert torch.equal(
+            llava(**image, labels=image["input_ids"]).loss, plain(**image, labels=image["input_ids"]).loss
+        )
+        himap_on(llava.config, **HIMAP)
+        assert torch.equal(llava(**text, labels=text["input_ids"]).loss, plain(**text, labels=text["input_ids"]).loss)
+        assert llava(**image, logits_to_keep=1).logits.shape[1] == 1
+        llava.config.use_hmap_v = False
+        custom_on(llava.config, **CUSTOM)
+        assert llava(**image, labels=image["input_ids"]).loss > 0
+        assert llava(**image, logits_to_keep=torch.tensor([0, 24])).logits.shape[1] == 2
 
 
 class TestBaseline:
@@ -287,17 +323,21 @@ class TestConfig:
         assert "use_hmap_v" not in written
         assert written["text_config"]["use_hmap_v"] is True
 
-    def test_flags_survive_a_round_trip(self, tmp_path: Path) -> None:
-        """Flags are saved with the model and act in the loaded one; a flag given at loading wins."""
+    def test_flags_survive_a_round_trip(self, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+        """Flags are saved with the model and act in the loaded one, which says so; a flag given at loading wins."""
         model = random_llava(use_hmap_v=True, **{f"hmap_v_{name}": value for name, value in HIMAP.items()})
         expected = model(**llava_inputs(), use_cache=False).logits
         model.save_pretrained(tmp_path)
 
         loaded = HimapLlavaForConditionalGeneration.from_pretrained(tmp_path)
+        (said,) = [record.message for record in caplog.records if record.name.startswith("himap")]
+        assert said == "the checkpoint was saved with use_hmap_v on: image tokens are selected until it is off"
+        caplog.clear()
         switched_off = HimapLlavaForConditionalGeneration.from_pretrained(tmp_path, use_hmap_v=False)
 
         assert torch.equal(loaded(**llava_inputs(), use_cache=False).logits, expected)
         assert switched_off(**llava_inputs(), use_cache=False).logits.shape[1] == SIZES[0]
+        assert not [record for record in caplog.records if record.name.startswith("himap")]
 
     def test_flags_at_the_top_of_a_file(self, llava: HimapLlavaForConditionalGeneration, tmp_path: Path) -> None:
         """A config.json with the flags beside `text_config`, as the original has them, is read alike."""

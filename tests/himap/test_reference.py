@@ -19,22 +19,27 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from himap import HimapLlamaForCausalLM
-from tests.himap.models import LOGITS, SCORES, Prompt, custom_on, golden, golden_llama, himap_on
-from tests.himap.reference import Answer, Array, Custom, Himap, Reference
+from tests.himap.models import LOGITS, SCORES, Prompt, custom_on, fastv_on, golden, golden_llama, himap_on
+from tests.himap.reference import Answer, Array, Custom, Fastv, Himap, Reference
 
 VOCAB = 40
 CLOSE = 2e-5  # of the largest logit: float32 against float64
 GAP = 5e-5  # a choice by less may fall otherwise in float32
 ROUND = 10  # cases drawn from one seed; hypothesis would make later ones by altering earlier ones a little
+Method = Himap | Fastv | Custom
 CASES = {
     "himap": 70,
+    "fastv": 30,
     "custom": 70,
     "himap scored anew": 60,
     "himap cached": 60,
+    "fastv cached": 30,
     "custom cached": 60,
     "himap batch": 60,
+    "fastv batch": 30,
     "custom batch": 50,
     "himap batch cached": 60,
+    "fastv batch cached": 30,
     "custom batch cached": 60,
 }
 """How many random cases each property is tried on."""
@@ -111,10 +116,12 @@ class Model:
     def reference(self) -> Reference:
         return Reference(self.ours.state_dict(), self.ours.config)
 
-    def switch_on(self, method: Himap | Custom, prompt: Prompt | None) -> None:
+    def switch_on(self, method: Method, prompt: Prompt | None) -> None:
         """Set the flags; `prompt`, where given, says the lengths."""
         if isinstance(method, Himap):
             himap_on(self.ours.config, prompt, **{f"attn_{name}": value for name, value in asdict(method).items()})
+        elif isinstance(method, Fastv):
+            fastv_on(self.ours.config, prompt, **asdict(method))
         else:
             custom_on(self.ours.config, prompt, **asdict(method))
 
@@ -139,7 +146,7 @@ class Case:
     """One prompt, or the rows of a batch, and the turns that follow: in each, every row says one token or more."""
 
     model: Model
-    method: Himap | Custom
+    method: Method
     rows: tuple[Row, ...]
     turns: tuple[tuple[tuple[int, ...], ...], ...] = ()
     use_cache: bool = False
@@ -211,7 +218,7 @@ class Tape:
         logits = self.logits()
 
         model = self.ours.model
-        for stage in ("txt", "img", "selected"):
+        for stage in ("txt", "img", "last", "selected"):
             choices = [getattr(answer, stage) for answer in self.kept or answers]
             kept: Any = getattr(model.kept, stage, None)
             if all(choice is None for choice in choices):
@@ -268,6 +275,12 @@ def himap(draw: st.DrawFn, layers: int, img: int) -> Himap:
     img_layer = draw(st.just(txt_layer + 1) | st.integers(txt_layer + 1, layers + 1) | st.none())
     img_rank = None if img_layer is None else draw(st.integers(0, txt_rank))
     return Himap(txt_layer, txt_rank, img_layer, img_rank)
+
+
+@st.composite
+def fastv(draw: st.DrawFn, layers: int, img: int) -> Fastv:
+    """In any layer, or beyond the last; a rank from none to all."""
+    return Fastv(agg_layer=draw(st.integers(1, layers)), attention_rank=draw(st.integers(0, img)))
 
 
 @st.composite
@@ -349,7 +362,7 @@ def test_the_reference_itself(golden_reference: Reference, name: str, mode: str)
     """Logits, scores, choices and lengths of the golden prompts, and 2 tokens decoded, are those of the vectors."""
     prompt = Prompt.golden(name[-1])
     vectors = {key.rsplit(".", 1)[1]: array for key, array in golden(name).items() if key.rsplit(".", 1)[0] == mode}
-    method: Himap | Custom | None = None
+    method: Method | None = None
     if himap_mode := re.fullmatch(r"himap_t(\d+)_r(\d+)_i(\d+)_r(\d+)", mode):
         method = Himap(*map(int, himap_mode.groups()))
     elif custom_mode := re.fullmatch(r"custom_(\w+)_k(\d+)_l(\d+)_tau([\d.]+)", mode):
@@ -388,6 +401,30 @@ def test_himap(case: Case) -> None:
 @tried_on(single(himap, turns=3), "himap scored anew")
 def test_himap_scores_anew(case: Case) -> None:
     """Without a cache new tokens are text rows that take part in each forward's choice."""
+    as_the_reference(case)
+
+
+@tried_on(single(fastv, turns=2), "fastv")
+def test_fastv(case: Case) -> None:
+    """A prompt without a cache: the tokens that the last token attends to, which new tokens choose anew."""
+    as_the_reference(case)
+
+
+@tried_on(single(fastv, turns=3, use_cache=True), "fastv cached")
+def test_fastv_on_a_cache(case: Case) -> None:
+    """Turns on one cache, the last after tokens are taken back, give the same as all anew with the prompt's choice."""
+    as_the_reference(case)
+
+
+@tried_on(batches(fastv, use_cache=False), "fastv batch")
+def test_fastv_in_a_batch(case: Case) -> None:
+    """Each row of a left-padded batch is pruned by attention of its own last token."""
+    as_the_reference(case)
+
+
+@tried_on(batches(fastv, use_cache=True), "fastv batch cached")
+def test_fastv_in_a_batch_on_a_cache(case: Case) -> None:
+    """A batch goes on with its rows' choices."""
     as_the_reference(case)
 
 

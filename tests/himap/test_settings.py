@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -9,8 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from himap.settings import FLAGS, CustomSettings, HimapSettings, Lengths, active_settings
-from tests.himap.models import custom_on, himap_on
+from himap.settings import (
+    FLAGS,
+    SWITCHES,
+    CustomSettings,
+    FastvSettings,
+    HimapSettings,
+    Lengths,
+    Stage,
+    active_settings,
+)
+from tests.himap.models import custom_on, fastv_on, himap_on
 
 NOT_WHOLE = [-1, True, False, 2.0, "2", float("nan"), [2], np.float64(2), np.bool_(True)]
 
@@ -42,6 +52,39 @@ def test_himap_settings_as_given() -> None:
     assert active_settings(text_only) == HimapSettings(Lengths(None, None), 2, 12, None, None)
 
 
+def test_fastv_settings_as_given() -> None:
+    """Flags become settings one to one; lengths may be left out."""
+    config = SimpleNamespace()
+    fastv_on(config)
+    assert active_settings(config) == FastvSettings(Lengths(None, None), 2, 12)
+    fastv_on(config, sys_length=35, image_token_length=576, agg_layer=3, attention_rank=144)
+    assert active_settings(config) == FastvSettings(Lengths(35, 576), 3, 144)
+
+
+@pytest.mark.parametrize("value", NOT_WHOLE, ids=repr)
+@pytest.mark.parametrize("name", ["sys_length", "image_token_length", "agg_layer", "attention_rank"])
+def test_fastv_numbers(name: str, value: Any) -> None:
+    """Lengths, layer and rank are whole numbers, not negative."""
+    config = SimpleNamespace()
+    fastv_on(config, **{name: value})
+    with pytest.raises(ValueError, match=rf"^fast_v_{name} must be a whole number of at least [01], got"):
+        active_settings(config)
+
+
+def test_stages() -> None:
+    """A mode's stages in their order, with the rows whose attention counts."""
+    both, config = active_settings(himap_flags()), SimpleNamespace()
+    assert isinstance(both, HimapSettings)
+    assert both.stages == (Stage(2, 12, "txt"), Stage(4, 3, "img"))
+    text_only = active_settings(himap_flags(attn_img_layer=None, attn_img_rank=None))
+    assert isinstance(text_only, HimapSettings)
+    assert text_only.stages == (Stage(2, 12, "txt"),)
+    fastv_on(config)
+    fastv = active_settings(config)
+    assert isinstance(fastv, FastvSettings)
+    assert fastv.stages == (Stage(2, 12, "last"),)
+
+
 def test_custom_settings_as_given() -> None:
     """Left out, the method is fps, the temperature the original's 0.1, the first index drawn, nothing dropped."""
     config = custom_flags(selection_method=None)
@@ -71,7 +114,7 @@ def test_the_edges_are_allowed() -> None:
     assert active_settings(custom_flags(kept_tokens=1, agg_layer=0)) is not None
 
 
-@pytest.mark.parametrize("flag", ["use_hmap_v", "use_custom_selection", "custom_drop"])
+@pytest.mark.parametrize("flag", [*SWITCHES, "custom_drop"])
 def test_a_switch_is_on_or_off(flag: str) -> None:
     """True, False, None, their numbers and numpy's; text is refused, or "false" would switch on."""
     config = custom_flags()
@@ -87,10 +130,10 @@ def test_a_switch_is_on_or_off(flag: str) -> None:
 
 
 def test_one_mode_at_a_time() -> None:
-    """Both modes on is an error, before any other flag is looked at."""
-    config = SimpleNamespace(use_hmap_v=True, use_custom_selection=True)
-    with pytest.raises(ValueError, match="use_hmap_v and use_custom_selection must not both be on"):
-        active_settings(config)
+    """Two modes on is an error, before any other flag is looked at."""
+    for first, second in itertools.combinations(SWITCHES, 2):
+        with pytest.raises(ValueError, match=f"^{first} and {second} must not both be on$"):
+            active_settings(SimpleNamespace(**{first: True, second: True}))
 
 
 @pytest.mark.parametrize("value", NOT_WHOLE, ids=repr)
@@ -164,10 +207,11 @@ def test_zero_kept() -> None:
 
 
 def test_the_flags_have_the_originals_names() -> None:
-    """Configs written for the original name the same flags."""
+    """Configs written for the original and for FastV's original name the same flags."""
     assert set(FLAGS) >= {
         *("use_hmap_v", "hmap_v_sys_length", "hmap_v_img_length"),
         *("hmap_v_attn_txt_layer", "hmap_v_attn_txt_rank", "hmap_v_attn_img_layer", "hmap_v_attn_img_rank"),
         *("use_custom_selection", "custom_sys_length", "custom_image_token_length", "custom_kept_tokens"),
         *("custom_agg_layer", "custom_selection_method", "custom_temperature"),
+        *("use_fast_v", "fast_v_sys_length", "fast_v_image_token_length", "fast_v_attention_rank", "fast_v_agg_layer"),
     }

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import LlavaProcessor
 
-import himap.decoder
+import himap.runs
 import llava.answering
 from himap import HimapLlavaForConditionalGeneration
 from llava.answering import Answer, Answerer
@@ -159,8 +159,8 @@ def test_himap_is_chosen_once_or_at_every_token(
     """With a cache the image is scored twice per answer (its two stages), without one twice per token."""
     set_mode(model, "himap")
     scored: list[int] = []
-    score = himap.decoder.column_scores
-    monkeypatch.setattr(himap.decoder, "column_scores", lambda *a, **k: scored.append(1) or score(*a, **k))
+    score = himap.runs.column_scores
+    monkeypatch.setattr(himap.runs, "column_scores", lambda *a, **k: scored.append(1) or score(*a, **k))
 
     answer = make(max_new_tokens=3, min_new_tokens=3, use_cache=use_cache).answer(WITH_IMAGE)
 

@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPVisionConfig, LlamaConfig
 
 from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration, Kept
-from himap.settings import CUSTOM_FLAGS, HIMAP_FLAGS, SELECTION_METHODS
+from himap.settings import CUSTOM_FLAGS, FASTV_FLAGS, HIMAP_FLAGS, SELECTION_METHODS
 from llava.answering import Answer, Answerer
 from llava.builder import Checkpoint
 from llava.errors import BadInput
@@ -82,18 +82,22 @@ def test_defaults_are_valid_for_every_shape(layers: int, image_size: int) -> Non
     for mode in MODES:
         assert mode_flags(config, mode) == default_flags(config, mode)
     assert tuple(default_flags(config, "himap")) == HIMAP_FLAGS
+    assert tuple(default_flags(config, "fastv")) == FASTV_FLAGS
     assert tuple(default_flags(config, "custom-fps")) == CUSTOM_FLAGS
 
 
 def test_every_selection_method_is_a_mode() -> None:
     """The modes of custom selection are himap's methods, neither more nor fewer."""
-    assert list(MODES) == ["baseline", "himap", *(f"custom-{method}" for method in SELECTION_METHODS)]
+    assert list(MODES) == ["baseline", "himap", "fastv", *(f"custom-{method}" for method in SELECTION_METHODS)]
 
 
 @pytest.mark.parametrize(
     ("mode", "flags", "rule"),
     [
-        ("fastv", {}, "mode must be one of baseline, himap, custom-fps, custom-tome, got 'fastv'"),
+        ("prumerge", {}, "mode must be one of baseline, himap, fastv, custom-fps, custom-tome, got 'prumerge'"),
+        ("fastv", {"fast_v_attention_rank": 65}, "at most the 64 image tokens, got 65"),
+        ("fastv", {"fast_v_agg_layer": 0}, "at least 1, got 0"),
+        ("fastv", {"use_fast_v": False}, "a flag of mode fastv"),
         ("baseline", {"hmap_v_attn_txt_rank": 3}, "a flag of mode baseline"),
         ("himap", {"custom_kept_tokens": 3}, "a flag of mode himap must be one of .*got 'custom_kept_tokens'"),
         ("custom-fps", {"custom_selection_method": "tome"}, "a flag of mode custom-fps"),
