@@ -1,4 +1,4 @@
-"""What HiMAP costs and saves, as ratios within one run: `python benchmarks/pruning.py`. The tables are docs/himap.md's.
+"""Costs and savings of HiMAP and FastV, as ratios within one run: `python benchmarks/pruning.py`, for docs/himap.md.
 
 Random weights; one prompt of 35 system tokens, 576 image tokens and text. Bytes are those of tensors (on a GPU: the
 allocator's); times are medians of rounds in which the two sides take turns.
@@ -11,6 +11,7 @@ import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,11 +48,21 @@ def model_of(kind: type[Any], attention: str, device: str, hidden: int = 512) ->
     return model
 
 
-def switch(model: Any, on: bool) -> None:
-    model.config.use_hmap_v = on
-    model.config.hmap_v_sys_length, model.config.hmap_v_img_length = SYS, IMG
-    for name, value in PAPER.items():
-        setattr(model.config, f"hmap_v_{name}", value)
+MODES: dict[str, dict[str, Any]] = {
+    "baseline": {},
+    "HiMAP": PAPER,
+    "HiMAP, nothing pruned": PAPER | {"attn_txt_rank": IMG, "attn_img_rank": IMG},
+    "FastV": {"agg_layer": 1, "attention_rank": 288},
+}
+
+
+def switch(model: Any, mode: str) -> None:
+    config = model.config
+    config.use_hmap_v, config.use_fast_v = mode.startswith("HiMAP"), mode == "FastV"
+    config.hmap_v_sys_length, config.hmap_v_img_length = SYS, IMG
+    config.fast_v_sys_length, config.fast_v_image_token_length = SYS, IMG
+    for name, value in MODES[mode].items():
+        setattr(config, f"{'fast_v' if mode == 'FastV' else 'hmap_v'}_{name}", value)
 
 
 def prompt(length: int, device: str) -> torch.Tensor:
@@ -101,28 +112,54 @@ def scoring(device: str) -> Iterator[list[str]]:
 
 
 def prefill_peaks(device: str) -> Iterator[list[str]]:
-    yield ["tokens", "attention", "baseline", "HiMAP", "ratio"]
+    yield ["tokens", "attention", "baseline", "HiMAP", "FastV", "HiMAP / baseline", "FastV / baseline"]
     for attention in ("sdpa", "eager"):
         model = model_of(HimapLlamaForCausalLM, attention, device)
         for length in (627, 671, 1024, 2048):
             ids, peaks = prompt(length, device), []
-            for on in (False, True):
-                switch(model, on)
+            for mode in ("baseline", "HiMAP", "FastV"):
+                switch(model, mode)
                 peaks.append(cost(lambda: model(ids, use_cache=True, logits_to_keep=1), device)[1])  # noqa: B023
-            yield [str(length), attention, *map(format_bytes, peaks), f"{peaks[1] / peaks[0]:.2f}"]
+            ratios = (f"{peak / peaks[0]:.2f}" for peak in peaks[1:])
+            yield [str(length), attention, *map(format_bytes, peaks), *ratios]
 
 
 def prefill_times(device: str, rounds: int) -> Iterator[list[str]]:
-    yield ["tokens", "attention", "baseline", "HiMAP", "ratio"]
+    """Milliseconds of reading a prompt of 671 tokens."""
+    yield ["attention", *MODES, *(f"{mode} / baseline" for mode in MODES if mode != "baseline")]
     for attention in ("sdpa", "eager"):
         model, ids = model_of(HimapLlamaForCausalLM, attention, device), prompt(671, device)
 
-        def run(on: bool, model: Any = model, ids: Any = ids) -> Any:
-            switch(model, on)
+        def run(mode: str, model: Any = model, ids: Any = ids) -> Any:
+            switch(model, mode)
             return model(ids, use_cache=True, logits_to_keep=1)
 
-        off, on = seconds([lambda: run(False), lambda: run(True)], device, rounds)
-        yield ["671", attention, f"{off * 1e3:.0f} ms", f"{on * 1e3:.0f} ms", f"{on / off:.2f}"]
+        yield [attention, *compared([partial(run, mode) for mode in MODES], device, rounds)]
+
+
+def decode_times(device: str, rounds: int) -> Iterator[list[str]]:
+    """Milliseconds of 31 tokens after the first, each on the cache that its mode left of 671 tokens."""
+    yield ["attention", *MODES, *(f"{mode} / baseline" for mode in MODES if mode != "baseline")]
+    for attention in ("sdpa", "eager"):
+        model, ids = model_of(HimapLlamaForCausalLM, attention, device), prompt(671, device)
+        caches = {}
+        for mode in MODES:
+            switch(model, mode)
+            caches[mode] = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+
+        def run(mode: str, model: Any = model, ids: Any = ids, caches: Any = caches) -> Any:
+            switch(model, mode)
+            for _ in range(31):
+                model(ids[:, -1:], past_key_values=caches[mode])
+            caches[mode].crop(-31)
+
+        yield [attention, *compared([partial(run, mode) for mode in MODES], device, rounds)]
+
+
+def compared(works: list[Work], device: str, rounds: int) -> list[str]:
+    """Times of all, and the ratios of the later ones to the first."""
+    first, *later = taken = seconds(works, device, rounds)
+    return [*(f"{one * 1e3:.0f} ms" for one in taken), *(f"{one / first:.2f}" for one in later)]
 
 
 def answers(device: str, rounds: int) -> Iterator[list[str]]:
@@ -138,7 +175,7 @@ def answers_of(hidden: int, device: str, rounds: int) -> list[str]:
     original = model_of(HimapLlamaForCausalLM, "eager", device, hidden)
     cached = model_of(HimapLlamaForCausalLM, "sdpa", device, hidden)
     for model in (original, cached):
-        switch(model, True)
+        switch(model, "HiMAP")
     kept: list[Any] = []
 
     def as_the_original() -> None:
@@ -200,7 +237,8 @@ def main() -> None:
     with torch.inference_mode():
         show("Scoring, extra memory (32 heads of 128)", scoring(device))
         show("Prefill, peak memory above the weights", prefill_peaks(device))
-        show("Prefill, time", prefill_times(device, rounds))
+        show("Prefill of 671 tokens, time", prefill_times(device, rounds))
+        show("31 further tokens, time", decode_times(device, rounds))
         show("Answers of 32 tokens, 671 prompt tokens", answers(device, max(1, rounds // 2)))
         show("Baseline beside plain transformers, 8 tokens", baseline(device, rounds))
 
