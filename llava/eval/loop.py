@@ -47,7 +47,7 @@ class _Progress:
             mode=run.mode,
             memory=memory,
             model_config=run.model_config,
-            questions=run.asked,
+            questions=run.questions_summary,
         )
         file = write_result(run.output, content)
         if complete:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,10 @@ EMBEDDED_COUNT = 20
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to begin. `flags` are all of the mode's; `model_config` is as in the results."""
+    """A run that is ready to begin. `flags` are all of the mode's; `model_config` is as in the results.
+
+    `questions_summary` has the questions' count and digest, which let runs and ranks notice when theirs differ.
+    """
 
     options: argparse.Namespace
     mode: str
@@ -39,12 +43,8 @@ class Run:
     placement: Placement
     new_tokens: int
     model_config: Mapping[str, Any]
+    questions_summary: Mapping[str, Any]
     earlier: Earlier | None = None
-
-    @property
-    def asked(self) -> dict[str, Any]:
-        """Count and digest of the questions, which let runs and ranks notice when theirs differ."""
-        return _asked(self.questions)
 
     def header(self) -> dict[str, Any]:
         """The run in a rank's report."""
@@ -55,7 +55,7 @@ class Run:
             "device": str(self.placement.device),
             "timeout": self.options.rank_timeout,
             "questions": [question.id for question in self.questions],
-            "digest": self.asked["digest"],
+            "digest": self.questions_summary["digest"],
             "earlier": None if self.earlier is None else dict(self.earlier.memory),
         }
 
@@ -75,20 +75,24 @@ def prepare(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], pr
     model_config = _model_config(options, new_tokens, named) | values | _original_keys(prog, values)
     if options.device_map is not None:
         model_config["device_map"] = options.device_map
+    summary = _summary(questions, options.image_folder)
     earlier = None
     if options.resume:
-        earlier = read_earlier(output, mode=mode, model_config=model_config, questions=_asked(questions))
-    return Run(options, mode, values, output, questions, checkpoint, placement, new_tokens, model_config, earlier)
+        earlier = read_earlier(output, mode=mode, model_config=model_config, questions=summary)
+    return Run(
+        options, mode, values, output, questions, checkpoint, placement, new_tokens, model_config, summary, earlier
+    )
 
 
-def _asked(questions: Sequence[Question]) -> dict[str, Any]:
-    texts = "\0".join(f"{each.id}\0{each.text}\0{each.label}\0{_image_name(each)}" for each in questions)
-    return {"count": len(questions), "digest": hashlib.sha256(texts.encode()).hexdigest()}
-
-
-def _image_name(question: Question) -> str:
-    """The image as the question names it, wherever its folder is on this machine."""
-    return question.image.name if isinstance(question.image, Path) else str(question.image)
+def _summary(questions: Sequence[Question], image_folder: Path | None) -> dict[str, Any]:
+    """Count and digest of the questions, the same wherever the image folder is on a machine."""
+    digest = hashlib.sha256()
+    for each in questions:
+        image = each.image
+        if isinstance(image, Path) and image_folder is not None:
+            image = image.relative_to(image_folder.resolve())
+        digest.update(json.dumps([each.id, each.text, each.label, str(image)]).encode())
+    return {"count": len(questions), "digest": digest.hexdigest()}
 
 
 def load_options(options: argparse.Namespace, rank: Rank | None) -> LoadOptions:

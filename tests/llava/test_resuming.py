@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,19 +196,22 @@ def test_other_settings_are_refused(
         {"id": "x"},
         {"conversations": [{"from": "human", "value": "Which?"}, {"from": "gpt", "value": "A"}]},
         {"conversations": [{"from": "human", "value": "Which?\nA. one\nB. two"}, {"from": "gpt", "value": "B"}]},
-        {"image": "good.png"},
+        {"image": ...},
+        {"image": "other/good.png"},
     ],
-    ids=["id", "text", "label", "image"],
+    ids=["id", "text", "label", "no image", "image"],
 )
 def test_other_questions_are_refused(
     change: dict[str, Any], answer: Callable[..., list[str]], write_questions: Callable[..., Path], images: Path
 ) -> None:
     """As many questions, one of which has changed since."""
+    shutil.copytree(images, images / "other")
     flags = ["--image-folder", str(images), "--question-file"]
+    second = {"id": 8, "image": "good.png"}
     answer(1)
-    assert _run(*flags, str(write_questions([a_record(), a_record(id=8)]))) == 130
+    assert _run(*flags, str(write_questions([a_record(), a_record(**second)]))) == 130
 
-    assert _run("--resume", *flags, str(write_questions([a_record(), a_record(**{"id": 8} | change)]))) == 2
+    assert _run("--resume", *flags, str(write_questions([a_record(), a_record(**second | change)]))) == 2
 
 
 def test_a_result_that_was_edited_is_refused(answer: Callable[..., list[str]]) -> None:
