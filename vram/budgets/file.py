@@ -74,7 +74,7 @@ def accept(budget: Budget, peak_bytes: int) -> Budget:
     from filelock import FileLock  # only where something is written
 
     _check(budget.key)
-    if isinstance(peak_bytes, bool) or not isinstance(peak_bytes, int) or peak_bytes < 0:
+    if not _is_limit(peak_bytes):
         raise ValueError(f"a budget must be a whole number of bytes, got {peak_bytes!r}")
     path = budget.path.resolve()  # a link stays one
     with FileLock(_lock_of(path), timeout=_WAIT_SECONDS, poll_interval=0.01):
@@ -120,15 +120,19 @@ def _entries(path: Path, text: str) -> list[Entry]:
         raise ValueError(f"budgets must be [[budget]] tables, got {str(entries)[:60]!r} in {path}")
     seen = set()
     for entry in entries:
-        limit_bytes = entry.get(_LIMIT)
-        if isinstance(limit_bytes, bool) or not isinstance(limit_bytes, int) or limit_bytes < 0:
-            raise ValueError(f"every budget needs a whole number {_LIMIT}, got {entry} in {path}")
+        if not _is_limit(entry.get(_LIMIT)):
+            raise ValueError(f"every budget needs a whole number {_LIMIT}, got {str(entry)[:200]} in {path}")
         if not all(isinstance(value, str) for value in _key(entry).values()):
             raise ValueError(f"every budget's key must be text, got {entry} in {path}")
         if _order(entry) in seen:
             raise ValueError(f"every budget must be there once, got {_key(entry)} twice in {path}")
         seen.add(_order(entry))
     return entries
+
+
+def _is_limit(value: object) -> bool:
+    """True for bytes that a device may have: TOML's whole numbers have 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 def _key(entry: Entry) -> dict[str, str]:

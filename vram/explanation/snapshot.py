@@ -20,7 +20,7 @@ from vram.files import atomic_write
 from vram.frames import Frame
 
 _PROTOCOL = 4  # the viewer's own unpickler knows 2 to 4
-_LONGEST_NAME = 100
+_LONGEST_NAME = 100  # bytes; file systems take 255 with what follows
 
 
 def viewer_snapshot(events: Iterable[Event], alive: Iterable[tuple[int, Allocation]]) -> dict[str, Any]:
@@ -78,8 +78,9 @@ def write_snapshot(folder: Path, name: str, snapshot: dict[str, Any], taken: set
     Names of any length and with any character give a file. Raises OSError where nothing can be written.
     """
     stem = re.sub(r"[^\w.=-]+", "-", name).strip("-.") or "recording"
-    if len(stem) > _LONGEST_NAME:
-        stem = f"{stem[:_LONGEST_NAME]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    if len(stem.encode()) > _LONGEST_NAME:
+        begin = stem.encode()[:_LONGEST_NAME].decode(errors="ignore")
+        stem = f"{begin}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
     worker = os.environ.get("PYTEST_XDIST_WORKER")  # workers share the folder, and not `taken`
     stem = f"{stem}-{worker}" if worker else stem
     path, number = folder / f"{stem}.pickle", 1

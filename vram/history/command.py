@@ -41,7 +41,10 @@ COMPARE = _filled(
     """--fail new and --fail missing fail what can't be compared: a recording that was renamed is both. With BASE
     "recorded", what is missing is what the newest accepted run, or a run since, measured in the same environment.""",
 )
-EXITS = "exit codes: 0 no regression, 1 regression, 2 bad usage, 3 nothing comparable (a single run, only new keys)"
+EXITS = (
+    "exit codes: 0 no regression, 1 regression (or what --fail new and --fail missing fail), 2 bad usage, "
+    "3 nothing comparable (a single run, only new keys)"
+)
 HISTORY = _filled(
     "List the saved runs by key: each run's figures, and from which run on a figure is what it is now.", _RUNS
 )

@@ -166,7 +166,7 @@ def test_a_key_that_cannot_be_written_is_refused(tmp_path: Path, key: dict[str, 
         accept(Budget(tmp_path / "b.toml", key, None), 1)
 
 
-@pytest.mark.parametrize("n_bytes", [-1, True, 1.5, "7"])
+@pytest.mark.parametrize("n_bytes", [-1, True, 1.5, "7", 2**63])
 def test_a_figure_that_is_none_is_refused(tmp_path: Path, n_bytes: Any) -> None:
     """Bytes are whole numbers of at least 0."""
     with pytest.raises(ValueError, match="a budget must be a whole number of bytes, got"):
@@ -180,6 +180,8 @@ def test_a_figure_that_is_none_is_refused(tmp_path: Path, n_bytes: Any) -> None:
         (b"budget = [3]\n", r"must be \[\[budget\]\] tables"),
         (b"[[budget]]\nmode = 'a'\npeak_bytes = true\n", "needs a whole number peak_bytes"),
         (b"[[budget]]\nmode = 'a'\npeak_bytes = -1\n", "needs a whole number peak_bytes"),
+        (b"[[budget]]\nmode = 'a'\npeak_bytes = 9223372036854775808\n", "needs a whole number peak_bytes"),
+        (b"[[budget]]\nmode = 'a'\npeak_bytes = 1" + b"0" * 400, "needs a whole number peak_bytes"),
         (b"[[budget]]\nsamples = 20\npeak_bytes = 1\n", "key must be text"),
         (b"[[budget]]\nmode = 'a'\npeak_bytes = 1\n" * 2, "must be there once, got {'mode': 'a'} twice"),
         (b"[[budget]]\nmode = '\xff'\n", "must be a TOML file in UTF-8"),

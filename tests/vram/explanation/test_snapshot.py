@@ -122,10 +122,10 @@ def test_names_of_any_kind_give_files_and_none_replaces_another(
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     paths = [
         write_snapshot(tmp_path, name, {}, taken)
-        for name in ("x" * 300, "x" * 299 + "y", "../up/a[1]::b", "a", "a", "", "...")
+        for name in ("x" * 300, "x" * 299 + "y", "../up/a[1]::b", "a", "a", "", "...", "漢" * 90, "\ud800" + "x" * 300)
     ]
     assert len({*paths}) == len(paths) == len(list(tmp_path.iterdir()))
-    assert max(len(path.name) for path in paths) < 130
+    assert max(len(path.name.encode()) for path in paths) < 130
     assert all(path.parent == tmp_path for path in paths)
     monkeypatch.setenv("PYTEST_XDIST_WORKER", "gw1")
     assert write_snapshot(tmp_path, "a", {}, set()).name == "a-gw1.pickle"

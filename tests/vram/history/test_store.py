@@ -150,7 +150,11 @@ def _too_large(folder: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
 
 
-@pytest.mark.parametrize("spoilt", [_not_a_folder, _too_large])
+def _name_too_long(folder: Path) -> None:
+    """The folder is as it should be."""
+
+
+@pytest.mark.parametrize("spoilt", [_not_a_folder, _too_large, _name_too_long])
 def test_a_run_that_cannot_be_saved_is_an_error_in_words(tmp_path: Path, spoilt: Any) -> None:
     """A full disk or a folder that takes no files: `problem` says so, nothing is raised, nothing half is left."""
     import resource
@@ -159,6 +163,8 @@ def test_a_run_that_cannot_be_saved_is_an_error_in_words(tmp_path: Path, spoilt:
     session = _Session(tmp_path)
     if spoilt is _too_large:
         session.storage.save(run_json([entry(1)]), "whole")
+    if spoilt is _name_too_long:
+        session.save = "n" * 300
     saver = Saver(session)
     saver.put([entry()], {})
     before, ignored = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
