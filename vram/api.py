@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from vram.budgets.file import Budget
 from vram.cards import Card
@@ -23,14 +23,17 @@ from vram.meters import Meter
 from vram.recording import Recording, check_recording
 from vram.replaying.limits import Listener
 from vram.replaying.loop import planned, record
-from vram.replaying.rerunnable import forget
+from vram.replaying.rerunnable import loosen
 from vram.summary import GARBAGE, Check, Status, garbage_text
 from vram.text import apart, rate_text
 from vram.units import format_bytes, parse_bytes
 from vram.verdict.channels import PASSING, convicting, overall, verdicts
 from vram.verdict.growth import Forecast, Verdict
 from vram.verdict.peak import judge_peak
-from vram.verdict.ratio import compare
+from vram.verdict.ratio import Ratio, compare
+
+if TYPE_CHECKING:
+    from vram.explanation.peak import PeakExplanation
 
 Sample = TypeVar("Sample")
 _MOST_LINES = 25  # of a failure, on a terminal
@@ -117,13 +120,13 @@ def assert_stable(
     Raises MemoryGrowth, Undecided, or Inconclusive where no exact channel was measured or nothing was allocated. On
     growth the samples are run again with tracing, and the error names lines, holders and when `card` is full (the
     device's own where it is not named); `save` writes the memory viewer's snapshot of that rerun and returns its path.
-    The step and the samples of the recording are let go of, either way.
+    The step of the recording is let go of, either way.
     """
     __tracebackhide__ = True  # pytest then shows the test's own line
     judged = verdicts(recording, cache_budget_bytes=None if cache_budget is None else parse_bytes(cache_budget))
     channel, verdict = overall(recording, judged)
     if verdict.status in PASSING:
-        forget(recording)
+        loosen(recording, samples=False)
         return
     text = _growth_text(recording, channel, judged, card)
     from vram.explanation.growth import explained  # needs torch, which importing vram does not
@@ -138,25 +141,37 @@ def assert_stable(
 
 
 def assert_peak(
-    recording: Recording, limit: str | int | Budget, channel: str = "requested_peak", *, besides_bytes: int = 0
+    recording: Recording,
+    limit: str | int | Budget,
+    channel: str = "requested_peak",
+    *,
+    besides_bytes: int = 0,
+    above_start: bool = False,
 ) -> None:
     """Pass where no reading of `channel`, less `besides_bytes`, is over `limit`: exactly at it still passes.
 
     Channels are absolute: `besides_bytes` were kept alive by others throughout, and the limit does not mean them.
-    `limit` is a size ("18 GiB"), bytes, or a `Budget`. Raises PeakExceeded; Inconclusive where the channel was not
-    measured or nothing was allocated, NotRecorded (an Inconclusive) where the budget is new; ValueError for a size that
-    cannot be read.
+    With `above_start` the limit means neither those nor anything else that was alive before the first sample (the
+    weights). `limit` is a size ("18 GiB"), bytes, or a `Budget`. Raises PeakExceeded, with what was alive at the peak
+    by line, from running the highest sample once more; Inconclusive where the channel was not measured or nothing
+    was allocated, NotRecorded (an Inconclusive) where the budget is new; ValueError for a size that cannot be read.
     """
     __tracebackhide__ = True
-    check = check_peak(recording, limit, channel, besides_bytes=besides_bytes)
-    raise_unless_passed(recording.title, check)
+    check = check_peak(recording, limit, channel, besides_bytes=besides_bytes, above_start=above_start)
+    raise_unless_passed(recording.title, check, explained_check(recording, check))
 
 
 def check_peak(
-    recording: Recording, limit: str | int | Budget, channel: str = "requested_peak", *, besides_bytes: int = 0
+    recording: Recording,
+    limit: str | int | Budget,
+    channel: str = "requested_peak",
+    *,
+    besides_bytes: int = 0,
+    above_start: bool = False,
 ) -> Check:
     """The check that `assert_peak` makes of it, as every report shows it. Raises ValueError for an unreadable size."""
     check_recording(recording, channel)
+    besides_bytes = recording.besides_bytes(channel, besides_bytes, above_start=above_start)
     kind: Literal["budget", "limit"] = "budget" if isinstance(limit, Budget) else "limit"
     if isinstance(limit, Budget) and limit.limit_bytes is None:
         return Check(kind, "new", limit.new_text, channel)
@@ -174,16 +189,30 @@ def check_peak(
         text = "{} of {} allowed".format(*apart(figure_bytes, limit_bytes))
         return Check(kind, "passed", f"{channel} {text}", channel, figure_bytes, limit_bytes, besides_bytes)
     lap, sample = divmod(int(recording.channels[channel].argmax()), recording.samples)
-    text = f"{channel} {overrun}, first in sample {sample} of lap {lap}"
+    above = ", above what was alive before the first sample" * above_start
+    text = f"{channel} {overrun}{above}, first in sample {sample} of lap {lap}"
     return Check(kind, "over", text, channel, figure_bytes, limit_bytes, besides_bytes, overrun.excess_bytes)
 
 
-def raise_unless_passed(name: str, check: Check) -> None:
+def explained_check(recording: Recording, check: Check, **known: Any) -> PeakExplanation | None:
+    """What was alive at a peak that is over its limit; None for any other check. `known` is for `explained_peak`."""
+    if check.status != "over" or not check.channel.endswith("_peak"):
+        return None
+    from vram.explanation.peak import explained_peak  # needs torch, which importing vram does not
+
+    return explained_peak(recording, check.channel, **known)
+
+
+def raise_unless_passed(name: str, check: Check, explanation: PeakExplanation | None = None) -> None:
     """Raise PeakExceeded or GarbageExceeded for what is over, NotRecorded for what is new, Inconclusive for the rest
     that did not pass."""
     __tracebackhide__ = True
     if check.status == "over":
-        raise (GarbageExceeded if check.channel == GARBAGE else PeakExceeded)(f"{name}: {check.text}")
+        text = f"{name}: {check.text}"
+        if explanation is None:
+            raise (GarbageExceeded if check.channel == GARBAGE else PeakExceeded)(text)
+        lines = explanation.text(offer="" if check.besides_bytes else "assert_peak(..., above_start=True)")
+        raise PeakExceeded("\n".join([text, *lines]), explanation=explanation.summary())
     if check.status != "passed":
         raise (NotRecorded if check.status == "new" else Inconclusive)(check.text.removeprefix("inconclusive: "))
 
@@ -224,6 +253,7 @@ def assert_ratio(
     *,
     at_most: float,
     besides_bytes: int = 0,
+    above_start: bool = False,
     lengths: Sequence[int] | None = None,
     samples: Iterable[int] | None = None,
 ) -> None:
@@ -240,11 +270,31 @@ def assert_ratio(
         channel,
         at_most=at_most,
         besides_bytes=besides_bytes,
+        above_start=above_start,
         lengths=lengths,
         samples=samples,
     )
     if ratio.over:
-        raise RatioExceeded(ratio.explanation())
+        raise ratio_exceeded(ratio, explained_ratio(recording, ratio), relative=above_start or besides_bytes != 0)
+
+
+def explained_ratio(recording: Recording, ratio: Ratio, **known: Any) -> PeakExplanation | None:
+    """What was alive at the peak of the worst sample; None where the ratio is of another channel than a peak."""
+    if not ratio.channel.endswith("_peak"):
+        return None
+    from vram.explanation.peak import explained_peak  # needs torch, which importing vram does not
+
+    return explained_peak(recording, ratio.channel, sample=ratio.samples[ratio.over[0]], **known)
+
+
+def ratio_exceeded(ratio: Ratio, explanation: PeakExplanation | None, *, relative: bool) -> RatioExceeded:
+    """The error for a ratio that is over; `relative` where it leaves out something that was alive before."""
+    lines = ratio.explanation().splitlines()
+    if explanation is None:
+        return RatioExceeded("\n".join(lines))
+    offer = "" if relative else "assert_ratio(..., above_start=True)"
+    lines += explanation.text(_MOST_LINES - len(lines), offer=offer)
+    return RatioExceeded("\n".join(lines), explanation=explanation.summary())
 
 
 def _rate_text(verdict: Verdict) -> str:

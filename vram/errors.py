@@ -7,7 +7,7 @@ from typing import Any
 
 
 class _Explained(AssertionError):
-    """Attribute: `explanation`, ready for JSON (see `vram.explanation.growth`); None without a traced rerun."""
+    """Attribute: `explanation`, ready for JSON (see `vram.explanation`); None where nothing was explained."""
 
     def __init__(self, message: str, *, explanation: Mapping[str, Any] | None = None) -> None:
         super().__init__(message)
@@ -22,7 +22,7 @@ class Undecided(_Explained):
     """An exact channel grew and nobody can say that it stops: not a pass, and not yet proof of a leak."""
 
 
-class PeakExceeded(AssertionError):
+class PeakExceeded(_Explained):
     """The peak of some sample is over its budget."""
 
 
@@ -30,7 +30,7 @@ class GarbageExceeded(AssertionError):
     """A sample makes more that only the garbage collector frees than it may."""
 
 
-class RatioExceeded(AssertionError):
+class RatioExceeded(_Explained):
     """Some sample needs more, beside its reference, than it is allowed."""
 
 

@@ -120,6 +120,19 @@ class Recording:
         """The name as messages show it: in one line, and printable."""
         return shown(self.name)
 
+    def start_bytes(self, channel: str = "requested_peak") -> int:
+        """Bytes before the first sample: of a peak what was alive then. Raises KeyError where it was not measured."""
+        return self.before.get(channel.removesuffix("_peak"), self.before[channel])
+
+    def besides_bytes(self, channel: str, besides_bytes: int = 0, *, above_start: bool = False) -> int:
+        """Bytes that a limit leaves out: those given, or with `above_start` all that was alive before the first sample.
+
+        Raises ValueError where both are asked for: the first are among the second.
+        """
+        if above_start and besides_bytes:
+            raise ValueError(f"give besides_bytes or above_start, not both, got {besides_bytes:,} B and True")
+        return self.start_bytes(channel) if above_start and channel in self.before else besides_bytes
+
     def peak_bytes(self, channel: str = "requested_peak") -> int:
         """The highest reading of `channel` over all laps and samples. Raises KeyError, with the reason, if absent."""
         if channel not in self.channels:

@@ -13,14 +13,14 @@ from vram import api
 from vram.budgets.accepted import Accepted, record
 from vram.budgets.file import Budget, read_budget
 from vram.cards import find_card
-from vram.errors import Inconclusive, MemoryGrowth, OutOfMemory, RatioExceeded, Undecided
+from vram.errors import Inconclusive, MemoryGrowth, OutOfMemory, Undecided
 from vram.meters import Meter, default_meter, default_meters, resolve_device, torch_device
 from vram.meters.environment import environment
 from vram.recording import Recording, check_recording
 from vram.replaying.limits import Listener
 from vram.replaying.marks import mark
 from vram.replaying.measurement import Measurement, measure
-from vram.replaying.rerunnable import forget, name_of
+from vram.replaying.rerunnable import loosen, name_of
 from vram.summary import NEEDS_ATTENTION, Check, RatioSummary, RecordingSummary, merged_environment
 from vram.summary.recording import OWN_KEYS
 from vram.units import parse_bytes
@@ -30,6 +30,8 @@ from vram.verdict.summarize import summarize, summarize_out_of_memory
 
 if TYPE_CHECKING:
     import torch
+
+    from vram.explanation.earlier import Earlier
 
 Sample = TypeVar("Sample")
 
@@ -51,6 +53,15 @@ class SessionOptions:
     max_seconds: float | None = None
 
 
+@dataclass(frozen=True)
+class RunningTest:
+    """One test: what was alive when it began, a function that returns the objects it works with, names by id."""
+
+    earlier: Earlier
+    used: Callable[[], list[object]]
+    named: Mapping[int, str]
+
+
 class VramSession:
     """Replays, judges and remembers: `summaries` has one `RecordingSummary` a recording, in the order of replays."""
 
@@ -67,6 +78,8 @@ class VramSession:
         self._touched: dict[int, None] = {}  # indices, in order, since `touched` was last called
         self._failed: set[int] = set()  # indices of recordings with a failure that nobody expected
         self._snapshots: set[Path] = set()
+        self._last: weakref.ref[Recording] | None = None  # the one that keeps its samples
+        self._test: RunningTest | None = None
 
     @property
     def device(self) -> str:
@@ -102,10 +115,12 @@ class VramSession:
         In the history a recording with a `name` is known by it, whichever test makes it; one without by its test and
         step. `facts` are what else must be equal for runs to be compared: `{"model": "llava-7b", "dtype": "float16"}`.
 
-        Only a recording that grows keeps `step` and `samples`, for the explanation: until that is made, or as long as
-        somebody else keeps the recording.
+        Only a recording that grows keeps `step`, for the explanation: until that is made, or as long as somebody else
+        keeps the recording. Another keeps its samples, until the next begins or the test ends; a check that fails runs
+        the step again where it is alive still.
         """
         __tracebackhide__ = api.hidden_on_oom
+        self.release()
         if not isinstance(facts, Mapping | None):
             raise TypeError(f'facts must be a dictionary of text, as in {{"model": "llava-7b"}}, got {facts!r}')
         key: dict[str, Any] = {"named": name is not None, "facts": dict(facts or {})}
@@ -139,11 +154,36 @@ class VramSession:
 
             self._change(recording, at_peak=breakdown(recording))
         if self.summary(recording).verdict not in ("grows", "undecided"):
-            # No check will need a rerun: a model kept for one would count in the peaks of all later tests.
-            forget(recording)
+            # A model kept for the rerun of a check would count in the peaks of all later tests.
+            loosen(recording, samples=False)
+            self._last = weakref.ref(recording)
+        vars(recording)["_test"] = self._test
+
+    def release(self) -> None:
+        """Let go of the samples of the last recording: something else is measured now."""
+        if self._last is not None and (recording := self._last()) is not None:
+            loosen(recording)
+        self._last = None
+
+    def begin(self, test: RunningTest | None) -> None:
+        """A test begins."""
+        self.release()
+        self._test = test
+
+    def _known(self, recording: Recording) -> dict[str, Any]:
+        """What the explanation of a peak can use: a breakdown, and what other tests left."""
+        index, test = self._index.get(id(recording)), vars(recording).get("_test")
+        return {
+            "known": None if index is None else self.summaries[index].at_peak,
+            "earlier": None if test is None else test.earlier,
+            "used": [] if self._test is None else self._test.used(),
+            "named": None if self._test is None else self._test.named,
+            "device": self.device,
+        }
 
     def measure(self) -> AbstractContextManager[Measurement]:
         """`with vram.measure() as m:` on the session's device; see `vram.measure`."""
+        self.release()
         return measure(self.options.device)
 
     def assert_stable(self, recording: Recording, *, cache_budget: str | int | None = None) -> None:
@@ -202,21 +242,28 @@ class VramSession:
         channel: str = "requested_peak",
         *,
         besides_bytes: int = 0,
+        above_start: bool = False,
     ) -> None:
         """See `vram.assert_peak`. Under `--vram-accept` a `Budget` is rewritten to what was measured, and passes."""
         __tracebackhide__ = True
         check_recording(recording, channel)
         self._touch(recording)
         if isinstance(limit, Budget) and channel in recording.channels and not recording.unseen(channel):
-            limit = self.accept(limit, recording.peak_bytes(channel) - besides_bytes)
-        check = api.check_peak(recording, limit, channel, besides_bytes=besides_bytes)
+            besides = recording.besides_bytes(channel, besides_bytes, above_start=above_start)
+            limit = self.accept(limit, recording.peak_bytes(channel) - besides)
+        check = api.check_peak(recording, limit, channel, besides_bytes=besides_bytes, above_start=above_start)
         self._check(recording, check)
         if isinstance(limit, Budget):
             self._change(recording, budget_bytes=limit.limit_bytes)
         if check.kind == "budget" and check.status == "new":
             absent = {**self.summary(recording).absent, "budget": "new: record it with --vram-accept"}
             self._change(recording, absent=absent)
-        api.raise_unless_passed(recording.title, check)
+        explanation = None
+        if check.status == "over":
+            explanation = api.explained_check(recording, check, **self._known(recording))
+        if explanation is not None:
+            self._change(recording, at_peak=explanation.at_peak)
+        api.raise_unless_passed(recording.title, check, explanation)
 
     def assert_garbage(self, recording: Recording, limit: str | int) -> None:
         """See `vram.assert_garbage`."""
@@ -234,6 +281,7 @@ class VramSession:
         *,
         at_most: float,
         besides_bytes: int = 0,
+        above_start: bool = False,
         lengths: Sequence[int] | None = None,
         samples: Iterable[int] | None = None,
     ) -> None:
@@ -246,6 +294,7 @@ class VramSession:
                 channel,
                 at_most=at_most,
                 besides_bytes=besides_bytes,
+                above_start=above_start,
                 lengths=lengths,
                 samples=samples,
             )
@@ -257,7 +306,8 @@ class VramSession:
             ratios = (*self.summary(recording).ratios, RatioSummary(**ratio.summary()))
             self._change(recording, ratios=ratios)
         if ratio.over:
-            raise RatioExceeded(ratio.explanation())
+            explanation = api.explained_ratio(recording, ratio, **self._known(recording))
+            raise api.ratio_exceeded(ratio, explanation, relative=above_start or besides_bytes != 0)
 
     def note(self, recording: Recording, **figures: int | float | str | None) -> None:
         """Add figures measured elsewhere to the recording's summary, as in `note(recording, softmax_peak_bytes=0)`."""

@@ -1,17 +1,109 @@
-"""A recording's highest peak by line of code: its sample run once more, traced."""
+"""What a recording's peak is made of, by line of code: its highest sample run once more, traced."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import gc
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from vram.explanation.allocations import BEFORE, Allocation
 from vram.explanation.growth import by_line, shapes
 from vram.explanation.tracer import tracer_for
 from vram.recording import Recording
-from vram.replaying.rerunnable import rerunnable_of
+from vram.replaying.marks import listening
+from vram.replaying.rerunnable import Rerunnable, rerunnable_of
+from vram.units import format_bytes
+
+if TYPE_CHECKING:
+    from vram.explanation.earlier import Earlier
 
 _MOST_LINES = 12
+_MOST_TEXT = 12  # lines of a failure on the terminal; the report has all
+_GONE = (
+    "the lines are not known: the step or its samples are gone; with --vram-breakdown each recording is traced at once"
+)
+
+
+@dataclass(frozen=True)
+class PeakExplanation:
+    """What was alive at a peak over its limit. `at_peak` is as `breakdown` has it; where it is None, `note` says why.
+
+    `before_bytes` were alive before the first sample, `others_bytes` of them were left by other tests.
+    """
+
+    before_bytes: int
+    at_peak: Mapping[str, Any] | None
+    note: str = ""
+    others_bytes: int = 0
+    others_holder: str = ""
+
+    def text(self, most_lines: int = _MOST_TEXT, *, offer: str = "") -> list[str]:
+        """The explanation in at most `most_lines` lines, for the terminal.
+
+        `offer` is a call that leaves out what was alive before; "" where the figure has left it out already.
+        """
+        begin, end = [], []
+        if self.before_bytes:
+            others = f"; {format_bytes(self.others_bytes)} from other tests, held by: {self.others_holder}"
+            was = f"  {'of which' if offer else 'besides'} {format_bytes(self.before_bytes)} "
+            begin.append(f"{was}was alive before the first sample{others * bool(self.others_bytes)}")
+            end = [f"  to leave out what was alive before: {offer}"] if offer else []
+        if self.at_peak is None:
+            return [*begin, f"  {self.note}", *end][:most_lines]
+        title = f"  alive at the peak of sample {self.at_peak['sample']}, run again with tracing: "
+        begin.append(f"{title}{format_bytes(self.at_peak['bytes'])}")
+        return begin + peak_lines(self.at_peak["lines"], most_lines - len(begin) - len(end)) + end
+
+    def summary(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return dict(vars(self))
+
+
+def peak_lines(lines: Sequence[Mapping[str, Any]], most_lines: int) -> list[str]:
+    """Lines of a breakdown for the terminal, in at most `most_lines`, the last for those that are not shown."""
+    shown = lines if len(lines) <= most_lines else lines[: max(0, most_lines - 1)]
+    texts = [
+        f"    {format_bytes(line['bytes'])} in {line['count']:,}: "
+        + ": ".join(filter(None, [line["line"], " ".join(filter(None, (line["op"], line["dtype"], line["shape"])))]))
+        for line in shown
+    ]
+    rest = lines[len(shown) :]
+    if rest and most_lines > 0:
+        texts.append(f"    and {format_bytes(sum(line['bytes'] for line in rest))} in {len(rest)} more lines")
+    return texts
+
+
+def explained_peak(
+    recording: Recording,
+    channel: str,
+    *,
+    sample: int | None = None,
+    known: Mapping[str, Any] | None = None,
+    earlier: Earlier | None = None,
+    used: Iterable[object] = (),
+    named: Mapping[int, str] | None = None,
+    device: str = "cpu",
+) -> PeakExplanation:
+    """Why `channel` is so high, in the highest sample or the one that is named. Raises nothing but KeyboardInterrupt.
+
+    `known` is a breakdown that was made before, `earlier` what was alive when the test began that made the recording,
+    on `device`, `used` are objects that the test works with, and `named` names of holders by id.
+    """
+    at_peak, note, others = known, _GONE, (0, "")
+    try:
+        rerunnable = rerunnable_of(recording)
+        if earlier is not None:
+            roots = [*used, *([rerunnable.step, rerunnable.samples] if rerunnable else [])]
+            others = earlier.left(device, roots, named)
+        if at_peak is None and rerunnable is not None:
+            at_peak, note = _traced(rerunnable, recording, channel, sample)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever it is, the verdict stands
+        note = f"the lines are not known: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+    before_bytes = recording.start_bytes(channel)
+    return PeakExplanation(before_bytes, at_peak, note, min(others[0], before_bytes), others[1])
 
 
 def breakdown(recording: Recording) -> dict[str, Any] | None:
@@ -21,32 +113,47 @@ def breakdown(recording: Recording) -> dict[str, Any] | None:
     step and the samples are not known any more, or where running it again raised.
     """
     rerunnable = rerunnable_of(recording)
-    peaks = recording.channels.get("requested_peak")
-    if rerunnable is None or peaks is None:
+    if rerunnable is None or "requested_peak" not in recording.channels:
         return None
-    sample = int(peaks.max(axis=0).argmax())
+    return _traced(rerunnable, recording, "requested_peak")[0]
+
+
+def _traced(
+    rerunnable: Rerunnable, recording: Recording, channel: str, sample: int | None = None
+) -> tuple[dict[str, Any] | None, str]:
+    """A breakdown, or None and why. A sample whose peak creeps is traced twice, for the first and the last shape."""
+    peaks = recording.channels[channel]
+    number = int(peaks.max(axis=0).argmax()) if sample is None else sample
+    runs = 2 if peaks[-1, number] > peaks[recording.warmup_laps, number] else 1
+    traces: list[list[Allocation]] = []
     with tracer_for(rerunnable.device) as tracer:
-        try:
-            with tracer.watching(0):
-                rerunnable.step(rerunnable.samples[sample])
-        except Exception:  # a failing step fails its own test
-            return None
-        alive = [one for one in tracer.at_peak() if one.n_bytes]
-    return {"sample": sample, "bytes": sum(one.n_bytes for one in alive), "lines": _lines(alive)}
+        for run in range(runs):
+            try:
+                with tracer.watching(run), listening(tracer.reached):
+                    rerunnable.step(rerunnable.samples[number])
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a failing step fails its own test
+                return None, f"the lines are not known: run again, sample {number} raised {type(error).__name__}"
+            traces.append([one for one in tracer.at_peak() if one.n_bytes])
+            gc.collect()
+    return {"sample": number, "bytes": sum(one.n_bytes for one in traces[-1]), "lines": _lines(traces)}, ""
 
 
-def _lines(alive: Sequence[Allocation]) -> list[dict[str, Any]]:
-    groups = by_line(one for one in alive if one.run != BEFORE)
+def _lines(traces: Sequence[Sequence[Allocation]]) -> list[dict[str, Any]]:
+    """Lines of the last trace, with shapes from the first to the last."""
+    alive = traces[-1]
+    made = [by_line(one for one in trace if one.run != BEFORE) for trace in traces]
     lines: list[dict[str, Any]] = [
         {
             "line": str(group[0].line) if group[0].line is not None else "unknown line",
             "op": group[0].op,
             "dtype": group[0].dtype,
-            "shape": shapes(group),
+            "shape": shapes([*made[0].get(key, ()), *group]),
             "bytes": sum(one.n_bytes for one in group),
             "count": len(group),
         }
-        for group in groups.values()
+        for key, group in made[-1].items()
     ]
     before = [one.n_bytes for one in alive if one.run == BEFORE]
     if sum(before):

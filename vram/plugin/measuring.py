@@ -20,12 +20,13 @@ from vram.plugin.markers import LEAK_FREE, LIMIT, judge, limits_of
 from vram.plugin.options import new_fails, option, seconds_option, whole_option
 from vram.plugin.outcomes import raise_in
 from vram.plugin.progress import TerminalProgress
+from vram.plugin.running import RunningTests
 from vram.summary import MarkedSummary, RecordingSummary
 
 if TYPE_CHECKING:
     from vram.plugin.body import MeasuredBody
     from vram.plugin.markers import MarkerLimits
-    from vram.session import VramSession
+    from vram.session import RunningTest, VramSession
 
 MARKED = pytest.StashKey[MarkedSummary]()  # of a marked test's body, until it is reported
 
@@ -39,6 +40,8 @@ class Measuring:
         self.chosen: str | None = None  # the device, once it is known to be there
         self.uses = False  # whether some test measures
         self._failures = Failures()
+        self._tests = RunningTests()
+        self._test: RunningTest | None = None
         self._process = os.getpid()
         self._forks = False  # whether some test runs in a process of its own
         self.new_fails = new_fails(config)
@@ -63,6 +66,7 @@ class Measuring:
                 max_seconds=seconds_option(self._config),
             )
             self.vram = VramSession(options, TerminalProgress(self._config))
+            self.vram.begin(self._test)
         return self.vram
 
     @property
@@ -141,6 +145,8 @@ class Measuring:
         if self.uses and not self._forks:  # CUDA that was asked for its devices does not survive a fork
             with suppress(pytest.fail.Exception):
                 self.device()
+        if self.uses:
+            self._tests.collected()
 
     def pytest_report_collectionfinish(self) -> list[str]:
         """The header line, once it is known that something is measured."""
@@ -162,11 +168,18 @@ class Measuring:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """A test that is tried again is measured again, and reports its last figures alone."""
         self._failures.clear()
+        self._test = self._tests.begin(item) if self.uses else None
+        if self.vram is not None:
+            self.vram.begin(self._test)
         from vram.report.junit import PROPERTY
 
         if MARKED in item.stash:
             del item.stash[MARKED]
         item.user_properties[:] = [each for each in item.user_properties if not each[0].startswith(PROPERTY)]
+
+    def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> None:
+        """Remember its name, for explanations."""
+        self._tests.made(fixturedef)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(

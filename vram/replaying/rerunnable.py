@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vram.recording import Recording
+from vram.replaying.weakly import Gone, Reference, weakly
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,6 +19,22 @@ class Rerunnable:
     device: str
 
 
+@dataclass(frozen=True, eq=False)
+class _Loosened:
+    """The same, with nothing kept alive but the samples; they neither where `samples` is a reference."""
+
+    step: Reference
+    samples: list[Any] | Reference
+    device: str
+
+    def found(self) -> Rerunnable | None:
+        try:
+            samples = self.samples if isinstance(self.samples, list) else self.samples()
+            return Rerunnable(self.step(), samples, self.device)
+        except Gone:
+            return None
+
+
 def remember(recording: Recording, rerunnable: Rerunnable) -> None:
     """Keep `rerunnable` as long as `recording` lives, or until it is forgotten."""
     # On the recording itself, not in a table of ours: what a step holds may hold the recording, and both then end.
@@ -25,8 +42,22 @@ def remember(recording: Recording, rerunnable: Rerunnable) -> None:
 
 
 def rerunnable_of(recording: Recording) -> Rerunnable | None:
-    """The step and the samples of `recording`; None where `replay` did not make it, or they were forgotten."""
-    return vars(recording).get("_rerunnable")
+    """The step and the samples of `recording`; None where `replay` did not make it, or they are gone."""
+    kept = vars(recording).get("_rerunnable")
+    return kept.found() if isinstance(kept, _Loosened) else kept
+
+
+def loosen(recording: Recording, *, samples: bool = True) -> None:
+    """Let go of the step of `recording`, and of its samples; both are known for as long as somebody else keeps them.
+
+    With `samples=False` the samples are kept, until this is called again.
+    """
+    kept = vars(recording).get("_rerunnable")
+    if kept is None:
+        return
+    step = kept.step if isinstance(kept, _Loosened) else weakly(kept.step)
+    loose = weakly(kept.samples) if samples and isinstance(kept.samples, list) else kept.samples
+    vars(recording)["_rerunnable"] = _Loosened(step, loose, kept.device)
 
 
 def forget(recording: Recording) -> None:

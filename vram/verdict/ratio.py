@@ -140,12 +140,14 @@ def compare(
     *,
     at_most: float | Fraction,
     besides_bytes: int = 0,
+    above_start: bool = False,
     lengths: Sequence[int] | None = None,
     samples: Iterable[int] | None = None,
 ) -> Ratio:
     """`recording` beside `reference`: each sample's highest reading after warm-up, less `besides_bytes`.
 
-    `besides_bytes` is what both hold all along and the ratio does not mean (the weights); `lengths` has one input
+    `besides_bytes` is what both hold all along and the ratio does not mean (the weights); with `above_start` it is what
+    was alive before the first sample of each; `lengths` has one input
     length a sample of the lap; `samples` chooses some of the lap's samples by number. Raises Inconclusive where the
     channel was not measured in both, they were not measured alike, or all is well and one of them allocated nothing;
     ValueError as `judge_ratio` does.
@@ -162,8 +164,8 @@ def compare(
     if any(not 0 <= number < needed.size for number in chosen):
         raise ValueError(f"samples must be in 0..{needed.size - 1}, got {chosen}")
     ratio = judge_ratio(
-        needed[chosen] - besides_bytes,
-        base[chosen] - besides_bytes,
+        needed[chosen] - recording.besides_bytes(channel, besides_bytes, above_start=above_start),
+        base[chosen] - reference.besides_bytes(channel, besides_bytes, above_start=above_start),
         at_most,
         tolerance_bytes=max(side.tolerance_bytes.get(channel, 0) for side in (recording, reference)),
         lengths=None if lengths is None else [lengths[number] for number in chosen],
