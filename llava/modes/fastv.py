@@ -25,6 +25,8 @@ def _option(name: str, parse: Any, help_: str) -> Option:
     return Option(f"--{name}", name.replace("-", "_"), parse, help_)
 
 
+_FLAGS = ("fast_v_sys_length", "fast_v_image_token_length", "fast_v_attention_rank", "fast_v_agg_layer")
+
 register(
     Mode(
         name="fastv",
@@ -33,11 +35,12 @@ register(
         switch="use_fast_v",
         reset="reset_hmapv",
         system_length="fast_v_sys_length",
-        programs={"eval-scivqa": Choice("--use-fast-v", "prune image tokens with FastV")},
+        original_keys={"use_fastv": "use_fast_v"} | {flag: flag for flag in _FLAGS},
+        programs={"eval-scivqa": Choice("--use-fast-v", "prune image tokens with FastV (default: baseline)")},
         options=(
             _option("fast-v-sys-length", whole(0), "tokens before the image (default: from the prompt)"),
             _option("fast-v-image-token-length", whole(1), "tokens of the image (default: from the prompt)"),
-            _option("fast-v-agg-layer", whole(1), "FastV's K: prune before this layer (default: by the model)"),
+            _option("fast-v-agg-layer", whole(1), "FastV's K: prune before this layer (default: 2; 1 under 16 layers)"),
             _option("fast-v-attention-rank", whole(0), "image tokens kept there, I (1 - R) (default: half)"),
         ),
     )

@@ -357,3 +357,12 @@ def test_image_tokens_of_the_real_tower(strategy: str, tokens: int) -> None:
     config: Any = types.SimpleNamespace(vision_config=vision, vision_feature_select_strategy=strategy)
 
     assert image_token_count(config) == tokens
+
+
+def test_what_a_checkpoint_says_of_itself(folder: Path, checkpoint: Checkpoint) -> None:
+    """Presets have random weights, folders have their own; image_aspect_ratio counts in Hugging Face's layout too."""
+    assert (checkpoint.has_random_weights, checkpoint.pads_images) == (True, False)
+    assert open_checkpoint("7b").has_random_weights
+    _edit(folder / "config.json", image_aspect_ratio="pad")
+    ours = open_checkpoint(folder)
+    assert (ours.has_random_weights, ours.pads_images) == (False, True)

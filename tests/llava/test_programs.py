@@ -90,6 +90,7 @@ def _files(folder: Path) -> list[str]:
         # As the original's programs: one command line, and a switch more or less.
         (EVAL, ["--sys-length", "35", "--hmap-v-attn-txt-rank", "9"], "baseline", "NO TOKEN PRUNING TECHNIQUE"),
         (EVAL, ["--use-hmap-v"], "himap", "HiMAP TECHNIQUE"),
+        (EVAL, ["--use-fast-v"], "fastv", "FastV TECHNIQUE"),
         (CUSTOM, ["--baseline"], "baseline", "NO TOKEN PRUNING TECHNIQUE"),
         (CUSTOM, ["--baseline", "--custom-kept-tokens", "9"], "baseline", "NO TOKEN PRUNING TECHNIQUE"),
         (CUSTOM, [], "custom-fps", "CUSTOM TOKEN SELECTION TECHNIQUE"),
@@ -147,6 +148,7 @@ def test_every_mode_answers_the_embedded_default(
     [
         (EVAL, "--sys-length 35 --hmap-v-attn-txt-rank 9", "baseline: --sys-length, --hmap-v-attn-txt-rank"),
         (EVAL, "--hmap-v-attn-img-layer 3", "baseline: --hmap-v-attn-img-layer"),
+        (EVAL, "--use-fast-v --hmap-v-attn-img-layer 3", "fastv: --hmap-v-attn-img-layer"),
         (CUSTOM, "--baseline --custom-kept-tokens 9 --custom-drop", "baseline: --custom-kept-tokens, --custom-drop"),
         (CUSTOM, "--baseline --custom-selection-method fps", "baseline: --custom-selection-method"),
         (CUSTOM, "--custom-selection-method tome --custom-first-index 0", "custom-tome: --custom-first-index"),
@@ -248,6 +250,8 @@ def _system_length(checkpoint: Checkpoint) -> int:
     ("main", "argv", "settings"),
     [
         (EVAL, "", {"use_himap": False, "txt_layer": None, "img_layer": None, "txt_rank": None, "img_rank": None}),
+        (EVAL, "", {"use_fastv": False, "fast_v_agg_layer": None, "fast_v_attention_rank": None}),
+        (EVAL, "--use-fast-v", {"use_himap": False, "use_fastv": True, "fast_v_attention_rank": 32, "txt_rank": None}),
         (
             EVAL,
             "--use-hmap-v --hmap-v-attn-txt-rank 20",
@@ -410,6 +414,7 @@ def test_latency_is_that_of_generate(monkeypatch: pytest.MonkeyPatch, answered: 
         (EVAL, [], (64, 64, 64, 64)),
         (EVAL, ["--use-hmap-v", "--hmap-v-attn-txt-rank", "32", "--hmap-v-attn-img-rank", "8"], (64, 32, 8, 8)),
         (CUSTOM, [], (64, 64, 64, 64)),
+        (EVAL, ["--use-fast-v"], (64, 32, 32, 32)),
         (CUSTOM, ["--custom-drop"], (64, 64, 8, 8)),
     ],
 )
