@@ -12,6 +12,7 @@ _FIGURES = (
     "verdict",
     "outcome",
     "bytes_per_sample",
+    "climb_bytes",
     "peak_bytes",
     "own_peak_bytes",
     "limit_bytes",

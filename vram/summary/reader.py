@@ -20,6 +20,8 @@ _WHY = {"where": str, "op": str, "dtype": str, "shape": str, "bytes_per_sample":
 _CHANNEL = {
     "verdict": _TEXT,
     "bytes_per_sample": _NUMBER,
+    "climb_bytes": _COUNT,
+    "late_climb_bytes": _COUNT,
     "exact": bool,
     "tolerance_bytes": int,
     "before_bytes": int,

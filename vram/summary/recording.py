@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from vram.text import apart, rate_text
+from vram.text import apart, rate_text, size_text
 from vram.units import format_bytes
 
 Outcome = Literal[
@@ -26,6 +26,7 @@ Outcome = Literal[
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # worst first
 NEEDS_ATTENTION = frozenset(OUTCOMES[:5])
 NO_DECISION = frozenset(OUTCOMES[5:7])
+_SMALL_CLIMB = 10  # a plateau that climbed by less than so many parts of what was alive before is not remarked on
 PEAK = "requested_peak"  # the channel that limits and budgets mean where they name none
 
 GARBAGE = "garbage"  # of a check: what only the collector frees
@@ -85,6 +86,8 @@ class ChannelSummary:
     onset_run: int | None = None
     resolution_bytes: int | None = None
     rare_leak_bound: float | None = None
+    climb_bytes: int | None = None
+    late_climb_bytes: int | None = None
 
     @property
     def most_bytes(self) -> int:
@@ -98,8 +101,14 @@ class ChannelSummary:
 
     @property
     def growth_text(self) -> str:
-        """ "4,096 B" a sample, "-" where growth was not judged."""
-        return rate_text(self.bytes_per_sample)
+        """ "4,096 B" a sample; of a plateau that climbed, also how far. "-" where growth was not judged."""
+        return f"{rate_text(self.bytes_per_sample)}{self.climb_text and '; '}{self.climb_text}"
+
+    @property
+    def climb_text(self) -> str:
+        """ "1.00 MiB above the start" of a plateau that is; "" of anything else."""
+        climbed = self.verdict == "plateau" and self.climb_bytes is not None and self.climb_bytes > 0
+        return f"{size_text(self.climb_bytes)} above the start" if climbed else ""
 
 
 @dataclass(frozen=True)
@@ -210,8 +219,33 @@ class RecordingSummary:
 
     @property
     def growth_text(self) -> str:
-        """ "4,096 B" a sample, "-" where growth was not judged."""
-        return rate_text(self.bytes_per_sample)
+        """ "4,096 B" a sample; of a plateau that climbed, also how far. "-" where growth was not judged."""
+        climb = "" if self._decided is None else self._decided.climb_text
+        return f"{rate_text(self.bytes_per_sample)}{climb and '; '}{climb}"
+
+    @property
+    def climb_bytes(self) -> int | None:
+        """How far a plateau is above the start of the recording; None of anything else."""
+        return self._decided.climb_bytes if self._decided is not None and self._decided.climb_text else None
+
+    @property
+    def climb_remark(self) -> str:
+        """A climb of more than was declared, or than a tenth of what was alive before, in one line; else ""."""
+        channel, climb_bytes = self._decided, self.climb_bytes
+        if channel is None or climb_bytes is None:
+            return ""
+        declared, before = self.cache_budget_bytes, channel.before_bytes
+        if climb_bytes <= (declared or before // _SMALL_CLIMB):
+            return ""
+        share = f"{100 * climb_bytes / before:.0f} % of what was alive before" if before else "where nothing was alive"
+        against = f"more than the {size_text(declared)} declared" if declared else share
+        late = channel.late_climb_bytes or 0
+        after = f"; {size_text(late)} of it came after warm-up" if late > 0 else ""
+        return f"{self.name}: a plateau, and {channel.climb_text}, {against}{after}"
+
+    @property
+    def _decided(self) -> ChannelSummary | None:
+        return self.channels.get(self.verdict_channel or "")
 
     @property
     def runs_text(self) -> str:
@@ -273,7 +307,7 @@ class RecordingSummary:
             if data[name] is None:
                 del data[name]
         notes = {"softmax_peak_bytes": None, **data.pop("notes")}
-        derived = {name: getattr(self, name) for name in ("besides_bytes", "own_peak_bytes", "limit_bytes", "reasons")}
+        derived = {name: getattr(self, name) for name in _DERIVED}
         return {"mode": data.pop("name"), "outcome": self.outcome, **data, **derived, **notes}
 
 
@@ -283,5 +317,6 @@ def garbage_text(n_bytes: int, kinds: Sequence[str]) -> str:
     return f"a sample makes up to {format_bytes(n_bytes)} that only the garbage collector frees{made_of}"
 
 
+_DERIVED = ("besides_bytes", "own_peak_bytes", "limit_bytes", "reasons", "climb_bytes")
 _FIELDS = tuple(RecordingSummary.__dataclass_fields__)
 OWN_KEYS = frozenset({*_FIELDS, *RecordingSummary("").to_json()} - {"softmax_peak_bytes"})  # no note may be called so

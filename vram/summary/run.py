@@ -93,14 +93,16 @@ class RunSummary:
 
     @property
     def remarks(self) -> list[str]:
-        """Lines that are worth knowing and fail nothing: garbage, noisy channels that grow, ratios that are kept."""
+        """Lines worth knowing that fail nothing: garbage, noisy channels that grow, climbs of plateaus, ratios kept."""
         noisy = [
             f"{one.name}: {name} grows by {channel.growth_text} a sample (noisy: reported, never fails a test)"
             for one in self.recordings
             for name, channel in one.channels.items()
             if channel.verdict == "grows" and not channel.exact and one.verdict != "grows"
         ]
-        return self.garbage + noisy + [ratio.text for one in self.recordings for ratio in one.ratios if not ratio.over]
+        climbs = [one.climb_remark for one in self.recordings if one.climb_remark]
+        kept = [ratio.text for one in self.recordings for ratio in one.ratios if not ratio.over]
+        return self.garbage + noisy + climbs + kept
 
     @property
     def garbage(self) -> list[str]:

@@ -294,7 +294,8 @@ def _steady_row(ratchet: Ratchet, status: Status) -> int:
     """The row from which on the rate is taken: after the onset where it grows, after the last rise where it stopped."""
     if not ratchet.rises:
         return 0
-    row = ratchet.rises[0] if status in ("grows", "undecided") else ratchet.rises[-1]
+    # In the row of the last rise, some samples came before it: theirs is the row after.
+    row = ratchet.rises[0] if status in ("grows", "undecided") else ratchet.rises[-1] + 1
     return row if row < len(ratchet.rows) - 2 else max(0, len(ratchet.rows) - 3)
 
 

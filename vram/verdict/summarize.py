@@ -97,6 +97,8 @@ def _channel(recording: Recording, name: str, verdict: Verdict | None) -> Channe
             "onset_run": verdict.onset_run,
             "resolution_bytes": verdict.resolution_bytes,
             "rare_leak_bound": verdict.rare_leak_bound,
+            "climb_bytes": verdict.climb_bytes,
+            "late_climb_bytes": verdict.late_climb_bytes,
         }
     return ChannelSummary(
         exact=name in recording.exact,

@@ -58,7 +58,7 @@ def leaks(n):
 
 
 def fills(n):
-    CACHE.setdefault(n, torch.zeros(1024))
+    CACHE.setdefault(n, torch.zeros(4096))
 
 
 def rises_alone(n):
