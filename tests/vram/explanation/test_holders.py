@@ -270,6 +270,39 @@ def test_a_chain_of_links_that_are_alike_is_counted(make: Callable[[torch.Tensor
     assert re.search(words.format(here=HERE), found), found
 
 
+class Trainer:
+    """Its history is what is to be mended."""
+
+    def __init__(self) -> None:
+        self.history_of_all_batches: list[object] = []
+
+
+def test_a_long_chain_keeps_both_ends_and_the_place_to_mend() -> None:
+    """Whole phrases: how the tensor is kept, and the attribute of the object that a module knows by name."""
+    trainer = Trainer()
+    put(trainer)
+
+    def make(tensor: torch.Tensor) -> None:
+        chain: object = {"logits_of_the_last_layer": tensor}
+        for number in range(12):
+            chain = Plain([chain]) if number % 3 else Slotted({f"entry_with_a_long_name_{number}": chain})
+        trainer.history_of_all_batches.append(chain)
+
+    text = of(make)
+    assert len(text) <= 320
+    assert text.startswith("key `logits_of_the_last_layer` of ")
+    assert re.search(
+        r" \.\.\. .*list `history_of_all_batches` \(1 item\), attribute of Trainer in list `GLOBAL` \(1 item\), global",
+        text,
+    ), text
+
+
+def test_a_chain_of_two_thousand_links_comes_to_its_name() -> None:
+    """A linked list of one's own, without a recursion that could end."""
+    text = of(lambda tensor: put(nested(tensor, 1_500, Slotted)))
+    assert re.search(r"Slotted `value` \(1,498 links on\), attribute of Slotted in list `GLOBAL`", text), text
+
+
 def test_a_local_of_a_running_function_is_found_though_no_object_refers_to_it() -> None:
     """Nothing but this test's own variable keeps it; a variable of another thread is found as well."""
     kept = [torch.zeros(4)]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from vram.explanation.holders import autograd, heap, holder, holders
+from vram.explanation.holders import autograd, holder, holders, survey
 
 GLOBAL: list[Any] = []
 IN_GLOBAL = rf"list `GLOBAL` \(1 item\), global of module {re.escape(__name__)}$"
@@ -280,7 +280,7 @@ def test_a_graph_larger_than_its_share_is_searched_in_the_end(monkeypatch: pytes
     assert re.match(rf"autograd graph \(TanhBackward0\) of a tensor held by {IN_GLOBAL}", text), text
 
 
-@pytest.mark.parametrize(("limit", "of_what"), [("MOST_NODES", autograd), ("MOST_OBJECTS", heap)])
+@pytest.mark.parametrize(("limit", "of_what"), [("MOST_NODES", autograd), ("MOST_OBJECTS", survey)])
 def test_a_search_that_was_cut_short_does_not_accuse_native_code(
     limit: str, of_what: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

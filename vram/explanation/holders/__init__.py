@@ -83,7 +83,7 @@ class _Search:
         look_ahead(self._heap, [self._tensors[storage._cdata] or [storage] for storage in storages], named)
         self._paths = {storage._cdata: self._path_to_tensor(storage) for storage in storages}
         if not all(path.named for path in self._paths.values()):
-            self._heap.complete()  # there is more in it than in the collector's own answers
+            self._heap.survey()  # there are holders that the collector does not know
             self._paths = {storage._cdata: self._path_to_tensor(storage) for storage in storages}
 
     def close(self) -> None:
@@ -94,8 +94,10 @@ class _Search:
     @cached_property
     def _graphs(self) -> Graphs:
         """For storages that no Python object keeps, or one that comes to no name: a graph may keep that one."""
-        loose = {address: path.objects[-1] for address, path in self._paths.items() if not path.named}
-        return Graphs(self._heap, {*loose, *map(id, loose.values())})
+        loose = {address: path for address, path in self._paths.items() if not path.named}
+        # A chain that ends at once ends with the tensor, which no node of a graph is.
+        ends = (id(path.objects[-1]) for path in loose.values() if len(path.objects) > 1)
+        return Graphs(self._heap, {*loose, *ends})
 
     @cached_property
     def _natives(self) -> Natives:
@@ -122,8 +124,8 @@ class _Search:
         if type(last) is contextvars.Context:
             return self._held_by(path)
         unnamed = ""
-        for keepers in (self._graphs.keepers, self._natives.keepers):
-            words, named = self._best(keepers(storage))
+        for finder in (lambda: self._graphs, lambda: self._natives):
+            words, named = self._best(finder().keepers(storage))
             if named:
                 return words
             unnamed = unnamed or words

@@ -53,10 +53,11 @@ class Graphs:
         self._parameters: dict[int, Any] = {}  # by id: the nodes at which graphs end
         self._left: list[Any] = []
         self._gradients: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._all_seen = heap.complete().whole
+        self._all_seen = heap.survey().whole
         self._held, self._loose = self._roots(heap)
         for roots in (self._held, self._loose):
-            self._walk_all([node for node, _, _ in reversed(roots)])
+            # Newest first: what is looked for was made in the last runs.
+            self._walk_all(sorted({node for node, _, _ in roots if node is not None}, key=_age))
         if self._missing and self._left:
             self._walk(self._left, MOST_NODES)
         self.whole = not (self._missing and self._left)
@@ -91,10 +92,10 @@ class Graphs:
 
     def _roots(self, heap: Heap) -> tuple[list[tuple[Any, Any, str]], list[tuple[Any, Any, str]]]:
         """(node, tensor, words) where graphs begin: of tensors that a Python object holds, and of the others."""
-        referred = heap.complete().referred(heap.tensors)
+        held = heap.survey().referred | heap.locals.keys()
         roots: tuple[list[Any], list[Any]] = ([], [])
-        for tensor, is_referred in zip(heap.tensors, referred, strict=True):
-            of_tensor = roots[not is_referred and id(tensor) not in heap.locals]
+        for tensor in heap.tensors:
+            of_tensor = roots[id(tensor) not in held]
             with suppress(RuntimeError):  # a view of what was changed in place has none
                 if (node := _grad_fn(tensor)) is not None:
                     of_tensor.append((node, tensor, "a tensor"))
@@ -107,8 +108,7 @@ class Graphs:
         for node in nodes:
             if not self._missing:
                 return
-            if node is not None:
-                self._left += self._walk([node], MOST_OF_ONE)
+            self._left += self._walk([node], MOST_OF_ONE)
 
     def _walk(self, waiting: list[Any], most: int) -> list[Any]:
         """Look at up to `most` further nodes, from those `waiting` on; the rest of these is returned."""
@@ -164,6 +164,11 @@ class Graphs:
                 if outer not in names:
                     names[outer] = names[node]
                     waiting.append(outer)
+
+
+def _age(node: Any) -> int:
+    """Less for nodes that were made later."""
+    return -int(node._sequence_nr())
 
 
 def _described(tensor: torch.Tensor) -> str:

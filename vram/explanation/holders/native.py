@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vram.explanation.holders.autograd import is_tensor, keeps, tensors_in
-from vram.explanation.holders.heap import Heap, Index
+from vram.explanation.holders.heap import Heap
 from vram.explanation.holders.objects import is_array, namespace
 from vram.torch_hooks.storages import storages_of
 
@@ -40,9 +40,8 @@ class Natives:
     """Objects of a heap that keep storages by native code."""
 
     def __init__(self, heap: Heap) -> None:
-        index = heap.complete()
-        self._shared = [*_shared_memory(index, heap.tensors)]
-        self._keeping = [*_by_native_code(index)]
+        self._shared = [*_shared_memory(heap)]
+        self._keeping = [*_by_native_code(heap)]
 
     def keepers(self, storage: Any) -> list[tuple[Any, str]]:
         """(object, words) of those that keep `storage`."""
@@ -75,14 +74,14 @@ def in_autocast_cache(storages: Sequence[Any]) -> list[bool]:
     return [count(storage._cdata) < owners for storage, owners in zip(storages, before, strict=True)]
 
 
-def _shared_memory(index: Index, tensors: Sequence[torch.Tensor]) -> Iterator[tuple[int, Any, str]]:
+def _shared_memory(heap: Heap) -> Iterator[tuple[int, Any, str]]:
     """(address, object, words) of objects that keep memory which may be a tensor's."""
-    for obj in index.natives:
+    for obj in heap.survey().natives:
         if is_array(obj) and issubclass(type(_root_of(obj)), torch.Tensor | _CAPSULE):
             yield obj.__array_interface__["data"][0], obj, "NumPy array"
         elif type(obj) is _CAPSULE and (pointer := _dlpack_address(obj)):
             yield pointer, obj, "DLPack capsule"
-    for tensor in tensors:
+    for tensor in heap.tensors:
         for storage in storages_of(tensor):
             with suppress(RuntimeError):
                 if storage.device.type != "meta" and not storage.resizable() and storage.data_ptr():
@@ -107,20 +106,20 @@ def _dlpack_address(capsule: Any) -> int:
     return data + ctypes.c_uint64.from_address(offset_at).value
 
 
-def _by_native_code(index: Index) -> Iterator[tuple[torch.Tensor, Any, str]]:
+def _by_native_code(heap: Heap) -> Iterator[tuple[torch.Tensor, Any, str]]:
     """(tensor, object, words) of what objects of PyTorch's native code keep."""
     kept = {function.name for function in _traced_functions()}
-    for script in index.of_kind((torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+    for script in heap.of_kind((torch.jit.ScriptModule, torch.jit.ScriptFunction)):
         if issubclass(type(script), torch.jit.ScriptModule):
             native = namespace(script).get("_c")
             yield from ((tensor, script, f"{what} of TorchScript") for tensor, what in _script_tensors(native))
         else:
             how = f"constant of traced function {script.name}{f' ({_EVER})' * (script.name in kept)}"
             yield from ((constant, script, how) for constant in _constants(script.graph))
-    for work in (obj for obj in index.natives if type(obj) in _work_kinds()):
+    for work in (obj for obj in heap.survey().natives if type(obj) in _work_kinds()):
         with suppress(RuntimeError):  # a back end that has no future of it
             yield from ((tensor, work, "Work of a collective") for tensor in _result(work.get_future()))
-    for future in index.of_kind((torch._C.Future,)):
+    for future in heap.of_kind((torch._C.Future,)):
         with suppress(RuntimeError):
             yield from ((tensor, future, "result of a future") for tensor in _result(future))
 

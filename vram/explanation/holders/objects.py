@@ -5,6 +5,7 @@ Types are compared, without `isinstance`, which would run the `__class__` proper
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 import types
@@ -40,6 +41,26 @@ def is_array(obj: Any) -> bool:
     """Whether `obj` is a NumPy array; NumPy is not imported for it."""
     numpy = sys.modules.get("numpy")
     return numpy is not None and type(obj) is numpy.ndarray
+
+
+def array_kinds() -> tuple[type, ...]:
+    """The type of NumPy's arrays; NumPy is not imported for it."""
+    numpy = sys.modules.get("numpy")
+    return () if numpy is None else (numpy.ndarray,)
+
+
+def referents(obj: Any) -> list[Any]:
+    """The objects that `obj` refers to; a module only to its namespace.
+
+    Native modules have more, and in Python 3.12 `_asyncio` names what is dead: whoever touches that breaks its list of
+    free objects, and the next look at it never ends.
+    """
+    if issubclass(type(obj), types.ModuleType):
+        return [namespace(obj)]
+    if not is_array(obj):
+        return gc.get_referents(obj)
+    # An array of numbers shares memory with its base, and is found by that.
+    return [item for item in (obj.base, *obj.flat) if item is not None] if obj.dtype == object else []
 
 
 def namespace(obj: Any) -> Any:

@@ -53,14 +53,13 @@ def path_to_name(heap: Heap, targets: Sequence[Any], named: Mapping[int, str]) -
             break
         level = following
         last = level[0]
-    whole = heap.index is not None and heap.index.whole and not following
-    return Path(_chain(last, child_of), False, whole)
+    return Path(_chain(last, child_of), False, heap.whole and not following)
 
 
 def look_ahead(heap: Heap, groups: Sequence[Sequence[Any]], named: Mapping[int, str]) -> None:
     """Have referrers of all `groups` of targets looked up together, level by level, as far as a search would go."""
     levels, seen = [list(group) for group in groups], set[int]()
-    while levels and heap.index is None:
+    while levels and not heap.indexed:
         levels = [level for level in levels if not any(is_name(obj, named, heap.locals) for obj in level)]
         following: dict[int, Any] = {id(obj): obj for level in levels for obj in level}
         referrers = defaultdict[int, list[Any]](list)
