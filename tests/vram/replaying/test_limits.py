@@ -13,6 +13,7 @@ import torch
 import vram
 from vram.plugin import progress
 from vram.recording import Recording
+from vram.replaying import loop
 from vram.replaying.limits import Progress
 from vram.verdict.summarize import summarize
 
@@ -50,19 +51,22 @@ def rising_slowly() -> Callable[[object], object]:
 
 
 @pytest.mark.parametrize(
-    ("limit", "words"), [({"max_runs": 130}, "stopped after 120 runs: "), ({"max_seconds": 0.5}, "stopped after 0.")]
+    ("limit", "runs", "words"),
+    [({"max_runs": 130}, 120, "stopped after 120 runs: "), ({"max_seconds": 130}, 120, "stopped after 130 s: ")],
 )
-def test_a_suspicion_that_is_stopped_is_undecided(limit: dict[str, Any], words: str) -> None:
-    """After the first look, before the second: what was known is said; no lap begins that can't be finished."""
-    step = rising_slowly()
+def test_a_suspicion_that_is_stopped_is_undecided(
+    monkeypatch: pytest.MonkeyPatch, limit: dict[str, Any], runs: int, words: str
+) -> None:
+    """After the first look, before the second: what was known is said; no lap counts that was not finished."""
+    step, clock = rising_slowly(), [0.0]
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
 
-    def slow(sample: object) -> None:
-        time.sleep(0.004 if "max_seconds" in limit else 0)
+    def a_second(sample: object) -> None:
         step(sample)
+        clock[0] += 1
 
-    recording = vram.replay(slow, range(20), **limit)
-    assert (recording.runs == 120) == ("max_runs" in limit)
-    assert 100 <= recording.runs < 200
+    recording = vram.replay(a_second, range(20), **limit)
+    assert (recording.runs, clock[0]) == (runs, 130 if "max_seconds" in limit else 120)
     with pytest.raises(vram.Undecided) as failure:
         vram.assert_stable(recording)
     first, second = str(failure.value).splitlines()[:2]
