@@ -36,14 +36,15 @@ def lengths(answerer: Answerer, questions: list[Question]) -> list[int]:
     return [len(answerer.prompts.ids(question)) for question in questions]
 
 
-def test_himap_saves_memory(
-    vram: VramSession, recordings: Callable[[str], Recording], questions: list[Question], lengths: list[int]
+@pytest.mark.parametrize("mode", [mode.name for mode in MODES.values() if mode.prunes and mode.name not in CUSTOM])
+def test_pruning_saves_memory(
+    vram: VramSession, recordings: Callable[[str], Recording], questions: list[Question], lengths: list[int], mode: str
 ) -> None:
     """Above the weights: each question with an image needs less than in baseline; one without, its image mask more."""
-    himap, baseline = recordings("himap"), recordings("baseline")
+    pruned, baseline = recordings(mode), recordings("baseline")
     weights, some = model_bytes(baseline), with_images(questions)
-    vram.assert_ratio(himap, baseline, at_most=1.001, besides_bytes=weights, lengths=lengths)
-    vram.assert_ratio(himap, baseline, at_most=0.99, besides_bytes=weights, lengths=lengths, samples=some)
+    vram.assert_ratio(pruned, baseline, at_most=1.001, besides_bytes=weights, lengths=lengths)
+    vram.assert_ratio(pruned, baseline, at_most=0.99, besides_bytes=weights, lengths=lengths, samples=some)
 
 
 @pytest.mark.parametrize("mode", CUSTOM)
