@@ -16,15 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import himap
 from vram import Recording
 
-# What a model whose modes are all off may run of ours: the door, and the look at the flags and at the cache.
+# Code of ours that a model runs with every mode off: the door, and the look at flags, cache and arguments that count
+# tokens.
 _DOOR = {
     ("decoder.py", "forward"),
+    ("generation.py", "__call__"),
     ("generation.py", "generate"),
     ("generation.py", "prepare_inputs_for_generation"),
     ("frozen.py", "frozen_choice"),
     ("multimodal.py", "forward"),
     ("multimodal.py", "read"),
     ("settings.py", "active_settings"),
+    ("settings.py", "any_mode_on"),
 }
 
 
