@@ -1,8 +1,8 @@
 """The cost of an explanation beside its traced rerun: `python benchmarks/explanation.py [--objects 500000]`.
 
 Three leaks in one process: eight lines that keep a tensor each, losses whose graphs have 200 operations, and what only
-native code keeps. Bound: twice the rerun and one second. In CPU
-seconds of the process, which other processes change less than those of a clock.
+native code keeps. Bound: twice the rerun and one second. In CPU seconds of the process, which other processes change
+less than those of a clock.
 """
 
 from __future__ import annotations
