@@ -83,7 +83,9 @@ def telling_frame(frames: Sequence[Frame]) -> Frame | None:
 class Stacks:
     """Call stacks, innermost frame first; the same one is the same object."""
 
-    def __init__(self) -> None:
+    def __init__(self, outermost: str = "") -> None:
+        """`outermost`: a part of the file names where stacks end; "" for none."""
+        self._outermost = outermost
         self._known: dict[tuple[tuple[Any, int], ...], tuple[Frame, ...]] = {}
 
     def clear(self) -> None:
@@ -99,6 +101,8 @@ class Stacks:
             filename = frame.f_code.co_filename
             if not stack and filename.endswith(_WRAPPERS):
                 pass  # around our own dispatch, not around the operation
+            elif self._outermost and self._outermost in filename:
+                break
             elif not filename.startswith(ours):
                 stack.append((frame.f_code, frame.f_lineno))
             elif stack and not filename.startswith(_WITHIN):

@@ -137,10 +137,10 @@ def _traced(
                 return None, f"the lines are not known: run again, sample {number} raised {type(error).__name__}"
             traces.append([one for one in tracer.at_peak() if one.n_bytes])
             gc.collect()
-    return {"sample": number, "bytes": sum(one.n_bytes for one in traces[-1]), "lines": _lines(traces)}, ""
+    return {"sample": number, "bytes": sum(one.n_bytes for one in traces[-1]), "lines": breakdown_lines(traces)}, ""
 
 
-def _lines(traces: Sequence[Sequence[Allocation]]) -> list[dict[str, Any]]:
+def breakdown_lines(traces: Sequence[Sequence[Allocation]]) -> list[dict[str, Any]]:
     """Lines of the last trace, with shapes from the first to the last."""
     alive = traces[-1]
     made = [by_line(one for one in trace if one.run != BEFORE) for trace in traces]

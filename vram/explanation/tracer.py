@@ -13,7 +13,7 @@ import torch
 from vram.explanation.allocations import BEFORE, Allocation, Event, at_peak, described, unclaimed
 from vram.explanation.snapshot import viewer_snapshot
 from vram.frames import Frame, Stacks
-from vram.torch_hooks.dispatch import Following, operation_name
+from vram.torch_hooks.dispatch import Following, made_by
 from vram.torch_hooks.storages import LivingStorages, has_bytes, living_tensors, storages_of
 from vram.torch_hooks.watchers import hooked
 
@@ -107,11 +107,7 @@ class TensorTracer:
         return has_bytes(storage)
 
     def _seen(self, tensor: torch.Tensor, func: Any, made: bool) -> None:
-        op = operation_name(func)
-        if not made:
-            # torch.tensor and its kin make a tensor where no mode sees it, then lift it.
-            op = "tensor from data" if op == "aten.lift_fresh" else f"first used by {op}"
-        self._see(tensor, op)
+        self._see(tensor, made_by(func, made))
 
     def _see(self, tensor: torch.Tensor, op: str, *, frames: tuple[Frame, ...] | None = None) -> None:
         # A subclass has code of its own, which may raise: a lazy module's parameter has no storage yet.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
 import weakref
 from collections import defaultdict
@@ -13,15 +14,20 @@ from typing import Any
 
 import torch
 
+from vram.explanation.allocations import BEFORE
+from vram.explanation.body import LinedTensorMeter
 from vram.explanation.failures import attempt
 from vram.explanation.holders import holders
-from vram.meters import torch_device
+from vram.explanation.peak import breakdown_lines, peak_lines
+from vram.meters import default_meter, torch_device
 from vram.plugin.markers import MarkerLimits
 from vram.replaying.collector import unfrozen
-from vram.replaying.measurement import measure
+from vram.replaying.measurement import measured_by
 from vram.torch_hooks.storages import has_bytes, storages_of
 from vram.units import format_bytes
 
+_RUNNER = f"{os.sep}_pytest{os.sep}"  # in the names of pytest's own files
+_MOST_LINES = 8  # of code, at the peak
 _MOMENT_SECONDS = 0.02
 _MOST_KINDS = 3  # of tensors
 
@@ -31,13 +37,15 @@ class MeasuredBody:
     """Bytes above those alive when the body began; None until it has ended well. `kept_bytes` is for leak_free alone.
 
     Negative `kept_bytes` were alive before and are not any more. `kept` names the tensors, where too many were kept.
-    `nothing_allocated`: nothing was taken or given back on the device.
+    `nothing_allocated`: nothing was taken or given back on the device. `at_peak` has lines on what was alive at a peak
+    over the limit.
     """
 
     peak_bytes: int | None = None
     kept_bytes: int | None = None
     kept: list[str] = field(default_factory=list)
     nothing_allocated: bool = False
+    at_peak: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -53,8 +61,11 @@ def measured(limits: MarkerLimits, device: str, let_go: Callable[[], None]) -> I
     if leaks:
         _clear_workspaces(device)
     before = Leftovers(device) if leaks else None
-    with measure(device) as measurement:
+    lined = LinedTensorMeter(_RUNNER) if limits.limit_bytes is not None and device == "cpu" else None
+    with measured_by(lined or default_meter(device)) as measurement:
         yield body
+        if limits.limit_bytes is not None and measurement.peak_bytes - measurement.before_bytes > limits.limit_bytes:
+            body.at_peak = _at_peak(lined, measurement.before_bytes)
         if before is not None:
             _clear_workspaces(device)
             gc.collect()
@@ -68,6 +79,16 @@ def measured(limits: MarkerLimits, device: str, let_go: Callable[[], None]) -> I
         body.kept_bytes = measurement.live_bytes - measurement.before_bytes
         if body.kept_bytes > (limits.allow_bytes or 0):
             body.kept = before.lines()
+
+
+def _at_peak(lined: LinedTensorMeter | None, before_bytes: int) -> list[str]:
+    """Lines on what was alive; only the CPU's meter knows by which line it was made."""
+    besides = f"besides {format_bytes(before_bytes)} that was alive before the test" if before_bytes else ""
+    if lined is None:
+        return [f"  {besides}"] if besides else []
+    made = [one for one in lined.at_peak() if one.run != BEFORE]
+    title = ", ".join(filter(None, ["alive at the peak", besides]))
+    return [f"  {title}:", *peak_lines(breakdown_lines([made]), _MOST_LINES)]
 
 
 class Leftovers:

@@ -124,17 +124,22 @@ def marker_limits(marks: Iterable[Mark]) -> MarkerLimits | None:
 
 
 def judge(
-    limits: MarkerLimits, peak_bytes: int, kept_bytes: int | None, kept: Sequence[str] = ()
+    limits: MarkerLimits,
+    peak_bytes: int,
+    kept_bytes: int | None,
+    kept: Sequence[str] = (),
+    at_peak: Sequence[str] = (),
 ) -> PeakExceeded | MemoryLeak | None:
     """Error to fail the test with; None where it kept its limits: exactly the limit passes, exactly the allowance too.
 
-    `kept` are lines that name the tensors that were kept.
+    `kept` are lines that name the tensors that were kept, `at_peak` those that name what was alive at the peak.
     """
     errors: list[PeakExceeded | MemoryLeak] = []
     if limits.limit_bytes is not None:
         overrun = judge_peak(peak_bytes, limits.limit_bytes)
         if overrun is not None:
-            errors.append(PeakExceeded(f"{LIMIT}: {overrun}, above what was alive before the test"))
+            text = f"{LIMIT}: {overrun}, above what was alive before the test"
+            errors.append(PeakExceeded("\n".join([text, *at_peak])))
     if limits.allow_bytes is not None and kept_bytes is not None and kept_bytes > limits.allow_bytes:
         text = f"{LEAK_FREE}: the test keeps {kept_bytes:,} B ({format_bytes(kept_bytes)})"
         if limits.allow_bytes:

@@ -253,7 +253,7 @@ class Measuring:
         with measured(limits, self.device(), _let_go_of_logs) as body:
             yield
         assert body.peak_bytes is not None
-        error = judge(limits, body.peak_bytes, body.kept_bytes, body.kept) or self._unseen(limits, body)
+        error = judge(limits, body.peak_bytes, body.kept_bytes, body.kept, body.at_peak) or self._unseen(limits, body)
         item.stash[MARKED] = MarkedSummary(
             item.nodeid,
             body.peak_bytes,

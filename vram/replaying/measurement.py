@@ -49,7 +49,14 @@ def measure(device: str = "auto") -> Iterator[Measurement]:
     Replays and measurements inside the block count for its peak. On a real GPU `torch.cuda.reset_peak_memory_stats`
     inside it hides what was needed before.
     """
-    with default_meter(device) as meter, meter.watching():
+    with measured_by(default_meter(device)) as measurement:
+        yield measurement
+
+
+@contextmanager
+def measured_by(meter: Meter) -> Iterator[Measurement]:
+    """As `measure`, by a meter that has not been entered."""
+    with meter, meter.watching():
         meter.reset_peak()
         measurement = Measurement(meter)
         try:

@@ -65,6 +65,15 @@ def operation_name(func: Any) -> str:
     return name.replace("::", ".")
 
 
+def made_by(func: Any, made: bool) -> str:
+    """Words for the operation that made a storage, or that used it first."""
+    op = operation_name(func)
+    if made:
+        return op
+    # torch.tensor and its kin make a tensor where no mode sees it, then lift it.
+    return "tensor from data" if op == "aten.lift_fresh" else f"first used by {op}"
+
+
 @functools.cache
 def composite(func: Any) -> bool:
     """Whether an operation is made of others on every device.

@@ -220,6 +220,58 @@ def test_markers_that_cannot_be_read_are_collection_errors(pytester: pytest.Pyte
     pytester.runpytest("--vram-disable").assert_outcomes(passed=4)
 
 
+LINES = """
+    import pytest, torch
+
+    @pytest.fixture
+    def weights():
+        return torch.zeros(8 * 256)
+
+    def freed_before():
+        torch.zeros(20 * 256)
+
+    def layer(hidden):
+        gate = hidden * 2
+        return torch.cat([gate, hidden])
+
+    @pytest.mark.vram_limit("10 KiB")
+    def test_lines(weights):
+        kept = torch.zeros(256)
+        hidden = torch.ones(4 * 256)
+        for _ in range(3):
+            layer(hidden)
+        late = torch.zeros(256)
+
+    @pytest.mark.vram_limit("10 KiB")
+    def test_early_peak(weights):
+        freed_before()
+        layer(torch.ones(4 * 256))
+
+    @pytest.mark.vram_limit("1 KiB")
+    def test_resized():
+        torch.empty(0).untyped_storage().resize_(5000)
+"""
+
+
+@pytest.mark.usefixtures("_small_heap")
+def test_a_peak_over_the_limit_names_its_lines(pytester: pytest.Pytester) -> None:
+    """What was alive at the highest moment, in bytes, by line; not what ended before, nor what came after."""
+    path = pytester.makepyfile(LINES)
+    reports = pytester.inline_run("-p", "no:anyio").getreports("pytest_runtest_logreport")
+    errors = {report.nodeid.partition("::")[2]: str(report.longrepr) for report in reports if report.when == "call"}
+    assert "peak 17,408 B" in errors["test_lines"]
+    assert [line[1:].strip() for line in errors["test_lines"].splitlines() if line.startswith("E")][1:] == [
+        "alive at the peak, besides 8.00 KiB that was alive before the test:",
+        f"8.00 KiB in 1: {path.name}:12 layer: aten.cat float32 [2048]",
+        f"4.00 KiB in 1: {path.name}:11 layer: aten.mul float32 [1024]",
+        f"4.00 KiB in 1: {path.name}:17 test_lines: aten.ones float32 [1024]",
+        f"1.00 KiB in 1: {path.name}:16 test_lines: aten.zeros float32 [256]",
+    ]
+    assert f"20.00 KiB in 1: {path.name}:8 freed_before: aten.zeros float32 [5120]" in errors["test_early_peak"]
+    assert "layer" not in errors["test_early_peak"].partition("alive at the peak")[2]
+    assert f"4.88 KiB in 1: {path.name}:29 test_resized: resize_ uint8 [5000]" in errors["test_resized"]
+
+
 CLOSEST = """
     import pytest, torch
     limit, leak_free = pytest.mark.vram_limit, pytest.mark.vram_leak_free

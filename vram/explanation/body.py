@@ -1,0 +1,81 @@
+"""What was alive at the peak of work that runs once, as a test's body does: followed while it runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vram.explanation.allocations import BEFORE, Allocation, described
+from vram.frames import Stacks
+from vram.meters.tensor import TensorMeter
+from vram.torch_hooks.dispatch import made_by
+from vram.torch_hooks.storages import LivingStorages, has_bytes, storages_of
+
+
+class LinedTensorMeter(TensorMeter):
+    """The meter of CPU tensors, with the same figures, which also knows what is alive at its peak and from which line.
+
+    Costs a walk up the stack for each storage that begins. Keeps no log: only what is alive, and what was at the peak.
+    """
+
+    def __init__(self, outermost: str = "") -> None:
+        """`outermost`: a part of the file names where call stacks end; those frames are the test runner's."""
+        super().__init__()
+        self._allocations = LivingStorages[Allocation](self._line_ended)
+        self._living = self._allocations  # type: ignore[assignment]  # with a value for each storage
+        self._stacks = Stacks(outermost)
+        # Since the peak: ids of what began and is alive, and what has ended that was there.
+        self._begun: set[int] = set()
+        self._over: list[Allocation] = []
+
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__(*exc_info)
+        self._stacks.clear()
+
+    def at_peak(self) -> list[Allocation]:
+        """Allocations that were alive at the peak so far; those from before have the run BEFORE and no line."""
+        with self._counting:
+            return [one for one in self._allocations.values() if id(one) not in self._begun] + self._over
+
+    def reset_peak(self) -> None:
+        """Let the peak start again from what is alive now."""
+        super().reset_peak()
+        self._begun, self._over = set(), []
+
+    def _see(self, tensor: torch.Tensor, func: Any = None, made: bool = False) -> None:
+        for storage in storages_of(tensor):
+            if self._living.sizes.get(storage._cdata) != storage.nbytes():
+                run, stack, op = (BEFORE, (), "") if func is None else (0, self._stacks.here(), made_by(func, made))
+                # A subclass has code of its own, which may raise.
+                with torch._C.DisableTorchFunctionSubclass():
+                    allocation = described(op, tensor, storage.nbytes(), stack, run)
+                self._counted(storage, allocation)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        n_bytes = storage.nbytes()
+        self._counted(storage, Allocation(n_bytes, "resize_", (n_bytes,), "uint8", self._stacks.here(), 0))
+
+    def _counted(self, storage: torch.UntypedStorage, allocation: Allocation) -> None:
+        with self._counting:
+            if not self._runs or storage.device.type != "cpu" or not has_bytes(storage):
+                return
+            before = self._allocations.put(storage, allocation)
+            if before is not None:
+                self._live_bytes -= before[0]
+                self._ends(before[1])
+            self._live_bytes += storage.nbytes()
+            self._begun.add(id(allocation))
+            if self._live_bytes > self._peak_bytes:
+                self.reset_peak()
+
+    def _line_ended(self, n_bytes: int, allocation: Allocation) -> None:
+        with self._counting:
+            self._live_bytes -= n_bytes
+            self._ends(allocation)
+
+    def _ends(self, allocation: Allocation) -> None:
+        if id(allocation) in self._begun:
+            self._begun.remove(id(allocation))
+        else:
+            self._over.append(allocation)
