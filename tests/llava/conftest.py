@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from himap import HimapLlavaForConditionalGeneration
 from llava.builder import Checkpoint, open_checkpoint
 from llava.modes import set_mode
 from llava.placement import placed
+from tests.llava.forked import serving
 
 GOLDEN = Path(__file__).parent / "golden" / "conversation.json"
 
@@ -39,6 +41,13 @@ def model(_loaded: HimapLlavaForConditionalGeneration) -> Iterator[HimapLlavaFor
     set_mode(_loaded, "baseline")
     yield _loaded
     set_mode(_loaded, "baseline")
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[socket.socket]:
+    """Where programs are forked from (`tests.llava.forked`)."""
+    with serving() as connection:
+        yield connection
 
 
 @pytest.fixture

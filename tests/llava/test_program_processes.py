@@ -15,38 +15,7 @@ from pathlib import Path
 import pytest
 
 from llava.eval import custom_selection_inference, eval_scivqa
-
-ROOT = Path(__file__).parents[2]
-
-# Imports the model's library once, and forks a process for each request: [arguments of eval_scivqa, folder, encoding of
-# stdout], with stdout and stderr themselves. Answers with the process's id, and at its end with its exit code.
-SERVER = """
-import json, os, runpy, signal, socket, sys
-import llava.eval.loop
-connection = socket.socket(fileno=int(sys.argv[1]))
-while True:
-    request, streams, _, _ = socket.recv_fds(connection, 65536, 2)
-    if not request:
-        break
-    if process := os.fork():
-        for stream in streams:
-            os.close(stream)
-        connection.sendall(b"%d\\n" % process)
-        connection.sendall(b"%d\\n" % os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]))
-        continue
-    connection.close()
-    argv, folder, encoding = json.loads(request)
-    for number, stream in enumerate(streams, start=1):
-        os.dup2(stream, number)
-        os.close(stream)
-    os.chdir(folder)
-    sys.stdout = open(1, "w", encoding=encoding, closefd=False)
-    sys.argv[1:] = argv
-    # Where these tests run in a shell's background, SIGINT is ignored.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    runpy.run_module("llava.eval.eval_scivqa", run_name="__main__")
-connection.close()
-"""
+from tests.llava.forked import ROOT, Forked
 
 
 def _environment() -> dict[str, str]:
@@ -54,44 +23,35 @@ def _environment() -> dict[str, str]:
 
 
 class Program:
-    """A process of eval-scivqa that the server has forked; `stderr` is the file descriptor to read from."""
+    """A process of eval-scivqa; `stderr` is the file descriptor to read from."""
 
     def __init__(self, server: socket.socket, argv: tuple[str, ...], folder: Path, stdout: int, encoding: str) -> None:
         self.stderr, writing = os.pipe()
-        socket.send_fds(server, [json.dumps([argv, str(folder), encoding]).encode()], [stdout, writing])
+        module = "llava.eval.eval_scivqa"
+        self.process = Forked(server, module, argv, folder, stdout=stdout, stderr=writing, encoding=encoding)
         os.close(writing)
-        self._answers = server.makefile()
-        self.id = int(self._answers.readline())
+        self.id = self.process.id
 
     def finish(self) -> tuple[int, str]:
         """Its exit code, and the rest of its stderr."""
         with os.fdopen(self.stderr) as stderr:
             rest = stderr.read()
-        return int(self._answers.readline()), rest
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[socket.socket]:
-    ours, theirs = socket.socketpair()
-    ours.settimeout(240)
-    command = [sys.executable, "-c", SERVER, str(theirs.fileno())]
-    with subprocess.Popen(command, env=_environment(), pass_fds=[theirs.fileno()]) as process:
-        theirs.close()
-        yield ours
-        ours.shutdown(socket.SHUT_RDWR)  # the server ends then
-        ours.close()
-        process.wait(timeout=60)
+        return self.process.wait(), rest
 
 
 @pytest.fixture
-def start(server: socket.socket, tmp_path: Path) -> Callable[..., Program]:
+def start(server: socket.socket, tmp_path: Path) -> Iterator[Callable[..., Program]]:
     """Starts eval-scivqa in `tmp_path`; its stdout is the file `out` there, unless one is passed."""
+    started: list[Program] = []
 
     def start(*argv: str, stdout: int | None = None, encoding: str = "utf-8") -> Program:
         with (tmp_path / "out").open("wb") as out:
-            return Program(server, argv, tmp_path, out.fileno() if stdout is None else stdout, encoding)
+            started.append(Program(server, argv, tmp_path, out.fileno() if stdout is None else stdout, encoding))
+        return started[-1]
 
-    return start
+    yield start
+    for each in started:
+        each.process.end()
 
 
 def test_custom_selection_inference_as_a_process(tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,7 @@ from llava.eval.preparation import load_options
 from llava.eval.ranks import Rank, RankReport, gather, line, read_report
 from llava.eval.results import Answered
 from llava.placement import placed
-
-ROOT = Path(__file__).parents[2]
+from tests.llava.forked import ROOT, Forked
 
 # A rank of torchrun with questions that need no model: `FATE` says what becomes of each rank.
 SCRIPT = """
@@ -72,30 +74,6 @@ sys.exit(supervise("p", rank, work))
 
 EARLIER = {"source": "CPU tensors", "peak_bytes": 1}  # memory of a run that is resumed
 
-# Four ranks as torchrun would start them, but forked, so that the model's library is imported only once.
-FOUR = """
-import os, sys
-import torch.distributed
-from llava.eval import eval_scivqa, loop
-store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-ranks = []
-for rank in map(str, range(4)):
-    if not (process := os.fork()):
-        os.environ |= {
-            "RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4",
-            "MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "TORCHELASTIC_RUN_ID": "test",
-            "TORCHELASTIC_USE_AGENT_STORE": "True",
-        }
-        try:
-            code = eval_scivqa.main()
-        except SystemExit as ended:
-            code = ended.code
-        sys.stdout.flush()
-        os._exit(code)  # the copy of the store's server can't be taken down
-    ranks.append(process)
-sys.exit(max(os.waitpid(process, 0)[1] for process in ranks) != 0)
-"""
-
 
 def _script(folder: Path, fate: dict[int, str], *, questions: int, seconds: float = 0.0, timeout: float = 60.0) -> str:
     path = folder / "script.py"
@@ -104,20 +82,44 @@ def _script(folder: Path, fate: dict[int, str], *, questions: int, seconds: floa
     return str(path)
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+class Torchrun:
+    """`torchrun --standalone --nproc-per-node PROCESSES ...` in a folder, forked, and so are the ranks it starts."""
+
+    def __init__(self, server: socket.socket, folder: Path, processes: int, *argv: str) -> None:
+        self._open = ExitStack()
+        self._files = [self._open.enter_context((folder.parent / name).open("w+")) for name in ("out", "err")]
+        options = ["--standalone", "--nproc-per-node", str(processes), *argv]
+        stdout, stderr = (file.fileno() for file in self._files)
+        self._process = Forked(server, "torch.distributed.run", options, folder, stdout=stdout, stderr=stderr)
+
+    def terminate(self) -> None:
+        os.kill(self._process.id, signal.SIGTERM)
+
+    def finish(self) -> tuple[int, str, str]:
+        """Its exit code, stdout and stderr."""
+        code = self._process.wait()
+        for file in self._files:
+            file.seek(0)
+        return code, *(file.read() for file in self._files)
+
+    def end(self) -> None:
+        """Close its files; kill it where a test has failed before its end."""
+        self._process.end()
+        self._open.close()
 
 
-def _torchrun(processes: int, *argv: str, cwd: Path) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.Popen(
-        [*launcher, *argv],
-        cwd=cwd,
-        env=_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+@pytest.fixture
+def torchrun(server: socket.socket, tmp_path: Path) -> Iterator[Callable[..., Torchrun]]:
+    """Starts Torchrun in `tmp_path`."""
+    started: list[Torchrun] = []
+
+    def start(processes: int, *argv: str) -> Torchrun:
+        started.append(Torchrun(server, tmp_path, processes, *argv))
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.end()
 
 
 def _result(path: Path) -> dict[str, Any]:
@@ -149,16 +151,14 @@ def _check_shared(shared: dict[str, Any], single: dict[str, Any], ranks: int) ->
 
 
 class TestProgramsAsProcesses:
-    def test_the_results_are_those_of_one_process(self, tmp_path: Path) -> None:
+    def test_the_results_are_those_of_one_process(self, tmp_path: Path, torchrun: Callable[..., Torchrun]) -> None:
         """Two ranks, byte for byte but for times and memory: keys, order, answers, accuracy, what was drawn at random.
-        The worst rank is named; there is one progress bar, one set of figures, and no file but the results.
-
-        Takes long, as torchrun and each rank import torch."""
+        The worst rank is named; there is one progress bar, one set of figures, and no file but the results."""
         argv = ["--num-samples", "8", "--output-file"]  # one of them is text-only, and draws no first index
-        running = _torchrun(2, "-m", "llava.eval.custom_selection_inference", *argv, "r.json", cwd=tmp_path)
+        running = torchrun(2, "-m", "llava.eval.custom_selection_inference", *argv, "r.json")
         assert custom_selection_inference.main([*argv, str(tmp_path / "single.json")]) == 0
-        out, err = running.communicate(timeout=240)
-        assert running.returncode == 0, err
+        code, out, err = running.finish()
+        assert code == 0, err
 
         assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "single.json"]
         _check_shared(_result(tmp_path / "r.json"), _result(tmp_path / "single.json"), 2)
@@ -172,27 +172,17 @@ class TestProgramsAsProcesses:
         assert re.search(r"\(CPU tensors\), of rank \d, the worst of 2$", lines[11])
         assert set(re.findall(r"rank \d of \d", err)) == {"rank 0 of 2"}
 
-    def test_more_ranks_than_questions(self, tmp_path: Path) -> None:
+    def test_more_ranks_than_questions(self, tmp_path: Path, torchrun: Callable[..., Torchrun]) -> None:
         """Four ranks, three questions, the second answered by an earlier run that was interrupted: the fourth rank has
-        nothing to do, the results are those of one process, and the earlier answer is kept.
-
-        Takes long, as the library is imported, and each rank loads the model."""
+        nothing to do, the results are those of one process, and the earlier answer is kept."""
         argv = ["--num-samples", "3", "--use-hmap-v", "--output-file"]
         assert eval_scivqa.main([*argv, str(tmp_path / "single.json")]) == 0
         single = _result(tmp_path / "single.json")
         single["answers"][1]["prediction"] = "as the earlier run answered"
         partial = single | {"complete": False, "answers": single["answers"][1:2], "memory": EARLIER}
         (tmp_path / "r.json").write_text(json.dumps(partial))
-        run = subprocess.run(
-            [sys.executable, "-c", FOUR, "--resume", *argv, "r.json"],
-            cwd=tmp_path,
-            env=_environment(),
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
-        assert run.returncode == 0, run.stderr
+        code, _, err = torchrun(4, "-m", "llava.eval.eval_scivqa", "--resume", *argv, "r.json").finish()
+        assert code == 0, err
 
         assert sorted(path.name for path in tmp_path.iterdir()) == ["r.json", "single.json"]
         shared = _result(tmp_path / "r.json")
@@ -201,28 +191,37 @@ class TestProgramsAsProcesses:
         _check_shared(shared, single, 4)
 
     def test_bad_usage_is_said_once(self, tmp_path: Path) -> None:
-        """A wrong flag: one line for all ranks, exit code not 0, nothing written."""
-        running = _torchrun(2, "-m", "llava.eval.eval_scivqa", "--num-chunks", "0", cwd=tmp_path)
-        _, err = running.communicate(timeout=120)
+        """A wrong flag: one line for all ranks, exit code not 0, nothing written.
 
-        assert running.returncode != 0
-        assert re.findall("^eval-scivqa: error: .*", err, re.MULTILINE) == [
+        Takes long, as nothing is forked here: torchrun and each rank import torch."""
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        run = subprocess.run(
+            [*launcher, "-m", "llava.eval.eval_scivqa", "--num-chunks", "0"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+        assert run.returncode != 0
+        assert re.findall("^eval-scivqa: error: .*", run.stderr, re.MULTILINE) == [
             "eval-scivqa: error: argument --num-chunks: must be a whole number of at least 1, got '0'"
         ]
         assert not list(tmp_path.iterdir())
 
 
 class TestFailures:
-    def test_the_others_finish_and_are_kept(self, tmp_path: Path) -> None:
+    def test_the_others_finish_and_are_kept(self, tmp_path: Path, torchrun: Callable[..., Torchrun]) -> None:
         """Of five ranks one runs out of memory, one hangs, one never starts, and rank 0, which gathers, is killed by
         SIGKILL: the fifth answers all its questions, what the others had is kept, and each is named with its rest.
 
-        Takes long, as ranks are given up after 8 s, and five import torch."""
+        Takes long, as ranks are given up after 8 s."""
         fate = {0: "is killed", 1: "fails", 3: "hangs", 4: "never starts"}
         script = _script(tmp_path, fate, questions=20, seconds=0.2, timeout=8.0)
-        running = _torchrun(5, script, str(tmp_path / "r.json"), cwd=tmp_path)
-        out, err = running.communicate(timeout=120)
-        assert running.returncode != 0
+        code, out, err = torchrun(5, script, str(tmp_path / "r.json")).finish()
+        assert code != 0
 
         result = _result(tmp_path / "r.json")
         assert not result["complete"]
@@ -241,17 +240,14 @@ class TestFailures:
         kept = read_report((tmp_path / "r.json.rank1-of-5.jsonl").read_text(encoding="utf-8"))
         assert list(kept.answers) == [1]
 
-    def test_a_supervisor_is_killed(self, tmp_path: Path) -> None:
+    def test_a_supervisor_is_killed(self, tmp_path: Path, torchrun: Callable[..., Torchrun]) -> None:
         """What torchrun started itself dies by SIGKILL, torchrun says SIGTERM to the others: they finish all the same,
-        what the dead rank reported is kept, and its other process does not outlive it.
-
-        Takes long, as torchrun and each rank import torch."""
+        what the dead rank reported is kept, and its other process does not outlive it."""
         script = _script(tmp_path, {1: "loses its supervisor"}, questions=8, seconds=0.8)
         started = time.monotonic()
-        running = _torchrun(2, script, str(tmp_path / "r.json"), cwd=tmp_path)
-        _, err = running.communicate(timeout=120)
+        code, _, err = torchrun(2, script, str(tmp_path / "r.json")).finish()
 
-        assert running.returncode != 0
+        assert code != 0
         assert time.monotonic() - started < 50  # not the timeout
         result = _result(tmp_path / "r.json")
         assert _answers(result) == ["A0", "A1", "A2", "A4", "A6"], err
@@ -259,21 +255,19 @@ class TestFailures:
             {"rank": 1, "reason": "its supervisor was killed", "questions": ["q3", "q5", "q7"]}
         ]
 
-    def test_a_run_that_is_stopped(self, tmp_path: Path) -> None:
-        """A scheduler's SIGTERM, with nobody dead: soon over, with the answers so far of every rank.
-
-        Takes long, as torchrun and each rank import torch."""
+    def test_a_run_that_is_stopped(self, tmp_path: Path, torchrun: Callable[..., Torchrun]) -> None:
+        """A scheduler's SIGTERM, with nobody dead: soon over, with the answers so far of every rank."""
         script = _script(tmp_path, {}, questions=400, seconds=0.2)
-        running = _torchrun(2, script, str(tmp_path / "r.json"), cwd=tmp_path)
+        running = torchrun(2, script, str(tmp_path / "r.json"))
         files = [Rank(index, 2, index, 2, 0).file(tmp_path / "r.json") for index in range(2)]
         until = time.monotonic() + 100
         while not all(file.exists() and '"place": ' in file.read_text() for file in files):
             assert time.monotonic() < until
             time.sleep(0.1)
         running.terminate()
-        running.communicate(timeout=60)
+        code, *_ = running.finish()
 
-        assert running.returncode != 0
+        assert code != 0
         result = _result(tmp_path / "r.json")
         assert not result["complete"]
         assert {"A0", "A1"} <= set(_answers(result))
