@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import io
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import NoReturn
 from vram.escaping import shown
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
 from vram.history import command as history
+from vram.replaying.collector import no_collections
 from vram.report import command as report
 
 
@@ -105,10 +105,5 @@ def _parser() -> argparse.ArgumentParser:
 def _run(parsed: argparse.Namespace) -> tuple[int, str]:
     """Run the subcommand without the collector: thousands of runs are read, and it would go through them each time."""
     run: Callable[[argparse.Namespace], tuple[int, str]] = parsed.run
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with no_collections():
         return run(parsed)
-    finally:
-        if collecting:
-            gc.enable()

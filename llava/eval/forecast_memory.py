@@ -16,6 +16,7 @@ from llava.eval.results import check_output
 from llava.modes import MODES
 from vram.cards import find_card
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
+from vram.replaying.collector import no_collections
 from vram.simulated.allocator import refuse_environment
 
 _MAX_SAMPLES = 2**20
@@ -27,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(argv)
         _check(options)
         _warn(options)
-        from llava.eval.forecasting import run_forecast  # not before the command line is checked: this imports torch
-
+        with no_collections():
+            from llava.eval.forecasting import run_forecast  # not before the command line is checked: it imports torch
         return run_forecast(options)
     except BadInput as error:
         return _fail(str(error), BAD_INPUT)

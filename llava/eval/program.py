@@ -11,6 +11,7 @@ from llava.errors import BadInput
 from llava.eval.command_line import Program, build_parser, chosen_mode
 from llava.eval.ranks import Rank, ReportWriter
 from vram.exit_codes import BAD_INPUT, FINE, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
+from vram.replaying.collector import no_collections
 from vram.replaying.out_of_memory import is_out_of_memory
 
 
@@ -43,8 +44,8 @@ def _run(program: Program, argv: Sequence[str] | None, report: ReportWriter | No
         mode = chosen_mode(program, options)
         if mode.warning and (report is None or report.rank.index == 0):
             print(f"{program.name}: warning: {mode.warning}", file=sys.stderr)
-        from llava.eval.loop import evaluate  # not before the command line is known to be right: this imports torch
-
+        with no_collections():
+            from llava.eval.loop import evaluate  # not before the command line is known to be right: it imports torch
         evaluate(options, mode.name, mode.flags, prog=program.name, report=report)
     except BadInput as error:
         return BAD_INPUT, _one_line(str(error))

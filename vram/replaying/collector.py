@@ -41,3 +41,15 @@ def unfrozen() -> Iterator[None]:
     finally:
         if by_someone:
             gc.freeze()
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """Collect nothing inside the block, which makes very many objects and hardly any garbage, as imports do."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
