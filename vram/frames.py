@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -64,11 +66,16 @@ def short_name(qualname: str) -> str:
     return qualname.rpartition("<locals>.")[2]
 
 
+def _frame(running: Any) -> Frame:
+    code = running.f_code
+    return Frame(code.co_filename, running.f_lineno or 0, short_name(code.co_qualname))
+
+
 def line_here() -> str:
     """ "file:line function" of the innermost frame outside torch, vram and the standard library."""
     frames, frame = [], sys._getframe(1)
     while frame is not None:
-        frames.append(Frame(frame.f_code.co_filename, frame.f_lineno, short_name(frame.f_code.co_qualname)))
+        frames.append(_frame(frame))
         frame = frame.f_back  # type: ignore[assignment]
     return str(telling_frame(frames))
 
@@ -86,31 +93,52 @@ class Stacks:
     def __init__(self, outermost: str = "") -> None:
         """`outermost`: a part of the file names where stacks end; "" for none."""
         self._outermost = outermost
-        self._known: dict[tuple[tuple[Any, int], ...], tuple[Frame, ...]] = {}
+        # By ids of code objects and places in them: hashes of codes and numbers of lines take long. The codes are kept
+        # alive beside the stack.
+        self._known: dict[tuple[int, ...], tuple[tuple[Frame, ...], list[Any]]] = {}
+        self._stacks: dict[tuple[Frame, ...], tuple[Frame, ...]] = {}
 
     def clear(self) -> None:
         """Forget them."""
         self._known.clear()
+        self._stacks.clear()
 
     def here(self) -> tuple[Frame, ...]:
         """The caller's, from the innermost frame that is not ours to the outermost that what is traced has called."""
-        stack: list[tuple[Any, int]] = []
-        ours = str(_OURS)
+        frames: list[Any] = []
+        places: list[int] = []
         frame = sys._getframe(1)
-        while frame is not None and len(stack) < _MOST_FRAMES:
+        while frame is not None and len(frames) < _MOST_FRAMES:
             filename = frame.f_code.co_filename
-            if not stack and filename.endswith(_WRAPPERS):
+            kind = _kind(filename)
+            if kind is _Kind.WRAPPER and not frames:
                 pass  # around our own dispatch, not around the operation
             elif self._outermost and self._outermost in filename:
                 break
-            elif not filename.startswith(ours):
-                stack.append((frame.f_code, frame.f_lineno))
-            elif stack and not filename.startswith(_WITHIN):
+            elif kind is None or kind is _Kind.WRAPPER:
+                frames.append(frame)
+                places += id(frame.f_code), frame.f_lasti
+            elif kind is _Kind.OURS and frames:
                 break  # what called the step is no part of it
             frame = frame.f_back  # type: ignore[assignment]
-        places = tuple(stack)
-        if places not in self._known:
-            self._known[places] = tuple(
-                Frame(code.co_filename, line or 0, short_name(code.co_qualname)) for code, line in places
-            )
-        return self._known[places]
+        known = self._known.get(key := tuple(places))
+        if known is None:
+            codes = [each.f_code for each in frames]
+            stack = tuple(_frame(each) for each in frames)
+            known = self._known[key] = self._stacks.setdefault(stack, stack), codes
+        return known[0]
+
+
+class _Kind(Enum):
+    """Files whose frames are no part of a stack."""
+
+    OURS = auto()
+    WITHIN = auto()  # ours too, but called by what is traced
+    WRAPPER = auto()  # around our own dispatch where it is innermost, else around the operation
+
+
+@functools.cache
+def _kind(filename: str) -> _Kind | None:
+    if filename.startswith(str(_OURS)):
+        return _Kind.WITHIN if filename.startswith(_WITHIN) else _Kind.OURS
+    return _Kind.WRAPPER if filename.endswith(_WRAPPERS) else None

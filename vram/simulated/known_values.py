@@ -22,7 +22,14 @@ from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vram.frames import line_here
-from vram.simulated.operations import arguments, is_real, makes_views, tensors, unmodelled, with_real_strides
+from vram.simulated.operations import (
+    is_real,
+    makes_views,
+    tensors,
+    unmodelled,
+    with_real_strides,
+    written_arguments,
+)
 from vram.simulated.value_rules import MOST_ELEMENTS, assumed_indices, from_nothing, is_drawn, is_small, pattern
 
 _aten = torch.ops.aten
@@ -244,15 +251,9 @@ class KnownValues:
 
     def _forget_written(self, func: Any, args: Any, kwargs: Any) -> None:
         """Forget the values of what the operation writes, and so of every view: what it writes is unknown."""
-        for position, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                written = args[position] if position < len(args) else kwargs.get(argument.name)
-                for tensor in tensors(written):
-                    self.forget(tensor)
-
-        if "batch_norm" in func._schema.name:  # it writes what its schema does not say
-            named = arguments(func, args, kwargs)
-            for tensor in tensors([named.get("running_mean"), named.get("running_var")]):
+        for position, name in written_arguments(func):
+            written = args[position] if position < len(args) else kwargs.get(name)
+            for tensor in tensors(written):
                 self.forget(tensor)
 
     def forget(self, tensor: Tensor) -> None:

@@ -45,6 +45,19 @@ def aliases(func: Any) -> bool:
 
 
 @functools.cache
+def written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of each argument that an operation writes into."""
+    all_arguments = enumerate(func._schema.arguments)
+    # Batch normalisation writes what its schema does not say.
+    unsaid = ("running_mean", "running_var") if "batch_norm" in func._schema.name else ()
+    return tuple(
+        (position, argument.name)
+        for position, argument in all_arguments
+        if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in unsaid
+    )
+
+
+@functools.cache
 def makes_views(func: Any) -> bool:
     """Whether the result is a view of the first argument."""
     aliases = [argument.alias_info for argument in func._schema.arguments[:1]]
