@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +18,7 @@ from llava.eval.forecast_memory import main
 from llava.forecast import Forecast
 from llava.forecast_config import config_of
 from llava.presets import tiny_folder
-from llava.shapes import SHAPES
+from llava.shapes import SHAPES, Shape
 from tests.llava.conftest import a_record
 from vram.cards import CARDS, find_card
 from vram.simulated.context import TOKEN
@@ -31,6 +32,22 @@ def _smallest_is_a_v100(monkeypatch: pytest.MonkeyPatch) -> None:
     """A smaller card that is listed one day changes nothing here."""
     listed = [card for card in CARDS if card.total_bytes >= find_card("V100-16").total_bytes]
     monkeypatch.setattr("vram.cards.CARDS", listed)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_layers() -> Iterator[None]:
+    """Tiny with 2 layers in its decoder and 2 in its tower: half the operations to simulate."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(SHAPES, "tiny", with_layers(SHAPES["tiny"], 2, 2))
+        yield
+
+
+def with_layers(shape: Shape, decoder: int, tower: int) -> Shape:
+    return replace(
+        shape,
+        decoder=replace(shape.decoder, num_hidden_layers=decoder),
+        tower=replace(shape.tower, num_hidden_layers=tower),
+    )
 
 
 def forecast(tmp_path: Path, *arguments: str) -> dict[str, Any]:
@@ -49,7 +66,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def write_config(folder: Path, changes: dict[str, Any] | None = None, **decoder: Any) -> str:
     """Write tiny's config with `changes`, some to its decoder; returns the new folder's name."""
     raw = json.loads((tiny_folder() / "config.json").read_text()) | (changes or {})
-    raw["text_config"] |= decoder
+    raw["text_config"] |= {"num_hidden_layers": SHAPES["tiny"].decoder.num_hidden_layers} | decoder
+    raw["vision_config"] |= {"num_hidden_layers": SHAPES["tiny"].tower.num_hidden_layers}
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(raw))
     return str(folder)
@@ -57,8 +75,8 @@ def write_config(folder: Path, changes: dict[str, Any] | None = None, **decoder:
 
 @pytest.fixture
 def short_context(tmp_path: Path) -> str:
-    """Tiny with 3 layers, and a context of 256 tokens, where the longest answer is soon replayed."""
-    return write_config(tmp_path / "short", max_position_embeddings=256, num_hidden_layers=3)
+    """Tiny with a context of 256 tokens, where the longest answer is soon replayed."""
+    return write_config(tmp_path / "short", max_position_embeddings=256)
 
 
 def test_a_forecast_comes_with_its_assumptions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,11 +102,11 @@ def test_figures_repeat_to_the_byte_and_follow_the_options(tmp_path: Path, plain
 
 
 def test_kept_attentions_grow_with_every_token(tmp_path: Path) -> None:
-    """4 layers x 4 heads x N x N x 2 B a token, as the original kept: more than the KV cache by far."""
+    """2 layers x 4 heads x N x N x 2 B a token, as the original kept: more than the KV cache by far."""
     kept = forecast(tmp_path, "--keep-attentions", "--prompt-tokens", "127")
     assert (kept["attention"], kept["use_cache"]) == ("eager", False)
     tokens = kept["samples"][1]["tokens"]
-    assert tokens[2] - tokens[1] >= 4 * 4 * 128 * 128 * 2
+    assert tokens[2] - tokens[1] >= 2 * 4 * 128 * 128 * 2
 
 
 @pytest.mark.parametrize(
@@ -166,8 +184,11 @@ def test_a_long_answer_is_what_its_every_step_is(tmp_path: Path, short_context: 
     assert [len(sample["tokens"]) for sample in short["samples"]] == [2, 16]
 
 
-def test_most_tokens_of_an_answer_fit_and_one_more_does_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_most_tokens_of_an_answer_fit_and_one_more_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Played to the token it dies at, which bytes a token, without peaks and fragments, put too far."""
+    monkeypatch.setitem(SHAPES, "tiny", with_layers(SHAPES["tiny"], 4, 3))
     model = write_config(tmp_path / "model", max_position_embeddings=512)
     arguments = ["--model", model, "--batch", "64", "--card", "600MiB"]
     path = tmp_path / "forecast.json"
@@ -187,7 +208,7 @@ def test_the_context_ends_an_answer_that_the_card_does_not(
     """On a large card a tiny model answers until its context is full; that it was not simulated whole is said."""
     assert main([*TINY, "--model", short_context, "--answers", "15"]) == 0
     out = capsys.readouterr().out
-    assert "a token adds 1.50 KiB of keys and values" in out
+    assert "a token adds 1.00 KiB of keys and values" in out
     assert "an answer may have all 141 tokens that the context of 256 leaves" in out
     assert "put together from their first and last steps, as sizes are linear: 1" in out
 
