@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from vram.session import VramSession
 
 pytest_plugins = ["pytester"]
+
+gc.disable()  # until all is imported: the collector would look through half a million objects again and again
 
 _SAMPLES = 20  # 5 laps of them are 100 runs
 _NEW_TOKENS = 8  # always so many, for byte-exact figures
@@ -32,6 +36,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--simulated", choices=("7b", "13b"), default="7b", help="what is simulated beside it, with no GPU (default 7b)"
     )
     group.addoption("--dtype", help="float32, float16 or bfloat16 (default: by device)")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Enable the collector after the imports, and hide from it what these leave alive."""
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

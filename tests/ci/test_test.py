@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ def project(tmp_path: Path) -> Project:
     for name in CHECKS:
         variable = name.upper().replace("-", "_")
         project.program(project.environment / "bin" / name, f'echo {name} "$@"\nexit "${{{variable}:-0}}"')
-    pytest_stub = 'case "$*" in *tests/memory) echo memory; exit "${MEMORY:-0}";; esac\nexit "${TESTS:-0}"'
+    cases = "*tests/memory) echo memory; exit ${MEMORY:-0};; *tests/llava) exit ${MODELS:-0};;"
+    pytest_stub = f'case "$*" in {cases} esac\nexit "${{TESTS:-0}}"'
     project.program(project.environment / "bin" / "python", f'echo python "$@"\n{pytest_stub}')
     return project
 
@@ -29,8 +31,11 @@ def test_everything_runs_and_the_memory_suite_is_printed_last(project: Project) 
     lines = ended.stdout.splitlines()
 
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert lines[0].startswith("python -m coverage run -m pytest --full -q -n logical")
-    assert lines[1:] == [
+    assert re.fullmatch(r"python -m coverage run -m pytest --full -q (-n .* )?tests/vram", lines[0])
+    assert re.fullmatch(
+        r"python -m coverage run -m pytest --full -q (-n .* )?tests/ci tests/himap tests/llava", lines[1]
+    )
+    assert lines[2:] == [
         "ruff check .",
         "ruff format --check .",
         "mypy",
@@ -44,14 +49,21 @@ def test_everything_runs_and_the_memory_suite_is_printed_last(project: Project) 
 
 @pytest.mark.parametrize(
     ("variable", "part"),
-    [("RUFF", "checks"), ("MYPY", "checks"), ("LINT_IMPORTS", "checks"), ("TESTS", "tests"), ("MEMORY", "memory")],
+    [
+        ("RUFF", "checks"),
+        ("MYPY", "checks"),
+        ("LINT_IMPORTS", "checks"),
+        ("TESTS", "tests/vram"),
+        ("MODELS", "tests/ci,himap,llava"),
+        ("MEMORY", "tests/memory"),
+    ],
 )
 def test_whatever_fails_fails_the_run_and_the_rest_still_runs(project: Project, variable: str, part: str) -> None:
     """The exit code is 1, standard error names the part, and all other parts are printed."""
     ended = project.run("test", **{variable: "1"})
 
     assert (ended.returncode, ended.stderr) == (1, f"ci/test: failed: {part}\n")
-    assert len(ended.stdout.splitlines()) == 7
+    assert len(ended.stdout.splitlines()) == 8
 
 
 def test_arguments_go_to_one_pytest(project: Project) -> None:

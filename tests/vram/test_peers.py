@@ -26,7 +26,7 @@ import gc
 import importlib
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,15 +45,6 @@ from vram.replaying.rerunnable import forget
 from vram.verdict.growth import Verdict
 
 MiB = 2**20
-
-
-@pytest.fixture(autouse=True)
-def _small_heap() -> Iterator[None]:
-    """Every measured body is collected after: this process's own objects need not be looked through each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def failures(reports: Any) -> dict[str, str]:

@@ -24,6 +24,7 @@ import torch
 from vram.explanation.holders import holder
 from vram.replaying.collector import frozen, unfrozen
 
+pytestmark = pytest.mark.usefixtures("whole_heap")  # modules of tests are among the holders
 GLOBAL: list[Any] = []
 CURRENT: contextvars.ContextVar[object] = contextvars.ContextVar("current", default=None)
 HERE = re.escape(__name__)

@@ -16,6 +16,8 @@ import torch
 
 from vram.explanation.holders import autograd, holder, holders, survey
 
+pytestmark = pytest.mark.usefixtures("whole_heap")  # modules of tests are among the holders
+
 GLOBAL: list[Any] = []
 IN_GLOBAL = rf"list `GLOBAL` \(1 item\), global of module {re.escape(__name__)}$"
 WEIGHT = torch.ones(4, requires_grad=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,15 +11,6 @@ import torch
 import vram
 from vram.plugin.body import Leftovers
 from vram.plugin.markers import Mark, MarkerLimits, judge, marker_limits
-
-
-@pytest.fixture
-def _small_heap() -> Iterator[None]:
-    """Every measured body is collected after: this process's own objects need not be looked through each time."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def mark(name: str, *args: Any, **kwargs: Any) -> Mark:
@@ -172,7 +161,6 @@ ERRORS = {
 }
 
 
-@pytest.mark.usefixtures("_small_heap")
 def test_a_body_is_held_to_its_markers(pytester: pytest.Pytester) -> None:
     """Without any option: functions, parameters, classes of unittest, coroutines; what fixtures and setUp make, what
     pytest's log capture keeps and what only the collector frees is none of the body's; its own error comes first."""
@@ -370,7 +358,6 @@ RETRIES = """
 """
 
 
-@pytest.mark.usefixtures("_small_heap")
 def test_a_retried_test_is_measured_once_a_try(pytester: pytest.Pytester) -> None:
     """As pytest-rerunfailures retries: the second try is not billed for the first, and its figures alone are told."""
     pytester.makeconftest(RETRIES)

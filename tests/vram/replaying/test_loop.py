@@ -149,6 +149,7 @@ def test_garbage_cycles_are_collected_before_a_reading() -> None:
     assert (recording.laps, vram.verdicts(recording)["requested"].status) == (5, "stable")
 
 
+@pytest.mark.usefixtures("whole_heap")
 def test_the_collector_is_left_as_it_was_found() -> None:
     """Objects are frozen only while the replay runs, also when the step fails, and never another's freeze undone."""
     assert not frozen()
@@ -168,6 +169,7 @@ def test_the_collector_is_left_as_it_was_found() -> None:
         gc.unfreeze()
 
 
+@pytest.mark.usefixtures("whole_heap")
 def test_what_python_hides_by_itself_is_nobody_s_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.12 counts immortal objects as frozen: a replay still hides the rest, explanations none for good."""
     counted = gc.get_freeze_count

@@ -49,6 +49,11 @@ class Case:
         return self.expect in VERDICTS
 
     @property
+    def of_a_model(self) -> bool:
+        """Whether it imports a model library."""
+        return any(line.startswith("from tiny ") for line in self.path.read_text(encoding="utf-8").splitlines())
+
+    @property
     def passes(self) -> bool:
         """Whether the test in the file is expected to pass."""
         return self.expect in ("passed", "stable", "plateau")

@@ -31,6 +31,8 @@ def params(kind: str) -> list[Any]:
 
 def run(case: Case, pytester: pytest.Pytester) -> Seen:
     """Run the case as a project of its own: its file, the tiny model, and warnings as errors."""
+    if case.of_a_model:
+        import tests.vram.zoo.tiny  # noqa: F401 - the run inside would unload what it imported
     _give_pages_back()
     pytester.makeini(_INI)
     for name, path in ((f"test_{case.name}", case.path), ("tiny", ZOO / "tiny.py")):
