@@ -29,9 +29,7 @@ FULL = RuntimeError(
 
 @pytest.fixture(autouse=True)
 def _empty() -> Iterator[None]:
-    gc.freeze()  # a rerun collects all the time
     yield
-    gc.unfreeze()
     KEPT.clear()
 
 
