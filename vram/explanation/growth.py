@@ -144,8 +144,8 @@ def explain(rerunnable: Rerunnable, *, peak: bool, save: Callable[[dict[str, Any
         found, failure = ([], "") if at_peak else attempt(lambda: _holders_of(tracer, groups, rerunnable))
         words = [*(found or []), *[""] * len(groups)]
         lines = tuple(
-            _line(group, rate, rerunnable, held_by, freed=at_peak)
-            for group, (_, rate), held_by in zip(groups, grown, words, strict=False)
+            _line(group, rate, rerunnable, held_by, shape=trace.shape_at_peak(key) if at_peak else None)
+            for group, (key, rate), held_by in zip(groups, grown, words, strict=False)
         )
         path, not_written = _saved(tracer, save)
         note = "; ".join(filter(None, [trace.failed, failure and f"the holders are not known: {failure}"]))
@@ -275,6 +275,13 @@ class _Trace:
         """The allocations of a group that were alive at the peak that rose most."""
         return by_line(self._peaks[-1][self._risen_sample()])[group]
 
+    def shape_at_peak(self, group: _Group) -> str:
+        """Their shape, from the first lap to the last."""
+        sample = self._risen_sample()
+        return shapes(
+            [one for peaks in (self._peaks[0], self._peaks[-1]) for one in by_line(peaks[sample]).get(group, ())]
+        )
+
 
 def _holders_of(tracer: TensorTracer, groups: Sequence[Sequence[Allocation]], rerunnable: Rerunnable) -> list[str]:
     """Words for who keeps a tensor of each of the first groups; "" where it is no tensor's memory."""
@@ -291,17 +298,20 @@ def names_of(rerunnable: Rerunnable) -> dict[int, str]:
     return names | {id(rerunnable.step): f"the step {step}", id(rerunnable.samples): "the samples"}
 
 
-def _line(allocations: Sequence[Allocation], rate: float, rerunnable: Rerunnable, held_by: str, *, freed: bool) -> Line:
+def _line(
+    allocations: Sequence[Allocation], rate: float, rerunnable: Rerunnable, held_by: str, *, shape: str | None
+) -> Line:
+    """A line of what stayed alive; with `shape` of what was alive at a peak and is freed again."""
     first = allocations[0]
     return Line(
         where=str(first.line) if first.line is not None else "unknown line",
         caller=str(first.caller) if first.caller is not None else "",
         op=first.op,
         dtype=first.dtype,
-        shape=shapes(allocations),
+        shape=shapes(allocations) if shape is None else shape,
         bytes_per_sample=rate,
         n_bytes=_bytes(allocations),
-        count=0 if freed else len(allocations),
+        count=len(allocations) if shape is None else 0,
         first=_first(allocations, len(rerunnable.samples)),
         holder=held_by,
     )

@@ -2,6 +2,7 @@
 # expect: grows
 # holder: nobody
 # says: answer: peak memory (requested_peak) grows by * a sample
+# says: aten.zeros float32 [*..*]; freed again
 
 import torch
 
