@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 
 from vram.errors import OutOfMemory
 from vram.frames import Frame, short_name, telling_frame
@@ -20,7 +21,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # not imported by us: a process without it has none of its errors
     if torch is not None and isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SAYS_SO)
+    if not isinstance(error, RuntimeError):
+        return False
+    with suppress(Exception):  # a user's own error may have no text
+        return any(words in str(error) for words in _SAYS_SO)
+    return False
 
 
 def out_of_memory(error: BaseException, lap: int, sample: int, readings: Mapping[str, int]) -> OutOfMemory:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from vram.explanation.holders import autograd, holder, holders, survey
+from vram.explanation.holders.torch_private import check_torch
 
 pytestmark = pytest.mark.usefixtures("whole_heap")  # modules of tests are among the holders
 
@@ -320,3 +321,11 @@ def test_a_loss_in_a_local_is_named_by_it() -> None:
     del hidden
     assert re.match(r"autograd graph \(PowBackward0\) of a tensor held by local `loss` of test_a_loss", holder(saved))
     assert loss.requires_grad
+
+
+def test_a_torch_that_lacks_a_private_part_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release without what the search reads is one error with its name, not a holder that is not found."""
+    check_torch()
+    monkeypatch.delattr(torch._C, "_storage_Use_Count")
+    with pytest.raises(ImportError, match=r"which lacks torch\._C\._storage_Use_Count$"):
+        check_torch()

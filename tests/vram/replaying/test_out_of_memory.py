@@ -13,6 +13,7 @@ import vram
 from vram.explanation.allocations import BEFORE, Allocation
 from vram.explanation.out_of_memory import alive_lines
 from vram.frames import Frame
+from vram.meters.tensor import TensorMeter
 from vram.replaying.out_of_memory import is_out_of_memory, requested_bytes, room
 
 MiB = 2**20
@@ -38,6 +39,21 @@ WEIGHTS: list[torch.Tensor] = []
 def test_what_is_out_of_memory_and_what_is_not(error: Exception, expected: bool) -> None:
     """PyTorch's error and the runtime errors that mean the same; nothing else, not even if it says so."""
     assert is_out_of_memory(error) is expected
+
+
+class _Wordless(RuntimeError):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def test_an_error_without_words_comes_through() -> None:
+    """An error of the step whose text cannot be read is the step's own, and not replaced by another."""
+
+    def step(_: object) -> None:
+        raise _Wordless
+
+    with pytest.raises(_Wordless):
+        vram.replay(step, [0], meters=[TensorMeter()])
 
 
 def test_bytes_asked_for_are_read_from_the_words() -> None:

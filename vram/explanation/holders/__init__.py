@@ -15,10 +15,13 @@ from vram.explanation.holders.autograd import Graphs
 from vram.explanation.holders.heap import Heap
 from vram.explanation.holders.native import Natives, in_autocast_cache, native_kinds
 from vram.explanation.holders.search import Path, look_ahead, path_to_name
+from vram.explanation.holders.torch_private import check_torch
 from vram.explanation.holders.words import in_words
 from vram.torch_hooks.storages import storages_of
 
 __all__ = ["holder", "holders"]
+
+check_torch()
 
 _ENDED = "nothing any more: it was let go of meanwhile"
 _NOTHING = "nothing that Python's collector can see: native code keeps it"
