@@ -1,6 +1,6 @@
 """Every layer's hidden state is gathered for the output, where only the last is used: the failure names the line."""
 # expect: PeakExceeded
-# says: alive at the peak:
+# says: alive at the peak
 # says: 512.00 KiB in 8: test_hidden_states_of_every_layer.py:* encode: aten.relu float32 [64, 256]
 
 import pytest
