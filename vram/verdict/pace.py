@@ -61,8 +61,8 @@ def pace(readings: Int64, rows: Int64, common: Int64, tolerance_bytes: int) -> P
 
     Run by run where nothing ever comes down; else, by what is common to all samples, row by row.
     """
-    steps, whole = np.diff(rows.ravel()), np.diff(readings.ravel())
-    if (steps < -tolerance_bytes).any():
+    steps, whole = _climbs(rows, tolerance_bytes), _climbs(readings, tolerance_bytes)
+    if (np.diff(rows.ravel()) < -tolerance_bytes).any():
         grew = np.diff(common) > tolerance_bytes
         return Pace(int(grew.sum()), trend(grew), None, alike=False, by_rows=True)
     grew = steps > tolerance_bytes
@@ -71,9 +71,24 @@ def pace(readings: Int64, rows: Int64, common: Int64, tolerance_bytes: int) -> P
     whole_trend: float | None = None
     if alike:
         whole_trend = trend((whole > tolerance_bytes) & _alike(whole, one))
-    elif not (whole < -tolerance_bytes).any():
+    elif not (np.diff(readings.ravel()) < -tolerance_bytes).any():
         whole_trend = trend(whole > tolerance_bytes)
     return Pace(int(grew.sum()), trend(grew), whole_trend, alike)
+
+
+def _climbs(readings: Int64, tolerance_bytes: int) -> Int64:
+    """Bytes by which each run rose above the last level, where that is more than the tolerance; 0 elsewhere.
+
+    Steps within the tolerance add up: a leak as small as a granule rises by more than one every other run.
+    """
+    figures = readings.ravel()
+    if not tolerance_bytes:
+        return np.diff(figures).clip(min=0)
+    climbs, level = np.zeros(figures.size - 1, dtype=np.int64), int(figures[0])
+    for run, figure in enumerate(figures[1:].tolist()):
+        if figure > level + tolerance_bytes:
+            climbs[run], level = figure - level, figure
+    return climbs
 
 
 def trend(grew: npt.NDArray[np.bool_]) -> float:

@@ -417,3 +417,10 @@ def test_a_leak_beside_what_comes_down_again_is_growth(series: Series) -> None:
     """What is given back again and again is weighed against what stays; what is let go of once is not."""
     verdict = judged(series)
     assert verdict.status == "grows"
+
+
+@pytest.mark.parametrize("a_run", [300_000, 2**20, 3 * 2**20])
+def test_a_leak_within_the_tolerance_of_a_channel_grows(a_run: int) -> None:
+    """Steps that are within a quantised channel's granule add up to growth, as larger ones do."""
+    verdict = judge_growth(2**30 + a_run * np.arange(15 * 20).reshape(15, 20), tolerance_bytes=2**20)
+    assert verdict.status == "grows", verdict.reason
