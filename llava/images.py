@@ -70,7 +70,9 @@ def resolve_image(folder: Path, name: str) -> Path:
 def open_rgb(source: ImageSource) -> Image.Image:
     """The image (of several frames the first), fully decoded, as RGB. EXIF orientation is left alone.
 
-    Values of 16 bits are cut to their upper eight.
+    Values of 16 bits are cut to their upper eight; where none is over 255 they stay as they are, as CLIPImageProcessor
+    takes them. Transparency is dropped, and the colour below it stays, as with the original program and transformers
+    5.17 (5.23 lays a transparent image on white).
 
     Raises BadInput for an image that Pillow can't read, one over its pixel limit (`PIL.Image.MAX_IMAGE_PIXELS`), one
     more than `MAX_ASPECT_RATIO` times as long as wide, and 32-bit numbers of another range than 0 to 255.
@@ -113,9 +115,12 @@ def padded_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     """The image as RGB; Pillow alone would cut values of more than 8 bits off at 255."""
     if image.mode.startswith("I;16"):
-        image = image.convert("I").point(lambda value: value / 256)
+        image = image.convert("I")
+        extrema: Any = image.getextrema()
+        if extrema[1] > 255:
+            image = image.point(lambda value: value / 256)
     elif image.mode in ("I", "F"):
-        extrema: Any = image.getextrema()  # of one band
+        extrema = image.getextrema()  # of one band
         lowest, highest = extrema
         if not (lowest >= 0 and (highest == 0 or 1 < highest <= 255)):  # of 0 to 1, all would be black
             raise BadInput(f"an image of 32-bit numbers must use the range 0 to 255, got {lowest} to {highest}")

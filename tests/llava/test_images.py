@@ -56,6 +56,35 @@ def test_16_bits_become_their_upper_eight(tmp_path: Path, mode: str, suffix: str
     assert [opened.getpixel((x, 0)) for x in range(6)] == [(value,) * 3 for value in (0, 0, 1, 0x43, 0x80, 0xFF)]
 
 
+@pytest.mark.parametrize(("mode", "suffix"), [("I;16", "png"), ("I;16", "tiff"), ("I;16B", "tiff")])
+@pytest.mark.parametrize("highest", [0, 1, 200, 255])
+def test_16_bits_that_use_eight_stay_as_they_are(tmp_path: Path, mode: str, suffix: str, highest: int) -> None:
+    """A file of 16 bits with values in 0..255 is as bright as one of 8 bits, as CLIPImageProcessor sees it."""
+    image = Image.new(mode, (2, 1))
+    image.putpixel((1, 0), highest)
+    image.save(tmp_path / f"a.{suffix}")
+
+    opened = open_rgb(tmp_path / f"a.{suffix}")
+
+    assert [opened.getpixel((x, 0)) for x in range(2)] == [(0, 0, 0), (highest,) * 3]
+
+
+@pytest.mark.parametrize("kind", ["RGBA", "LA", "P"])
+def test_transparent_pixels_have_the_colour_below(tmp_path: Path, kind: str) -> None:
+    """Alpha is dropped, as by the original program; nothing is laid on white."""
+    image = Image.new("RGBA", (3, 1))
+    for x, alpha in enumerate((0, 127, 255)):
+        image.putpixel((x, 0), (90, 90, 90, alpha))
+    if kind == "P":
+        image = image.convert("RGB").quantize(2)
+        image.info["transparency"] = bytes([0, 0])
+    image.convert(kind).save(tmp_path / "a.png")
+
+    opened = open_rgb(tmp_path / "a.png")
+
+    assert [opened.getpixel((x, 0)) for x in range(3)] == [(90, 90, 90)] * 3
+
+
 @pytest.mark.parametrize(
     ("mode", "values"), [("I", (0, 256)), ("I", (-1, 9)), ("F", (0.0, 1.0)), ("F", (0.0, 1e9)), ("F", (-0.5, 200.0))]
 )
