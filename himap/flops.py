@@ -1,5 +1,7 @@
 """FLOPs of a prefill, and their share of the baseline's: by formula, and counted by torch's FlopCounterMode.
 
+And the KV cache that a prefill leaves, by the same plan of tokens in each layer.
+
 Counted are the matrix products in the LLaMA decoder's layers, 2 FLOPs for each multiplication with its addition: no
 embedding, vision tower, projector or `lm_head`. Attention is N x N; neither way halves it for the causal mask.
 
@@ -90,6 +92,13 @@ def flops_ratio(config: LlamaConfig, *, flops: Callable[..., int] = prefill_flop
     `arguments` are those of `flops`. Raises ValueError as it does.
     """
     return flops(config, **arguments) / flops(_dense(config), **arguments)
+
+
+def cache_bytes(config: LlamaConfig, dtype: torch.dtype, *, sys: int, img: int, text: int) -> int:
+    """Bytes of keys and values in `dtype` after a prompt, in all layers. Raises ValueError as `prefill_flops` does."""
+    _, images = _plan(config, sys, img, text)
+    token_bytes = 2 * config.num_key_value_heads * config.head_dim * dtype.itemsize  # in one layer
+    return int(sum(sys + image + text for image in images) * token_bytes)
 
 
 def flops_of(model: nn.Module, **inputs: Any) -> int:

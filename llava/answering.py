@@ -23,22 +23,33 @@ from vram import mark
 class Answer:
     """`text` as compared with the label; `tokens` generated, the end token included; `prompt_tokens` read.
 
-    `seconds` were spent in `generate`, the device's work included.
+    `seconds` were spent in `generate`, the device's work included, `prefill_seconds` of them until the prompt's logits
+    were there; None where that was not measured.
     """
 
     text: str
     tokens: int
     prompt_tokens: int
     seconds: float = field(compare=False)
+    prefill_seconds: float | None = field(default=None, compare=False)
 
 
 class _AtEachToken(LogitsProcessor):  # type: ignore[misc]
-    """Takes a memory reading at every generated token, and forbids the image token."""
+    """Takes a memory reading at every generated token, and forbids the image token.
+
+    `prefill_seconds` from its making to the first token; None before.
+    """
 
     def __init__(self, image_token_id: int) -> None:
         self._image_token_id = image_token_id
+        self.prefill_seconds: float | None = None
+        self._made_at = time.monotonic()
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if self.prefill_seconds is None:
+            if scores.is_cuda:
+                torch.cuda.synchronize(scores.device)
+            self.prefill_seconds = time.monotonic() - self._made_at
         mark("token")
         # Random weights do choose it, and without a cache the next forward would look for its image.
         scores[:, self._image_token_id] = float("-inf")
@@ -82,6 +93,7 @@ class Answerer:
         self.lengths: dict[str, Any] = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens}
         self._use_cache, self._keep_attentions, self._pad_images = use_cache, keep_attentions, pad_images
         self._kept: tuple[Any, list[Tensor]] | None = None
+        self._each_token = _AtEachToken(model.config.image_token_id)  # of the answer at work
         if keep_attentions:
             model.set_attn_implementation("eager")
 
@@ -91,10 +103,12 @@ class Answerer:
         inputs = self.inputs(question)
         prompt_tokens = inputs["input_ids"].shape[1]
         started = time.perf_counter()
+        self._each_token = _AtEachToken(self.model.config.image_token_id)
         generated = self._generate(inputs)[0, prompt_tokens:].tolist()  # waits for the device
         seconds = time.perf_counter() - started
         decoded = self.tokenizer.decode(generated, skip_special_tokens=True)
-        return Answer(clean_answer(decoded, conv_mode=self._conv_mode), len(generated), prompt_tokens, seconds)
+        text = clean_answer(decoded, conv_mode=self._conv_mode)
+        return Answer(text, len(generated), prompt_tokens, seconds, self._each_token.prefill_seconds)
 
     def inputs(self, question: Question) -> dict[str, Any]:
         """The model's inputs: input_ids and attention_mask (1, tokens), pixel_values (1, 3, side, side)."""
@@ -118,7 +132,7 @@ class Answerer:
         """Token ids (1, prompt + generated)."""
         options: dict[str, Any] = {
             "do_sample": False,
-            "logits_processor": LogitsProcessorList([_AtEachToken(self.model.config.image_token_id)]),
+            "logits_processor": LogitsProcessorList([self._each_token]),
             **self.lengths,
         }
         if self._keep_attentions:

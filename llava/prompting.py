@@ -56,6 +56,13 @@ class Prompts:
             )
         return ids
 
+    def lengths(self, question: Question) -> dict[str, int]:
+        """Tokens of the prompt: `sys` before the image, `img` of it, and `text` after it; all are text without one."""
+        is_image = [token == self.config.image_token_id for token in self.ids(question)]
+        image_tokens = sum(is_image)
+        system = is_image.index(True) if image_tokens else 0
+        return {"sys": system, "img": image_tokens, "text": len(is_image) - system - image_tokens}
+
     def check(self, question: Question, system_length: int | None = None) -> None:
         """Raise BadInput, naming the question, if its prompt can't be answered.
 

@@ -15,6 +15,8 @@ from llava.errors import BadInput
 from llava.load_options import ASPECT_RATIOS, ATTENTIONS, DTYPES
 from llava.modes import MODES, Mode
 
+ALL = "all"  # in place of a mode: all of them, one after the other
+
 
 @dataclass(frozen=True)
 class Program:
@@ -73,6 +75,13 @@ def chosen_mode(program: Program, options: argparse.Namespace) -> ChosenMode:
     A mode that prunes nothing goes before all others: their options are ignored then.
     """
     chosen = [mode for mode in _offered(program.name) if mode.programs[program.name].is_made(options)]
+    if options.mode is not None:
+        if others := [mode.programs[program.name].option for mode in chosen if mode.name != options.mode]:
+            raise BadInput(f"one mode must be chosen, got --mode {options.mode} and {' and '.join(others)}")
+        if options.mode == ALL:
+            return ChosenMode(ALL, {}, ())
+        mode = MODES[options.mode]
+        return ChosenMode(mode.name, mode.flags(options), ignored_options(mode, options))
     if plain := [mode for mode in chosen if not mode.prunes]:
         chosen = plain
     if len(chosen) > 1:
@@ -103,6 +112,8 @@ def _offered(prog: str) -> list[Mode]:
 def _add_modes(parser: argparse.ArgumentParser, prog: str) -> None:
     """Add how each mode is chosen, then the options of all of them; modes may share either."""
     group = parser.add_argument_group("mode and its settings")
+    mode_help = "a mode by its name; all: one after the other on one model, then a table (default: by the flags below)"
+    group.add_argument("--mode", choices=(*MODES, ALL), help=mode_help)
     choices = [mode.programs[prog] for mode in _offered(prog)]
     for option in dict.fromkeys(choice.option for choice in choices):
         alike = [choice for choice in choices if choice.option == option]

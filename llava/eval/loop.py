@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 import vram
 from himap import HimapLlavaForConditionalGeneration
-from himap.flops import flops_ratio, prefill_flops, rough_flops
+from himap.flops import cache_bytes, flops_ratio, prefill_flops, rough_flops
 from llava.answering import Answerer
 from llava.eval.beginning import print_beginning
 from llava.eval.preparation import Run, prepare
@@ -24,23 +24,30 @@ from llava.eval.results import Answered, as_json, print_figures, with_earlier, w
 from llava.judging import judge
 from llava.model_shape import image_token_count
 from llava.modes import MODES, set_mode
-from llava.questions import Question
 from vram.replaying.out_of_memory import is_out_of_memory
 
 
 @dataclass
-class _Progress:
+class Progress:
     """Answers by the place of their question, and memory, so far. Figures that were not read yet are None."""
 
     run: Run
     answers: dict[int, Answered] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=lambda: {"source": None, "peak_bytes": None})
 
+    @property
+    def whole_memory(self) -> dict[str, Any]:
+        """Memory, an earlier run's included."""
+        return with_earlier(self.memory, None if self.run.earlier is None else self.run.earlier.memory)
+
+    @property
+    def in_order(self) -> list[Answered]:
+        """Answers in the order of their questions."""
+        return [self.answers[place] for place in sorted(self.answers)]
+
     def write(self, *, complete: bool) -> Path:
         """Write the results, and print their figures if they are complete. The file. Raises BadInput."""
-        run = self.run
-        memory = with_earlier(self.memory, None if run.earlier is None else run.earlier.memory)
-        answers = [self.answers[place] for place in sorted(self.answers)]
+        run, memory, answers = self.run, self.whole_memory, self.in_order
         content = as_json(
             answers,
             complete=complete,
@@ -65,15 +72,20 @@ def evaluate(
     `report`, this is one rank of several: it answers its share and reports it, and nothing is written or printed at the
     end.
     """
+    run = prepare(options, mode, flags, prog, None if report is None else report.rank)
+    answer_run(run, lambda: answerer_of(run, run.checkpoint.load_model(run.placement)), report)
+
+
+def answer_run(run: Run, load: Callable[[], Answerer], report: ReportWriter | None = None) -> Progress:
+    """The same for a run that is ready to begin; `load` makes its answerer, and is called if anything is to do."""
     rank = None if report is None else report.rank
-    run = prepare(options, mode, flags, prog, rank)
     if rank is None or rank.index == 0:
         print_beginning(run)
     if report is not None:
         report.header(**run.header())
-    so_far = _Progress(run, dict(run.earlier.answers) if run.earlier else {})
+    so_far = Progress(run, dict(run.earlier.answers) if run.earlier else {})
     try:
-        _answer_all(run, flags, so_far, report)
+        _answer_all(run, load, so_far, report)
     except BaseException as error:
         ended_early = isinstance(error, KeyboardInterrupt | MemoryError) or is_out_of_memory(error)
         if report is None and (ended_early or so_far.answers):
@@ -83,26 +95,26 @@ def evaluate(
         raise
     if report is None:
         so_far.write(complete=True)
+    return so_far
 
 
-def _answerer(run: Run, flags: Mapping[str, Any]) -> Answerer:
-    """Load the model, and set it to the run's mode."""
-    model = run.checkpoint.load_model(run.placement)
-    set_mode(model, run.mode, **flags)
+def answerer_of(run: Run, model: HimapLlavaForConditionalGeneration, max_new_tokens: int | None = None) -> Answerer:
+    """Set the loaded model to the run's mode; the run's answers are as long as its options say, or the limit given."""
+    set_mode(model, run.mode, **run.chosen_flags)
     return Answerer(
         run.checkpoint.tokenizer,
         model,
         run.checkpoint.image_processor,
         conv_mode=run.options.conv_mode,
         single_pred_prompt=run.options.single_pred_prompt,
-        max_new_tokens=run.new_tokens,
+        max_new_tokens=max_new_tokens or run.new_tokens,
         use_cache=not run.options.no_cache,
         keep_attentions=run.options.keep_attentions,
         pad_images=run.options.image_aspect_ratio == "pad",
     )
 
 
-def _answer_all(run: Run, flags: Mapping[str, Any], so_far: _Progress, report: ReportWriter | None) -> None:
+def _answer_all(run: Run, load: Callable[[], Answerer], so_far: Progress, report: ReportWriter | None) -> None:
     """Load the model and answer the questions, or a rank's share of them; answers of an earlier run are kept."""
     rank = None if report is None else report.rank
     share = range(len(run.questions)) if rank is None else rank.share(len(run.questions))
@@ -112,13 +124,13 @@ def _answer_all(run: Run, flags: Mapping[str, Any], so_far: _Progress, report: R
                 report.answered(place, so_far.answers[place], so_far.memory)
     places = [place for place in share if place not in so_far.answers]
     if places or run.earlier is None:
-        _answer_places(_answerer(run, flags), places, so_far, report)
+        _answer_places(load(), places, so_far, report)
 
 
-def _answer_places(answerer: Answerer, places: Sequence[int], so_far: _Progress, report: ReportWriter | None) -> None:
+def _answer_places(answerer: Answerer, places: Sequence[int], so_far: Progress, report: ReportWriter | None) -> None:
     rank, run = None if report is None else report.rank, so_far.run
     is_silent, name = rank is not None and rank.index > 0, None if rank is None else str(rank)
-    with _fixed_seed(), ExitStack() as stack:
+    with fixed_seed(), ExitStack() as stack:
         devices = _devices(answerer.model, run.placement.device)
         meters = {device: stack.enter_context(vram.measure(device)) for device in devices}
         bar = stack.enter_context(tqdm(places, unit="question", disable=is_silent, desc=name))
@@ -142,7 +154,9 @@ def _answer(answerer: Answerer, run: Run, place: int) -> Answered:
     started = time.perf_counter()
     answer = answerer.answer(question)
     whole_seconds = time.perf_counter() - started
-    ratio, info = _flops(answerer, question)
+    config, lengths = answerer.model.config.text_config, answerer.prompts.lengths(question)
+    ratio, info = (flops_ratio(config, flops=flops, **lengths) for flops in (prefill_flops, rough_flops))
+    has_cache = not run.model_config["no_cache"]
     judged = judge(answer.text, question.label, question.text, exact_match=run.options.exact_match)
     return Answered(
         question.id,
@@ -157,22 +171,13 @@ def _answer(answerer: Answerer, run: Run, place: int) -> Answered:
         flops_ratio=ratio,
         flops_info=info,
         place=place,
+        prefill_seconds=answer.prefill_seconds,
+        cache_bytes=cache_bytes(config, answerer.model.dtype, **lengths) if has_cache else None,
     )
 
 
-def _flops(answerer: Answerer, question: Question) -> tuple[float, float]:
-    """The prompt's share of baseline's FLOPs, counted and as the original program estimates it."""
-    config, ids = answerer.model.config, answerer.prompts.ids(question)
-    is_image = [token == config.image_token_id for token in ids]
-    image_tokens = sum(is_image)
-    system = is_image.index(True) if image_tokens else 0
-    counts = {"sys": system, "img": image_tokens, "text": len(ids) - system - image_tokens}
-    exact, rough = (flops_ratio(config.text_config, flops=flops, **counts) for flops in (prefill_flops, rough_flops))
-    return exact, rough
-
-
 @contextmanager
-def _fixed_seed() -> Iterator[None]:
+def fixed_seed() -> Iterator[None]:
     """Random choices inside (the first of the farthest points) are the same in every run, and leave no trace."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)

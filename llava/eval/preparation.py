@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from llava.builder import open_checkpoint
 from llava.checkpoint import Checkpoint
 from llava.errors import BadInput, shown
+from llava.eval.command_line import ALL
 from llava.eval.ranks import Rank
 from llava.eval.results import check_output
 from llava.eval.resuming import Earlier, read_earlier
@@ -29,7 +30,8 @@ EMBEDDED_COUNT = 20
 
 @dataclass(frozen=True)
 class Run:
-    """A run that is ready to begin. `flags` are all of the mode's; `model_config` is as in the results.
+    """A run that is ready to begin. `flags` are all of the mode's, `chosen_flags` those that the command line sets;
+    `model_config` is as in the results.
 
     `questions_summary` has the questions' count and digest, which let runs and ranks notice when theirs differ.
     """
@@ -44,6 +46,7 @@ class Run:
     new_tokens: int
     model_config: Mapping[str, Any]
     questions_summary: Mapping[str, Any]
+    chosen_flags: Mapping[str, Any]
     earlier: Earlier | None = None
 
     def header(self) -> dict[str, Any]:
@@ -62,26 +65,51 @@ class Run:
 
 def prepare(options: argparse.Namespace, mode: str, flags: Mapping[str, Any], prog: str, rank: Rank | None) -> Run:
     """The run that the command line describes; `flags` are those it sets. Raises BadInput."""
+    outputs = {mode: output_file(options, mode, prog)}
+    return next(_runs(options, {mode: flags}, outputs, prog, rank))
+
+
+def prepare_all(options: argparse.Namespace, prog: str) -> tuple[Path, list[Run]]:
+    """The file for the table of all modes, and a run for each, of one checkpoint and the same questions.
+
+    Each has a results file of its own, beside that of the table where the command line names one. Raises BadInput.
+    """
+    table = output_file(options, ALL, prog)
+    outputs = {mode: output_file(options, mode, prog) for mode in MODES}
+    if options.output_file is not None:
+        outputs = {mode: table.with_name(f"{table.stem}-{mode}{table.suffix}") for mode in MODES}
+    flags = {mode.name: mode.flags(options) for mode in MODES.values()}
+    return check_output(table, options.question_file), list(_runs(options, flags, outputs, prog, None))
+
+
+def _runs(
+    options: argparse.Namespace,
+    flags: Mapping[str, Mapping[str, Any]],
+    outputs: Mapping[str, Path],
+    prog: str,
+    rank: Rank | None,
+) -> Iterator[Run]:
+    """A run for each mode in `flags`."""
     placement = placed(**load_options(options, rank))
-    output = check_output(_output_file(options, mode, prog), options.question_file)
+    files = {mode: check_output(file, options.question_file) for mode, file in outputs.items()}
     questions = _questions(options)
     checkpoint = open_checkpoint(options.model_path, options.model_base)
-    values = mode_flags(checkpoint.config, mode, **flags)
     prompts = Prompts(checkpoint.tokenizer, checkpoint.config, options.conv_mode, options.single_pred_prompt)
-    for question in questions:
-        prompts.check(question, values.get(MODES[mode].system_length))
-    new_tokens = _new_tokens(options, checkpoint)
     named = placement.device if rank is None or options.device_map else resolve_device(options.device)
-    model_config = _model_config(options, new_tokens, named) | values | _original_keys(prog, values)
-    if options.device_map is not None:
-        model_config["device_map"] = options.device_map
     summary = _summary(questions, options.image_folder)
-    earlier = None
-    if options.resume:
-        earlier = read_earlier(output, mode=mode, model_config=model_config, questions=summary)
-    return Run(
-        options, mode, values, output, questions, checkpoint, placement, new_tokens, model_config, summary, earlier
-    )
+    for mode, chosen in flags.items():
+        values = mode_flags(checkpoint.config, mode, **chosen)
+        for question in questions:
+            prompts.check(question, values.get(MODES[mode].system_length))
+        new_tokens = _new_tokens(options, checkpoint)
+        config = _model_config(options, new_tokens, named) | values | _original_keys(prog, values)
+        if options.device_map is not None:
+            config["device_map"] = options.device_map
+        earlier = None
+        if options.resume:
+            earlier = read_earlier(files[mode], mode=mode, model_config=config, questions=summary)
+        parts = (questions, checkpoint, placement, new_tokens, config, summary, chosen, earlier)
+        yield Run(options, mode, values, files[mode], *parts)
 
 
 def _summary(questions: Sequence[Question], image_folder: Path | None) -> dict[str, Any]:
@@ -170,7 +198,8 @@ def _original_keys(prog: str, flags: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _output_file(options: argparse.Namespace, mode: str, prog: str) -> Path:
+def output_file(options: argparse.Namespace, mode: str, prog: str) -> Path:
+    """The file that the command line names, or the default one of `mode`."""
     if options.output_file is not None:
         return Path(options.output_file)
     # Chunks run side by side: each has its own file.

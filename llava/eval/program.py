@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from llava.errors import BadInput
-from llava.eval.command_line import Program, build_parser, chosen_mode
+from llava.eval.command_line import ALL, Program, build_parser, chosen_mode
 from llava.eval.ranks import Rank, ReportWriter
 from vram.exit_codes import BAD_INPUT, FINE, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
 from vram.replaying.collector import no_collections
@@ -45,8 +45,15 @@ def _run(program: Program, argv: Sequence[str] | None, report: ReportWriter | No
         if mode.warning and (report is None or report.rank.index == 0):
             print(f"{program.name}: warning: {mode.warning}", file=sys.stderr)
         with no_collections():
-            from llava.eval.loop import evaluate  # not before the command line is known to be right: it imports torch
-        evaluate(options, mode.name, mode.flags, prog=program.name, report=report)
+            # Not before the command line is known to be right: they import torch.
+            from llava.eval.all_modes import evaluate_all
+            from llava.eval.loop import evaluate
+        if mode.name != ALL:
+            evaluate(options, mode.name, mode.flags, prog=program.name, report=report)
+        elif report is not None:
+            raise BadInput("--mode all must run in one process, got torchrun: run the modes one by one")
+        else:
+            evaluate_all(options, prog=program.name)
     except BadInput as error:
         return BAD_INPUT, _one_line(str(error))
     except KeyboardInterrupt as error:

@@ -13,6 +13,7 @@ from typing import Any
 from llava.errors import BadInput, shown
 from llava.eval.terminal import say
 from llava.judging import EXACT, LETTER
+from llava.mode_table import ModeFigures
 from vram.files import atomic_write
 from vram.units import format_bytes
 
@@ -26,7 +27,8 @@ class Answered:
     `seconds` were spent in `generate`, `preparation_seconds` around it: the image, the prompt and the answer's text.
     `correct`, `judged_by`, `letter`: see `Judgement`. `flops_ratio` is the prompt's share of baseline's FLOPs
     (`himap.flops.prefill_flops`), `flops_info` the original program's estimate of it (`himap.flops.rough_flops`).
-    `place` is the question's among all of the run, from 0.
+    `place` is the question's among all of the run, from 0. `prefill_seconds` are those of `seconds` until the prompt's
+    logits were there; `cache_bytes` are the prompt's keys and values (`himap.flops.cache_bytes`), None without a cache.
     """
 
     id: str
@@ -41,6 +43,8 @@ class Answered:
     flops_ratio: float | None = None
     flops_info: float | None = None
     place: int | None = None
+    prefill_seconds: float | None = None
+    cache_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,22 @@ def summarise(answers: Sequence[Answered]) -> Summary:
         flops_ratio=_average(answer.flops_ratio for answer in answers),
         judged_by=dict(Counter(answer.judged_by for answer in answers if answer.judged_by is not None)),
         unread_samples=sum(answer.judged_by == LETTER and answer.letter is None for answer in answers),
+    )
+
+
+def mode_figures(mode: str, answers: Sequence[Answered], memory: Mapping[str, Any]) -> ModeFigures:
+    """The figures of a mode that has answered all its questions."""
+    summary = summarise(answers)
+    decoded = [answer for answer in answers if answer.prefill_seconds is not None and answer.tokens > 1]
+    seconds = sum(answer.seconds - (answer.prefill_seconds or 0) for answer in decoded)
+    return ModeFigures(
+        mode,
+        peak_bytes=memory["peak_bytes"],
+        cache_bytes=max((answer.cache_bytes for answer in answers if answer.cache_bytes is not None), default=None),
+        prefill_seconds=_average(answer.prefill_seconds for answer in answers),
+        decode_seconds=seconds / sum(answer.tokens - 1 for answer in decoded) if decoded else None,
+        flops_ratio=summary.flops_ratio,
+        accuracy=summary.accuracy,
     )
 
 

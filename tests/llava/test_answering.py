@@ -148,8 +148,8 @@ def test_the_cache_is_used_in_every_mode(
     answerer.answer(WITH_IMAGE)
     make(max_new_tokens=1, use_cache=False).answer(WITH_IMAGE)
 
-    assert [call["use_cache"] for call in calls] == [True] * 5 + [False]
-    assert ["pixel_values" in call for call in calls] == [False] * 4 + [True] * 2
+    assert [call["use_cache"] for call in calls] == [True] * (len(MODES) + 1) + [False]
+    assert ["pixel_values" in call for call in calls] == [False] * len(MODES) + [True] * 2
 
 
 @pytest.mark.parametrize("use_cache", [True, False])

@@ -136,7 +136,7 @@ def test_every_mode_answers_the_embedded_default(
     assert result["memory"]["source"]
     assert [set(answer) for answer in result["answers"]] == [
         {"id", "prediction", "label", "correct", "seconds", "tokens", "judged_by", "letter", "preparation_seconds",
-         "flops_ratio", "flops_info", "place"}
+         "flops_ratio", "flops_info", "place", "prefill_seconds", "cache_bytes"}
     ] * 2  # fmt: skip
     assert [answer["id"] for answer in result["answers"]] == ["embedded-0", "embedded-1"]
     assert {answer["tokens"] for answer in result["answers"]} == {8}

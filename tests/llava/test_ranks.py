@@ -134,6 +134,7 @@ def _timeless(result: dict[str, Any]) -> dict[str, Any]:
     for answer in result["answers"]:
         assert answer.pop("seconds") > 0
         assert answer.pop("preparation_seconds") > 0
+        assert answer.pop("prefill_seconds") > 0
     return result
 
 
