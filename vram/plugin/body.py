@@ -8,7 +8,7 @@ import time
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from vram.explanation.body import LinedTensorMeter
 from vram.explanation.failures import attempt
 from vram.explanation.holders import holders
 from vram.explanation.peak import breakdown_lines, peak_lines
+from vram.explanation.tracer import TensorTracer, tracer_for
 from vram.meters import default_meter, torch_device
 from vram.plugin.markers import MarkerLimits
 from vram.replaying.collector import unfrozen
@@ -61,11 +62,14 @@ def measured(limits: MarkerLimits, device: str, let_go: Callable[[], None]) -> I
     if leaks:
         _clear_workspaces(device)
     before = Leftovers(device) if leaks else None
-    lined = LinedTensorMeter(_RUNNER) if limits.limit_bytes is not None and device == "cpu" else None
+    limited = limits.limit_bytes is not None
+    lined = LinedTensorMeter(_RUNNER) if limited and device == "cpu" else None
+    tracer = tracer_for(device) if limited and device.startswith("simulated") else None
     with measured_by(lined or default_meter(device)) as measurement:
-        yield body
+        with tracer or nullcontext(), tracer.watching(0) if tracer else nullcontext():
+            yield body
         if limits.limit_bytes is not None and measurement.peak_bytes - measurement.before_bytes > limits.limit_bytes:
-            body.at_peak = _at_peak(lined, measurement.before_bytes)
+            body.at_peak = _at_peak(lined or tracer, measurement.before_bytes)
         if before is not None:
             _clear_workspaces(device)
             gc.collect()
@@ -81,12 +85,12 @@ def measured(limits: MarkerLimits, device: str, let_go: Callable[[], None]) -> I
             body.kept = before.lines()
 
 
-def _at_peak(lined: LinedTensorMeter | None, before_bytes: int) -> list[str]:
-    """Lines on what was alive; only the CPU's meter knows by which line it was made."""
+def _at_peak(followed: LinedTensorMeter | TensorTracer | None, before_bytes: int) -> list[str]:
+    """Lines on what was alive. On a real GPU the body is not followed: nothing may slow down what it measures."""
     besides = f"besides {format_bytes(before_bytes)} that was alive before the test" if before_bytes else ""
-    if lined is None:
+    if followed is None:
         return [f"  {besides}"] if besides else []
-    made = [one for one in lined.at_peak() if one.run != BEFORE]
+    made = [one for one in followed.at_peak() if one.run != BEFORE and one.n_bytes]
     title = ", ".join(filter(None, ["alive at the peak", besides]))
     return [f"  {title}:", *peak_lines(breakdown_lines([made]), _MOST_LINES)]
 
