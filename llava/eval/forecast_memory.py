@@ -11,7 +11,7 @@ from pathlib import Path
 
 from llava.argument_types import token_counts, whole
 from llava.errors import BadInput, shown
-from llava.eval.command_line import ChosenMode, Parser, add_mode_options, add_version, ignored_options
+from llava.eval.command_line import ALL, ChosenMode, Parser, add_mode_options, add_version, ignored_options
 from llava.eval.results import check_output
 from llava.modes import MODES
 from vram.cards import find_card
@@ -29,8 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check(options)
         _warn(options)
         with no_collections():
-            from llava.eval.forecasting import run_forecast  # not before the command line is checked: it imports torch
-        return run_forecast(options)
+            from llava.eval.forecasting import forecast_modes, run_forecast  # not before the check: it imports torch
+        return forecast_modes(options) if options.mode == ALL else run_forecast(options)
     except BadInput as error:
         return _fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
@@ -70,7 +70,8 @@ def _parser() -> argparse.ArgumentParser:
 def _add_workload(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model and card").add_argument
     add("--model", default="7b", help="7b, 13b, tiny, or a folder with a config (default: 7b)")
-    add("--mode", choices=tuple(MODES), default="baseline", help="inference mode (default: baseline)")
+    mode_help = "inference mode; all: a table of what each needs and saves (default: baseline)"
+    add("--mode", choices=(*MODES, ALL), default="baseline", help=mode_help)
     add("--card", default="24GiB", help="a GPU's name or a size (default: 24GiB)")
     add("--batch", type=whole(1), default=1, help="prompts at once (default: 1)")
     add(
@@ -107,6 +108,8 @@ def _check(options: argparse.Namespace) -> None:
 
 def _warn(options: argparse.Namespace) -> None:
     """Name, in one line, the options that do nothing in the chosen mode."""
+    if options.mode == ALL:
+        return
     if warning := ChosenMode(options.mode, {}, ignored_options(MODES[options.mode], options)).warning:
         print(f"forecast-memory: warning: {warning}", file=sys.stderr)
 
@@ -118,6 +121,8 @@ def _check_files(options: argparse.Namespace) -> None:
     snapshot = options.snapshot
     if snapshot is not None and snapshot == options.output_file:
         raise BadInput(f"the snapshot must not be the output file, got {shown(str(snapshot))} for both")
+    if snapshot is not None and options.mode == ALL:
+        raise BadInput("--snapshot must come with one mode, got --mode all")
     if snapshot is not None and snapshot.suffix != ".pickle":
         raise BadInput(f"the snapshot must be called *.pickle, for the viewer, got {shown(snapshot.name)}")
 

@@ -73,15 +73,17 @@ def _row(sample: SampleForecast) -> str:
     return f"{row}  out of memory after {len(sample.tokens)} tokens" if sample.out_of_memory else row
 
 
-def assumptions(workload: Workload, prompts: Sequence[Prompt]) -> str:
-    """The first lines: what is forecast, and what the simulation assumes."""
+def assumptions(workloads: Sequence[Workload], prompts: Sequence[Prompt]) -> str:
+    """The first lines: what is forecast, and what the simulation assumes. Workloads differ in their modes alone."""
+    workload = workloads[0]
     cache = "KV cache" if workload.use_cache else "no cache"
     if workload.keep_attentions:
         cache = "attentions kept, no cache"
     lengths = sorted({prompt.tokens for prompt in prompts})
     tokens = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
+    modes = ", ".join(map(_mode, workloads))
     return (
-        f"{workload.model}, {_mode(workload)}, {_dtype_name(workload)}, {workload.attention}, {cache}; "
+        f"{workload.model}, {modes}, {_dtype_name(workload)}, {workload.attention}, {cache}; "
         f"{workload.batch} x {tokens} prompt tokens; card {workload.card}\n"
         "simulated: default allocator settings, one stream, a CUDA context of "
         f"{workload.card.context_bytes // 2**20} MiB; not compared with a GPU yet"

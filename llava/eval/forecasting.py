@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict
 from itertools import cycle, islice
 from typing import Any
 
 import torch
 
 from himap import HimapLlavaConfig
+from himap.flops import cache_bytes, flops_ratio, prefill_flops
 from llava.answer_traces import MAX_BATCH_TOKENS, AnswerTraces, Prompt, Workload
 from llava.errors import BadInput, shown
+from llava.eval.command_line import ALL
 from llava.eval.forecast_report import (
     Conclusions,
     Pair,
@@ -35,6 +39,8 @@ from llava.forecast import (
     weights_bytes,
 )
 from llava.forecast_config import SYSTEM_TOKENS, check_prompt_tokens, config_of, default_prompt_tokens, tokenizer_of
+from llava.mode_table import ModeFigures, mode_rows, table_lines
+from llava.model_shape import image_token_count
 from llava.modes import MODES, mode_flags
 from llava.prompting import Prompts
 from llava.questions import load_questions
@@ -46,10 +52,10 @@ from vram.exit_codes import FINE, OUT_OF_MEMORY
 def run_forecast(options: argparse.Namespace) -> int:
     """Forecast what the checked `options` of `forecast-memory` describe; returns the exit code. Raises BadInput."""
     config = config_of(options.model)
-    workload = _workload(options, config)
+    workload = _workload(options, config, options.mode)
     prompts = _prompts(options, config)
     _check_lengths(options, config, prompts)
-    say(assumptions(workload, prompts))
+    say(assumptions([workload], prompts))
     answers = AnswerTraces(workload, config)
     try:
         forecast = Forecast(answers)
@@ -67,6 +73,62 @@ def run_forecast(options: argparse.Namespace) -> int:
     return OUT_OF_MEMORY if conclusions.out_of_memory else FINE
 
 
+def forecast_modes(options: argparse.Namespace) -> int:
+    """The same in every mode, each on an empty card, and the table of all; without the conclusions on single modes."""
+    config = config_of(options.model)
+    prompts = _prompts(options, config)
+    _check_lengths(options, config, prompts)
+    workloads = [_workload(options, config, mode) for mode in MODES]  # all checked before one is simulated
+    say(assumptions(workloads, prompts))
+    pairs = list(_pairs(prompts, options.answers))
+    count = options.samples or len(pairs)
+    figures, modes = [], {}
+    for workload in workloads:
+        answers = AnswerTraces(workload, config)
+        try:
+            forecast = Forecast(answers)
+        except NoRoom as error:
+            return _report_no_room(options, answers, error)
+        samples = list(_until_full(forecast, islice(cycle(pairs), count)))
+        figures.append(_mode_figures(workload, config, samples, [prompt for prompt, _ in pairs[:count]]))
+        modes[workload.mode] = [asdict(sample) for sample in samples]
+    rows = mode_rows(figures)
+    for line in table_lines(rows):
+        say(line)
+    if options.output_file is not None:
+        content = {"schema": 1, "simulated": True, "mode": ALL, "modes": [row.to_json() for row in rows]}
+        write_json(options.output_file, content | {"samples": modes})
+    return OUT_OF_MEMORY if any(each.out_of_memory for each in figures) else FINE
+
+
+def _mode_figures(
+    workload: Workload, config: HimapLlavaConfig, samples: Sequence[SampleForecast], prompts: Sequence[Prompt]
+) -> ModeFigures:
+    """The highest peak of the samples; KV cache and FLOPs of the prompts, by formula. No times, and no answers."""
+    text = deepcopy(config.text_config)
+    for name, value in mode_flags(config, workload.mode, **workload.flags).items():
+        setattr(text, name, value)
+    lengths = [_lengths(prompt, config) for prompt in prompts]
+    caches = [workload.batch * cache_bytes(text, workload.dtype, **each) for each in lengths]
+    ratios = [flops_ratio(text, flops=prefill_flops, **each) for each in lengths]
+    full = bool(samples[-1].out_of_memory)
+    return ModeFigures(
+        workload.mode,
+        peak_bytes=None if full else max(sample.peak_bytes for sample in samples),
+        cache_bytes=max(caches) if workload.use_cache else None,
+        flops_ratio=sum(ratios) / len(ratios),
+        out_of_memory=full,
+    )
+
+
+def _lengths(prompt: Prompt, config: HimapLlavaConfig) -> dict[str, int]:
+    """Tokens of the prompt's parts."""
+    if not prompt.image:
+        return {"sys": 0, "img": 0, "text": prompt.tokens}
+    image_tokens = image_token_count(config)
+    return {"sys": SYSTEM_TOKENS, "img": image_tokens, "text": prompt.tokens - SYSTEM_TOKENS - image_tokens}
+
+
 def _report_no_room(options: argparse.Namespace, answers: AnswerTraces, error: NoRoom) -> int:
     """Write and print that the card does not hold the weights."""
     needed_bytes = weights_bytes(answers)
@@ -77,10 +139,10 @@ def _report_no_room(options: argparse.Namespace, answers: AnswerTraces, error: N
     return OUT_OF_MEMORY
 
 
-def _workload(options: argparse.Namespace, config: HimapLlavaConfig) -> Workload:
+def _workload(options: argparse.Namespace, config: HimapLlavaConfig, mode: str) -> Workload:
     return Workload(
         model=options.model,
-        mode=options.mode,
+        mode=mode,
         card=options.card,
         dtype=getattr(torch, options.dtype),
         attention="eager" if options.keep_attentions else options.attn,
@@ -88,15 +150,14 @@ def _workload(options: argparse.Namespace, config: HimapLlavaConfig) -> Workload
         use_cache=not (options.no_cache or options.keep_attentions),
         keep_attentions=options.keep_attentions,
         every_step=options.every_step,
-        flags=_flags(options, config),
+        flags=_flags(options, config, mode),
     )
 
 
-def _flags(options: argparse.Namespace, config: HimapLlavaConfig) -> dict[str, Any]:
+def _flags(options: argparse.Namespace, config: HimapLlavaConfig, mode: str) -> dict[str, Any]:
     """The mode's flags that the command line sets, checked."""
-    mode = MODES[options.mode]
-    flags = mode.flags(options)
-    system = mode_flags(config, mode.name, **flags).get(mode.system_length)
+    flags = MODES[mode].flags(options)
+    system = mode_flags(config, mode, **flags).get(MODES[mode].system_length)
     if system not in (None, SYSTEM_TOKENS):
         raise BadInput(f"the system length must be the {SYSTEM_TOKENS} tokens before the image, got {system}")
     return flags
@@ -134,13 +195,19 @@ def _forecast_all(forecast: Forecast, pairs: Iterator[Pair]) -> list[SampleForec
     """Forecast one sample after the other, until the card is full, and print the rows of the table."""
     samples: list[SampleForecast] = []
     with Rows() as rows:
-        for prompt, tokens in pairs:
-            sample = forecast.answer(prompt, tokens)
+        for sample in _until_full(forecast, pairs):
             samples.append(sample)
             rows.add(sample)
-            if sample.out_of_memory:
-                break
     return samples
+
+
+def _until_full(forecast: Forecast, pairs: Iterator[Pair]) -> Iterator[SampleForecast]:
+    """Forecast one sample after the other, until the card is full."""
+    for prompt, tokens in pairs:
+        sample = forecast.answer(prompt, tokens)
+        yield sample
+        if sample.out_of_memory:
+            return
 
 
 def _conclude(

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,8 +16,9 @@ import pytest
 
 from llava.answer_traces import AnswerTraces, Prompt, Workload
 from llava.eval.forecast_memory import main
-from llava.forecast import Forecast
+from llava.forecast import Forecast, SampleForecast
 from llava.forecast_config import config_of
+from llava.modes import MODES
 from llava.presets import tiny_folder
 from llava.shapes import SHAPES, Shape
 from tests.llava.conftest import a_record
@@ -533,3 +535,59 @@ def test_a_prompt_that_dies_as_the_incident_s_did(capsys: pytest.CaptureFixture[
     arguments = ["--model", "7b", "--attn", "eager", "--prompt-tokens", "627", "--answers", "2"]
     assert main([*arguments, "--card", "14110 MiB"]) == 1
     assert "sample 0: CUDA out of memory. Tried to allocate 48.00 MiB." in capsys.readouterr().out
+
+
+def test_all_modes_are_forecast_beside_one_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each mode's peak is that of its own forecast; times and accuracy are named as not measured."""
+    result = forecast(tmp_path, "--mode", "all", "--hmap-v-attn-txt-rank", "9", "--batch", "2")
+    out = capsys.readouterr().out
+    own = forecast(tmp_path, "--mode", "himap", "--hmap-v-attn-txt-rank", "9", "--batch", "2")
+
+    assert (result["schema"], result["simulated"], result["mode"]) == (1, True, "all")
+    rows = {row["mode"]: row for row in result["modes"]}
+    assert [*rows] == [*result["samples"]] == [*MODES]
+    assert result["samples"]["himap"] == own["samples"]
+    assert rows["himap"]["peak_bytes"] == max(sample["peak_bytes"] for sample in own["samples"])
+    assert rows["himap"]["peak_saved_bytes"] == rows["baseline"]["peak_bytes"] - rows["himap"]["peak_bytes"]
+    text = config_of("tiny").text_config
+    tokens = own["samples"][0]["prompt_tokens"]
+    token_bytes = (
+        2 * 2 * text.num_key_value_heads * text.head_dim * 2
+    )  # keys and values in float16, of 2 prompts, in one layer
+    assert rows["baseline"]["cache_bytes"] == 2 * tokens * token_bytes
+    assert rows["himap"]["cache_bytes"] == (tokens + tokens - config_of("tiny").image_seq_length + 9) * token_bytes
+    assert rows["himap"]["flops_ratio"] < rows["fastv"]["flops_ratio"] < 1 == rows["baseline"]["flops_ratio"]
+    assert {(row["prefill_ratio"], row["decode_seconds"], row["accuracy"]) for row in rows.values()} == {(None,) * 3}
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[-2 - len(MODES) : -2]] == [*MODES]
+    assert lines[-1] == "not measured here: prefill, decode, accuracy"
+
+
+def test_a_mode_that_does_not_fit_is_out_of_memory_in_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others are forecast all the same, and nothing is saved of a peak that is not known; the exit code is 1."""
+    answer = Forecast.answer
+
+    def too_much_for_baseline(self: Forecast, prompt: Prompt, tokens: int) -> SampleForecast:
+        full = "CUDA out of memory." if self.answers.workload.mode == "baseline" else ""
+        return replace(answer(self, prompt, tokens), out_of_memory=full)
+
+    monkeypatch.setattr(Forecast, "answer", too_much_for_baseline)
+    path = tmp_path / "full.json"
+
+    assert main([*TINY, "--mode", "all", "--output-file", str(path)]) == 1
+
+    content = json.loads(path.read_text())
+    rows = {row["mode"]: row for row in content["modes"]}
+    assert (rows["baseline"]["out_of_memory"], rows["baseline"]["peak_bytes"]) == (True, None)
+    assert rows["himap"]["out_of_memory"] is False
+    assert (rows["himap"]["peak_bytes"] > 0, rows["himap"]["peak_saved_bytes"]) == (True, None)
+    assert [len(content["samples"][mode]) for mode in ("baseline", "himap")] == [1, 2]
+    assert re.search(r"^baseline +out of memory  +\d", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_snapshot_is_of_one_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused in one line."""
+    assert main([*TINY, "--mode", "all", "--snapshot", str(tmp_path / "a.pickle")]) == 2
+    assert capsys.readouterr().err == "forecast-memory: error: --snapshot must come with one mode, got --mode all\n"
