@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from unicodedata import category
 
@@ -23,6 +24,11 @@ def shown(text: str) -> str:
 def shown_lines(text: str) -> str:
     """Each line of `text` as `shown` has it."""
     return "\n".join(map(shown, text.split("\n")))
+
+
+def json_text(data: object) -> str:
+    """`data` as JSON for standard output: strings stay what they are, and none is a command to a CI system."""
+    return re.sub(r"#(?=#\w*\[)", r"\\u0023", json.dumps(data, indent=1))
 
 
 def visible(text: str) -> str:

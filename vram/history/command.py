@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from vram.escaping import shown
+from vram.escaping import json_text, shown
 from vram.exit_codes import FINE, INCONCLUSIVE, REGRESSION
 from vram.files import is_file
 from vram.history import store
@@ -99,7 +98,7 @@ def compare(arguments: argparse.Namespace) -> tuple[int, str]:
     _warn(history)
     if arguments.json:
         data = comparison_data(comparison, head, base, code, history)
-        return code, json.dumps({**data, "failed_by": failed_by}, indent=1)
+        return code, json_text({**data, "failed_by": failed_by})
     return code, "\n".join(comparison_lines(comparison, head, base, code, history.before(head)))
 
 
@@ -157,7 +156,7 @@ def history(arguments: argparse.Namespace) -> tuple[int, str]:
         which = f" with {' and '.join(arguments.key)} in its key" if arguments.key else ""
         return INCONCLUSIVE, f"nothing measured{which} is saved in {arguments.storage}"
     if arguments.json:
-        return FINE, json.dumps(history_data(by_key, arguments.last, saved.skipped), indent=1)
+        return FINE, json_text(history_data(by_key, arguments.last, saved.skipped))
     lines = [line for key, runs in by_key.items() for line in key_lines(key, runs, arguments.last)]
     return FINE, "\n".join(lines).rstrip()
 

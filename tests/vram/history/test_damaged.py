@@ -73,6 +73,14 @@ def test_whatever_a_recording_is_called(tmp_path: Path, name: str) -> None:
     all_commands(uri)
 
 
+def test_json_has_names_as_they_are_and_no_commands(tmp_path: Path) -> None:
+    """Data is not changed: what a CI system would obey is escaped as JSON escapes, which reads back the same."""
+    uri = write_runs(tmp_path, [entry(mode="##[error]##vso[x]")])
+    out = vram_command("history", "--json", "--storage", uri)[1]
+    assert unprintable(out) == []
+    assert json.loads(out)["keys"][0]["key"]["mode"] == "##[error]##vso[x]"
+
+
 @pytest.mark.parametrize(
     "runs",
     [

@@ -93,6 +93,6 @@ def test_growth_of_the_host_is_told_and_never_convicts() -> None:
     meters = [TensorMeter(), HostMeter(process=FakeProcess(rss()))]
     recording = vram.replay(lambda _: torch.zeros(1), range(10), meters=meters)
     assert "host" not in recording.exact
-    assert recording.laps == 20
-    assert np.diff(recording.channels["host"].ravel()).tolist() == [20 * MiB] * 199
+    assert recording.laps == 14  # the same bytes in each of 140 runs
+    assert np.diff(recording.channels["host"].ravel()).tolist() == [20 * MiB] * 139
     vram.assert_stable(recording)
