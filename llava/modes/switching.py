@@ -60,9 +60,9 @@ def set_mode(model: HimapLlavaForConditionalGeneration, mode: str, **flags: Any)
 
     Whatever the model did before is forgotten. Raises BadInput as `mode_flags` does; the model is in baseline then.
     """
-    for switch, reset in dict.fromkeys((other.switch, other.reset) for other in MODES.values() if other.prunes):
+    for switch in dict.fromkeys(other.switch for other in MODES.values() if other.prunes):
         setattr(model.config, switch, False)
-        if reset:
-            getattr(model.model, reset)()
+    for reset in dict.fromkeys(other.reset for other in MODES.values() if other.reset):
+        getattr(model.model, reset)()
     for name, value in mode_flags(model.config, mode, **flags).items():
         setattr(model.config, name, value)

@@ -160,14 +160,17 @@ def test_settings_of_a_mode_are_forecast(
 ) -> None:
     """With aggregates alone in the cache less is alive at each token; the first line has the flags that were set, the
     file all of them, and one warning those of other modes."""
-    settings = ("--custom-drop", "--custom-kept-tokens", "5", "--custom-first-index", "3", "--sys-length", "9")
-    dropped = forecast(tmp_path, "--mode", "custom-tome", *settings)
+    settings = ("--custom-drop", "--custom-kept-tokens", "5", "--custom-agg-layer", "1")
+    others = ("--custom-first-index", "3", "--sys-length", "9")
+    dropped = forecast(tmp_path, "--mode", "custom-tome", *settings, *others)
 
     assert dropped["samples"][0]["tokens"][1] < plain["samples"][0]["tokens"][1]
     flags = dropped["mode_flags"]
-    assert (flags["custom_drop"], flags["custom_kept_tokens"], flags["custom_agg_layer"]) == (True, 5, 2)
+    assert (flags["custom_drop"], flags["custom_kept_tokens"], flags["custom_agg_layer"]) == (True, 5, 1)
     printed = capsys.readouterr()
-    assert printed.out.startswith("tiny, custom-tome (custom_kept_tokens 5, custom_drop True), float16")
+    assert printed.out.startswith(
+        "tiny, custom-tome (custom_kept_tokens 5, custom_agg_layer 1, custom_drop True), float16"
+    )
     warning = "these options do nothing in mode custom-tome: --sys-length, --custom-first-index"
     assert printed.err == f"forecast-memory: warning: {warning}\n"
 
