@@ -18,7 +18,6 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     """Every test draws the same random numbers, whichever ran before it."""
-    state = bytearray(torch.get_rng_state().numpy())  # not as a tensor: it would be alive in what a test measures
-    torch.manual_seed(0)
-    yield
-    torch.set_rng_state(torch.frombuffer(state, dtype=torch.uint8))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield

@@ -38,6 +38,16 @@ def _imports_a_model_library(item: pytest.Item) -> bool:
     return getattr(case, "of_a_model", False) or item.path.name == "test_published.py"
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Every test draws the same random numbers. The state to return to is no tensor: it would be alive in what inner
+    runs measure."""
+    state = bytearray(torch.get_rng_state().numpy())
+    torch.manual_seed(0)
+    yield
+    torch.set_rng_state(torch.frombuffer(state, dtype=torch.uint8))
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _small_heap() -> None:
     """Hide from the collector what earlier tests left alive: replays collect all the time, and so do inner runs."""
