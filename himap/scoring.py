@@ -61,7 +61,7 @@ def no_autocast(device: torch.device) -> AbstractContextManager[object]:
 
 
 def _tile_sums(query_HRD: Tensor, key_GND: Tensor, first_row: int, columns: range, scaling: float) -> Tensor:
-    """Sums_C over heads and rows, the first of which stands at `first_row`. What it allocates dies with the call."""
+    """Sums_C over heads and rows, the first of which stands at `first_row`. Its tensors die with the call."""
     key_heads, length, size = key_GND.shape
     # Query heads that share a key head become rows of one product: broadcasting would copy the keys.
     query = (query_HRD.float() * scaling).reshape(key_heads, -1, size)

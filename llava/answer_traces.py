@@ -103,7 +103,7 @@ class AnswerTraces:
         self.setup = self._recorder.cut("setup")
 
     def of(self, prompt: Prompt, tokens: int) -> Iterator[Trace]:
-        """The answer's traces: one to each token, and one to the end. What the program keeps of it stays allocated."""
+        """The answer's traces: one to each token, and one to the end. Tensors that the program keeps stay allocated."""
         if self.is_long(tokens):
             if (traces := self.interpolated(prompt, tokens)) is not None:
                 self.linear += 1

@@ -75,7 +75,7 @@ _LLAVA_KEYS = (
     ("model.norm.", "model.language_model.norm."),
     ("lm_head.", "lm_head."),
 )
-# What was trained beside a LoRA is named as peft's model of a LLaVA does, or already without peft.
+# Weights that were trained beside a LoRA are named as peft's model of a LLaVA does, or already without peft.
 _BESIDE_KEYS = (*((f"base_model.model.{theirs}", ours) for theirs, ours in _LLAVA_KEYS), *_LLAVA_KEYS)
 _CLIP_KEYS = (("vision_model.", _TOWER),)
 _CLIP_VISION_KEYS = (("", _TOWER),)

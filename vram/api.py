@@ -195,7 +195,7 @@ def check_peak(
 
 
 def explained_check(recording: Recording, check: Check, **known: Any) -> PeakExplanation | None:
-    """What was alive at a peak that is over its limit; None for any other check. `known` is for `explained_peak`."""
+    """The explanation of a peak over its limit; None for any other check. `known` is for `explained_peak`."""
     if check.status != "over" or not check.channel.endswith("_peak"):
         return None
     from vram.explanation.peak import explained_peak  # needs torch, which importing vram does not
@@ -221,8 +221,8 @@ def assert_garbage(recording: Recording, limit: str | int) -> None:
     """Pass where no sample, after warm-up, makes more than `limit` that only the garbage collector frees.
 
     Python frees such cycles in its own time, or never where `gc` is disabled: memory that a stable recording does not
-    show, as a replay collects after each sample. What Python collects by itself within the sample counts, what the step
-    collects by a call does not. Raises GarbageExceeded; Inconclusive where it was not measured or nothing was
+    show, as a replay collects after each sample. Garbage that Python collects by itself within the sample counts, what
+    the step collects by a call does not. Raises GarbageExceeded; Inconclusive where it was not measured or nothing was
     allocated; ValueError for a size that cannot be read.
     """
     __tracebackhide__ = True
@@ -279,7 +279,7 @@ def assert_ratio(
 
 
 def explained_ratio(recording: Recording, ratio: Ratio, **known: Any) -> PeakExplanation | None:
-    """What was alive at the peak of the worst sample; None where the ratio is of another channel than a peak."""
+    """The explanation of the worst sample's peak; None where the ratio is of another channel than a peak."""
     if not ratio.channel.endswith("_peak"):
         return None
     from vram.explanation.peak import explained_peak  # needs torch, which importing vram does not

@@ -1,4 +1,4 @@
-"""The ways a check can end other than well. What fails a test is an AssertionError, as pytest users expect."""
+"""The ways a check can end other than well. Those that fail a test are AssertionErrors, as pytest users expect."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ _COMMAND = re.compile(r"^(\s*):(?=:)|#(?=#\w*\[)")
 
 def shown(text: str) -> str:
     """`text` in one line of printable characters: line ends, control characters (colours, too), marks that turn text
-    and lone surrogates as Python escapes them, and no command to a CI system. What is shown already stays as it is."""
+    and lone surrogates as Python escapes them, and no command to a CI system. Shown text stays as it is."""
     if not text.isprintable():
         text = "".join(
             letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in text

@@ -93,8 +93,8 @@ class Stacks:
     def __init__(self, outermost: str = "") -> None:
         """`outermost`: a part of the file names where stacks end; "" for none."""
         self._outermost = outermost
-        # By ids of code objects and places in them: hashes of codes and numbers of lines take long. The codes are kept
-        # alive beside the stack.
+        # Keys are ids of code objects and places in them: hashes of codes and numbers of lines take long. The codes are
+        # kept alive beside the stack.
         self._known: dict[tuple[int, ...], tuple[tuple[Frame, ...], list[Any]]] = {}
         self._stacks: dict[tuple[Frame, ...], tuple[Frame, ...]] = {}
 

@@ -171,7 +171,7 @@ class VramSession:
         self._test = test
 
     def _known(self, recording: Recording) -> dict[str, Any]:
-        """What the explanation of a peak can use: a breakdown, and what other tests left."""
+        """Arguments for the explanation of a peak: a breakdown, and what other tests left."""
         index, test = self._index.get(id(recording)), vars(recording).get("_test")
         return {
             "known": None if index is None else self.summaries[index].at_peak,
@@ -187,7 +187,7 @@ class VramSession:
         return measure(self.options.device)
 
     def assert_stable(self, recording: Recording, *, cache_budget: str | int | None = None) -> None:
-        """See `vram.assert_stable`. What explains growth goes into the summary too, and a snapshot into a file."""
+        """See `vram.assert_stable`. The explanation of growth goes into the summary too, and a snapshot into a file."""
         __tracebackhide__ = True
         check_recording(recording)
         if self._touch(recording) and cache_budget is not None:

@@ -1,4 +1,4 @@
-"""What a program prints before it answers."""
+"""Lines that a program prints before it answers."""
 
 from __future__ import annotations
 

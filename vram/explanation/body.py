@@ -1,4 +1,4 @@
-"""What was alive at the peak of work that runs once, as a test's body does: followed while it runs."""
+"""Memory alive at the peak of work that runs once, as a test's body does: followed while it runs."""
 
 from __future__ import annotations
 

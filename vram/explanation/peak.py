@@ -1,4 +1,4 @@
-"""What a recording's peak is made of, by line of code: its highest sample run once more, traced."""
+"""Lines of code that a recording's peak is made of: its highest sample run once more, traced."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _GONE = (
 
 @dataclass(frozen=True)
 class PeakExplanation:
-    """What was alive at a peak over its limit. `at_peak` is as `breakdown` has it; where it is None, `note` says why.
+    """Memory alive at a peak over its limit. `at_peak` is as `breakdown` has it; where it is None, `note` says why.
 
     `before_bytes` were alive before the first sample, `others_bytes` of them were left by other tests.
     """

@@ -26,7 +26,7 @@ def key_of(
 ) -> Key:
     """The key of what `mode`, `test` or both name, measured in `environment`.
 
-    `facts` are the project's own: model, dtype, attention. What is None is no part of the key.
+    `facts` are the project's own: model, dtype, attention. A fact that is None is no part of the key.
     """
     named = {"mode": mode, "test": test, "samples": samples, **(facts or {})}
     where = {fact: environment.get(fact) for fact in (*FACTS, "platform")}

@@ -101,7 +101,7 @@ class History:
         return accepted[-1] if accepted else next(iter(measured), None)
 
     def expected(self, measured: Sequence[Entry]) -> list[Located]:
-        """What a run with these entries should have measured too: the newest entry of each key, in the same
+        """Entries that a run with these should have measured too: the newest entry of each key, in the same
         environments, of the newest run that was accepted there and of each run since; of all where none was.
 
         An accept says what is measured, too: a key that it does not have is expected no longer.

@@ -114,7 +114,7 @@ class Keeping:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, Any, Any]:
-        """Before pytest-benchmark saves the run, put the figures into it. What is missing may fail it."""
+        """Before pytest-benchmark saves the run, put the figures into it. A recording that is missing may fail it."""
         self._find_missing(session)
         benchmarks = self._config.pluginmanager.getplugin("pytest-benchmark")
         if benchmarks is None or not self._entries or hasattr(self._config, "workerinput"):
@@ -148,7 +148,7 @@ class Keeping:
 
 
 def _noted(finding: Finding) -> dict[str, Any]:
-    """What a finding says of a marked test, as its summary has it."""
+    """Words of a finding on a marked test, as its summary has it."""
     if finding.status == "over":
         return {"regressions": tuple(finding.texts)}
     return {finding.status: "; ".join(finding.texts)}

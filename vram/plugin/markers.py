@@ -90,7 +90,7 @@ def _places(node: Any) -> list[list[Mark]]:
         written += [vars(each).get("pytestmark", ()) for each in code.__mro__]
     else:
         written.append(getattr(code, "pytestmark", ()))
-    # By identity: markers that read alike may be written in several places.
+    # Compared by identity: markers that read alike may be written in several places.
     places = [[mark for mark in _unpacked(marks) if any(mark is each for each in own)] for marks in written]
     placed = {id(mark) for place in places for mark in place}
     first = list(takewhile(lambda mark: id(mark) not in placed, own))

@@ -20,8 +20,8 @@ class Garbage:
     """Counts the bytes that only the collector frees: between samples, and automatically while one runs.
 
     When Python collects by itself depends on whatever was allocated before, by a meter too: what is left over at the
-    end of a sample differs from run to run, and all that its cycles came to does not. What a step collects by a call of
-    its own is not counted. Used as a context manager around a replay.
+    end of a sample differs from run to run, and all that its cycles came to does not. A step's own calls of the
+    collector are not counted. Used as a context manager around a replay.
     """
 
     def __init__(self, live_bytes: Callable[[], int]) -> None:

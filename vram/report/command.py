@@ -68,7 +68,7 @@ class _Steps:
         self._fault: Exception | None = None
 
     def take(self, step: Callable[[], Result]) -> Result | None:
-        """What `step` returns; None where it failed."""
+        """The result of `step`; None where it failed."""
         try:
             return step()
         except ValueError as error:

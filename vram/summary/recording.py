@@ -276,7 +276,7 @@ class RecordingSummary:
 
     @property
     def garbage_text(self) -> str:
-        """What only the garbage collector frees, in one line; "" where it is nothing, or not measured."""
+        """Garbage that only the collector frees, in one line; "" where it is nothing, or not measured."""
         return garbage_text(self.garbage_bytes, self.garbage_kinds) if self.garbage_bytes else ""
 
     @property

@@ -64,7 +64,7 @@ def _before(recording: Recording, channel: str) -> int | None:
 
 
 def _stopped(recording: Recording, judged: Mapping[str, Verdict]) -> dict[str, Verdict]:
-    """What is known where a limit ended the replay: growth that is proven, and nothing else.
+    """The verdict where a limit ended the replay: growth that is proven, and nothing else.
 
     A channel that was through with its laps keeps its verdict, as long as one that was not is there to say so.
     """

@@ -184,7 +184,7 @@ def lap_group(base_laps: int, samples: int) -> int:
 
 
 def _regrouped(readings: Int64, group: int) -> Int64:
-    """`group` laps to a row. What does not fill a row is dropped from the front, where the warm-up is."""
+    """`group` laps to a row. Laps that fill no row are dropped from the front, where the warm-up is."""
     laps, samples = readings.shape
     return readings[laps % group :].reshape(-1, group * samples)
 

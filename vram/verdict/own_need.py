@@ -1,4 +1,4 @@
-"""What a run needs above what was alive when it began: whether it repeats, and whether a peak only follows live memory.
+"""A run's need above what was alive when it began: whether it repeats, and whether a peak only follows live memory.
 
 A peak is what was alive before the run, and the run's own need. The first is judged as live memory is.
 """

@@ -19,7 +19,7 @@ from vram.recording import Int64
 _SLOWS = -2.3  # 1 % of steady paces have a lower trend
 _FEWEST = {True: 3, False: 4}  # moments of growth, by whether they are alike
 _MULTIPLES = 3  # of the smallest rise, up to which rises are alike: two or three tensors of one shape in one run
-# Moments after warm-up that a trend is believed of by itself, and the lowest that is then no slowing down. Of few, a
+# Moments after warm-up that a trend is believed of by itself, and the lowest that is then no slowing down. Among few, a
 # cache that fills now and then looks steady.
 _BY_ITSELF = ((7, -0.5), (12, -1.0), (25, -1.65))
 

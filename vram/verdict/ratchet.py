@@ -50,12 +50,12 @@ class Ratchet:
 
     @property
     def steps(self) -> Int64:
-        """What all samples have in common that each row rose by."""
+        """Growth of each row that all samples have in common."""
         return np.asarray(np.diff(self.common), dtype=np.int64)
 
     @property
     def late(self) -> npt.NDArray[np.bool_]:
-        """Of the later half of the rows, which rose."""
+        """Rows of the later half that rose."""
         return self.steps[-(len(self.steps) // 2) :] > self.tolerance_bytes
 
     @property
@@ -100,7 +100,7 @@ class Ratchet:
         """Whether what was gained from row `since` on is no more than the channel's own ups and downs may come to.
 
         The minima of the last rows rest on few, so they rise towards the end of any fluctuation longer than a row, as
-        of a cache with entries of many sizes. What rows typically give back again tells of one; what is let go of once
+        of a cache with entries of many sizes. Bytes that rows typically give back tell of one; what is let go of once
         does not. Where rows often lie below the row before, it takes more.
         """
         gained = self.common[-1] - self.common[since]

@@ -1,4 +1,4 @@
-"""What gradients and autograd graphs keep, which no Python object refers to: looked for from one tensor at a time."""
+"""Tensors that gradients and autograd graphs keep and no Python object refers to: found from one tensor at a time."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def _keys_saved(node: Any) -> Iterator[int]:
         with suppress(RuntimeError):  # freed by a backward pass, or of a hook that is no Python function
             raw = getattr(node, name)
             for each in raw if type(raw) in (list, tuple) else (raw,):
-                # What was packed is looked at as it is: unpacking it would run the hook, which may compute it anew.
+                # A packed value is looked at as it is: unpacking it would run the hook, which may compute it anew.
                 yield id(each.data)
                 for tensor in tensors_in(each.data):
                     yield from (storage._cdata for storage in storages_of(tensor))

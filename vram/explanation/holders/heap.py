@@ -57,7 +57,7 @@ class Heap:
         self._survey = self._index = None
 
     def survey(self) -> Survey:
-        """What all objects refer to; its containers are among the answers from now on."""
+        """A survey of all objects' references; its containers are among the answers from now on."""
         if self._survey is None:
             visible = [obj for obj in self.objects if id(obj) not in self._hidden]
             self._survey = Survey(visible, self.tensors, self._native_kinds)

@@ -1,4 +1,4 @@
-"""What objects of native code keep: DLPack, NumPy, TorchScript, collectives, futures, and autocast's cache."""
+"""Memory that objects of native code keep: DLPack, NumPy, TorchScript, collectives, futures, and autocast's cache."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _FEW = 256
 
 
 class Survey:
-    """What `objects` refer to. `whole` says whether all of them were looked at.
+    """References of `objects`. `whole` says whether all of them were looked at.
 
     `referred` are ids of those `targets` that an object refers to. `loose` are objects that the collector does not
     know, and that may keep one: NumPy arrays, dictionaries and tuples of plain values, and those of `native` kinds,
@@ -43,7 +43,7 @@ class Survey:
         self._contain(objects)
 
     def _untracked(self, objects: Sequence[Any]) -> dict[int, Any]:
-        """What `objects` refer to and the collector does not know, by id; targets among it are noted."""
+        """Objects that `objects` refer to and the collector does not know, by id; targets among it are noted."""
         loose: dict[int, Any] = {}
         for start in range(0, len(objects), _CHUNK):
             flat = referents_of_all(objects[start : start + _CHUNK])
@@ -69,7 +69,7 @@ class Survey:
 
 
 def referents_of_all(objects: Sequence[Any]) -> list[Any]:
-    """What `objects` refer to, in one list; see `referents`."""
+    """Objects that `objects` refer to, in one list; see `referents`."""
     kinds = set(map(type, objects))
     special = {kind for kind in kinds if issubclass(kind, types.ModuleType)}.union(array_kinds()) & kinds
     if not special:

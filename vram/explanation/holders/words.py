@@ -17,7 +17,7 @@ _LONGEST_WORDS = 300
 def in_words(path: Path, named: Mapping[int, str], locals_: Mapping[int, tuple[str, str]], *, end: str = "") -> str:
     """The chain in words: "list `losses` (40 items), attribute of Trainer `TRAINER`, global of module train".
 
-    `end` is what keeps the last of a path that is not named. Of a long chain both ends are left, in whole phrases.
+    `end` is what keeps the last of a path that is not named. A long chain keeps both ends, in whole phrases.
     """
     pieces = _Words(path, named, locals_, end).pieces()
     if sum(map(len, pieces)) <= _LONGEST_WORDS:
