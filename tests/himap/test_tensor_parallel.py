@@ -45,7 +45,7 @@ def choices(kept: Kept) -> dict[str, Any]:
 
 @torch.no_grad()
 def answers(model: HimapLlamaForCausalLM, seed: int) -> dict[str, Any]:
-    """What each setting chooses and says of a prompt, a padded batch, a whole answer, and ties."""
+    """Choices and outputs of each setting: of a prompt, a padded batch, a whole answer, and ties."""
     batch, padding = PROMPT.embeds.repeat(2, 1, 1), torch.ones(2, PROMPT.length, dtype=torch.int64)
     batch[0], padding[0, :2] = batch[0].roll(2, dims=0), 0
     ids = torch.randint(3, 128, (1, PROMPT.length), generator=torch.Generator().manual_seed(3))

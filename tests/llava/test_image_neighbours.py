@@ -67,7 +67,7 @@ def _original(folder: Path, settings: dict[str, Any] | None) -> Prompts:
 def _expected(
     model: bytes, settings: dict[str, Any], question: Question, image: int, conv_mode: str = "vicuna_v1"
 ) -> list[int]:
-    """What the original's tokenizer_image_token gives: each part with its begin and end token, the begin token once."""
+    """Ids of the original's tokenizer_image_token: each part with its begin and end token, the begin token once."""
     pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
     begin, end = [1] * bool(settings.get("add_bos_token", True)), [2] * bool(settings.get("add_eos_token", False))
     before, *after = build_prompt(question.text, question.image is not None, conv_mode=conv_mode).split("<image>")

@@ -128,7 +128,7 @@ def test_always_b_scores_the_share_of_b_labels(
 def test_the_results_say_how_answers_were_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_questions: Callable[..., Path]
 ) -> None:
-    """By letter, by equal text, unread; and --exact-match judges all by equal text, as the original does."""
+    """Judged by letter, by equal text, or unread; --exact-match judges all by equal text, as the original does."""
     human = {"from": "human", "value": LINES}
     labels = ["The answer is B.", "B", "two dogs", None]
     turns = [[human] + [{"from": "gpt", "value": label}] * (label is not None) for label in labels]

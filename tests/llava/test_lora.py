@@ -129,7 +129,7 @@ def test_logits(
 def test_half_precision(tmp_path: Path, base_llava: LlavaForConditionalGeneration, lora: Path) -> None:
     """Adapter and base in float16, as published: merged with float32's precision, then rounded once."""
     half = copy.deepcopy(base_llava).half()
-    adapter = {key: tensor.half() for key, tensor in torch.load(lora / "adapter_model.bin").items()}
+    adapter = {key: tensor.half() for key, tensor in torch.load(lora / "adapter_model.bin", weights_only=True).items()}
     torch.save(adapter, lora / "adapter_model.bin")
 
     _, model, _, _ = load_pretrained_model(lora, write_base(tmp_path / "base", half), dtype="float16")
@@ -146,7 +146,7 @@ def _settings(folder: Path, **changes: Any) -> None:
 
 
 def _without(folder: Path, key: str) -> None:
-    tensors = torch.load(folder / "adapter_model.bin")
+    tensors = torch.load(folder / "adapter_model.bin", weights_only=True)
     del tensors[key]
     torch.save(tensors, folder / "adapter_model.bin")
 

@@ -122,7 +122,7 @@ def test_a_traced_function_outlives_its_object() -> None:
 
 
 def test_a_consumed_capsule_is_left_alone() -> None:
-    """What it pointed at is another's, and may be gone: only a capsule that still owns its tensor is looked into."""
+    """Its memory is another's, and may be gone: only a capsule that still owns its tensor is looked into."""
     capsule = torch.utils.dlpack.to_dlpack(torch.zeros(64))
     put(capsule)
     array = torch.from_dlpack(capsule)
@@ -277,7 +277,7 @@ def below_many_nodes() -> Any:
 
 
 def test_a_graph_larger_than_its_share_is_searched_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one tensor's turn left is looked at when all have had theirs."""
+    """Nodes that one tensor's turn left are searched after all tensors' turns."""
     monkeypatch.setattr(autograd, "MOST_OF_ONE", 50)
     text = holder(below_many_nodes())
     assert re.match(rf"autograd graph \(TanhBackward0\) of a tensor held by {IN_GLOBAL}", text), text

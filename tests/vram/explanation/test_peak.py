@@ -40,7 +40,7 @@ def doubled(n: int) -> torch.Tensor:
 
 
 def test_the_lines_at_the_peak_are_named() -> None:
-    """Of the highest sample: line, operation, dtype, shape, bytes, most first; what was there before is one of them."""
+    """Lines of the highest sample, most bytes first, each with all its figures; one is what was there before."""
     weights = torch.zeros(100, 256)
     recording = vram.replay(doubled, [4, 16, 8], name="answers", laps=3)
     lines = failure(vram.assert_peak, recording, recording.before["requested"] + 40 * KIB)

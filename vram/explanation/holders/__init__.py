@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextvars
-import gc
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +15,7 @@ from vram.explanation.holders.native import Natives, in_autocast_cache, native_k
 from vram.explanation.holders.search import Path, look_ahead, path_to_name
 from vram.explanation.holders.torch_private import check_torch
 from vram.explanation.holders.words import in_words
+from vram.replaying.collector import no_collections
 from vram.torch_hooks.storages import storages_of
 
 __all__ = ["holder", "holders"]
@@ -44,8 +43,9 @@ def holders(storages: Sequence[Any], *, named: Mapping[int, str] | None = None) 
     call them. The collector must not be frozen: see `vram.replaying.collector.unfrozen`.
     """
     living = [storage for storage in storages if storage is not None]
-    # A tensor's subclass answers by code of its own, which may raise.
-    with torch._C.DisableTorchFunctionSubclass(), _no_collections():
+    # A tensor's subclass answers by code of its own, which may raise. The walk makes many lists: the collector would
+    # look through the whole heap for their sake.
+    with torch._C.DisableTorchFunctionSubclass(), no_collections():
         search = _Search(living, named or {}, own=[storages, living])
         try:
             words = [search.words(storage) for storage in living]
@@ -57,18 +57,6 @@ def holders(storages: Sequence[Any], *, named: Mapping[int, str] | None = None) 
         words[index] = _AUTOCAST
     each = iter(words)
     return [_ENDED if storage is None else next(each) for storage in storages]
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """The walk makes many lists: the collector would look through the whole heap for their sake."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class _Search:
