@@ -14,8 +14,8 @@ fcntl.fcntl(RESULTS._writer, fcntl.F_SETPIPE_SZ, 2**20)  # else its buffer fills
 
 
 def answer(number):
-    # 1 MiB, filled where it stays: pages that malloc keeps for a while would count as well.
-    result = torch.empty(2**18).share_memory_().fill_(number)
+    # 2 MiB, filled where it stays: pages that malloc keeps for a while would count as well.
+    result = torch.empty(2**19).share_memory_().fill_(number)
     alive = weakref.ref(result)
     RESULTS.put(result)
     del result
