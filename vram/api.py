@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -177,21 +178,24 @@ def check_peak(
         return Check(kind, "new", limit.new_text, channel)
     limit_bytes = limit.limit_bytes if isinstance(limit, Budget) else parse_bytes(limit)
     assert limit_bytes is not None
+    headroom, source = (limit.headroom_text, limit.limit_source) if isinstance(limit, Budget) else ("", "")
     if channel not in recording.channels:
         reason = recording.absent.get(channel, "no meter reads it")
         return Check(kind, "inconclusive", f"{channel} was not measured: {reason}", channel, limit_bytes=limit_bytes)
     figure_bytes = recording.peak_bytes(channel) - besides_bytes
     overrun = judge_peak(figure_bytes, limit_bytes, recording.tolerance_bytes.get(channel, 0))
+    check = Check(
+        kind, "passed", "", channel, figure_bytes, limit_bytes, besides_bytes, limit_headroom=headroom or None
+    )
     if overrun is None and (reason := recording.unseen(channel)):
-        text = f"inconclusive: {reason}"
-        return Check(kind, "inconclusive", text, channel, figure_bytes, limit_bytes, besides_bytes)
+        return replace(check, status="inconclusive", text=f"inconclusive: {reason}")
     if overrun is None:
         text = "{} of {} allowed".format(*apart(figure_bytes, limit_bytes))
-        return Check(kind, "passed", f"{channel} {text}", channel, figure_bytes, limit_bytes, besides_bytes)
+        return replace(check, text=f"{channel} {text}{source}")
     lap, sample = divmod(int(recording.channels[channel].argmax()), recording.samples)
     above = ", above what was alive before the first sample" * above_start
-    text = f"{channel} {overrun}{above}, first in sample {sample} of lap {lap}"
-    return Check(kind, "over", text, channel, figure_bytes, limit_bytes, besides_bytes, overrun.excess_bytes)
+    text = f"{channel} {overrun}{source}{above}, first in sample {sample} of lap {lap}"
+    return replace(check, status="over", text=text, over_bytes=overrun.excess_bytes)
 
 
 def explained_check(recording: Recording, check: Check, **known: Any) -> PeakExplanation | None:

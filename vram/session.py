@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from vram import api
 from vram.budgets.accepted import Accepted, record
 from vram.budgets.file import Budget, read_budget
+from vram.budgets.headroom import Headroom
 from vram.cards import find_card
 from vram.errors import Inconclusive, MemoryGrowth, OutOfMemory, Undecided
 from vram.meters import Meter, default_meter, default_meters, resolve_device, torch_device
@@ -40,7 +41,9 @@ Sample = TypeVar("Sample")
 class SessionOptions:
     """Values of the options and their ini twins. `laps`, `samples` and `max_seconds` are None where neither sets them.
 
-    `card` is the one to forecast for. Snapshots for PyTorch's memory viewer go into the folder `snapshots`.
+    `card` is the one to forecast for. Snapshots for PyTorch's memory viewer go into the folder `snapshots`. Relative
+    paths of budgets begin at the folder `root`. `headroom` is what accepted budgets allow above their figure; None
+    leaves what each has.
     """
 
     device: str = "auto"
@@ -48,6 +51,8 @@ class SessionOptions:
     laps: int | None = None
     samples: int | None = None
     accept: bool = False
+    headroom: Headroom | None = None
+    root: Path = Path()
     breakdown: bool = False
     snapshots: Path = Path("vram-snapshots")
     max_seconds: float | None = None
@@ -221,8 +226,18 @@ class VramSession:
         return write_snapshot(self.options.snapshots, name, snapshot, self._snapshots)
 
     def budget(self, path: Any, **key: str) -> Budget:
-        """The recorded budget of this key; see `vram.read_budget`."""
-        return read_budget(path, **key)
+        """The recorded budget of this key; see `vram.read_budget`. A relative path begins at pytest's rootdir."""
+        return read_budget(self.options.root / path, **key)
+
+    @property
+    def facts(self) -> Mapping[str, str]:
+        """What a peak depends on besides the model, for the key of a budget: the device, and PyTorch without its patch.
+
+        `vram.budget("budgets.toml", **vram.facts, model="unet")` is another budget on another GPU.
+        """
+        meter = default_meter(self.device)
+        device = str(meter.facts.get("device", self.torch_device.type))
+        return {"device": device, "torch": ".".join(str(environment([meter])["torch"]).split(".")[:2])}
 
     def accept(self, budget: Budget, peak_bytes: int) -> Budget:
         """The budget to compare `peak_bytes` with: under `--vram-accept` rewritten to that, else as it is.
@@ -231,7 +246,7 @@ class VramSession:
         """
         if not self.options.accept:
             return budget
-        recorded, accepted = record(budget, peak_bytes, self.accepted)
+        recorded, accepted = record(budget, peak_bytes, self.accepted, headroom=self.options.headroom)
         self.accepted.append(accepted)
         return recorded
 

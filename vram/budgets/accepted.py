@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vram.budgets.file import Budget, accept, named
-from vram.text import aligned, apart
+from vram.budgets.headroom import Headroom, parse_headroom
+from vram.text import NO_FIGURE, aligned, apart
 
 
 @dataclass(frozen=True)
 class Accepted:
     """One budget that was accepted: from `before_bytes` (None where it was new) to `after_bytes`.
 
-    `problem` says why it was not recorded; "" where it was.
+    `problem` says why it was not recorded; "" where it was. `headroom` is the text of what is allowed above the figure.
     """
 
     path: str
@@ -23,19 +24,34 @@ class Accepted:
     before_bytes: int | None
     after_bytes: int
     problem: str = ""
+    headroom: str = ""
+    headroom_before: str = ""
+
+    @property
+    def changed(self) -> bool:
+        """True where the file says something else now."""
+        return (self.before_bytes, self.headroom_before) != (self.after_bytes, self.headroom)
 
 
-def record(budget: Budget, peak_bytes: int, earlier: Sequence[Accepted] = ()) -> tuple[Budget, Accepted]:
+def record(
+    budget: Budget, peak_bytes: int, earlier: Sequence[Accepted] = (), *, headroom: Headroom | None = None
+) -> tuple[Budget, Accepted]:
     """Accept `peak_bytes`, or what was accepted `earlier` for the budget where that is more.
+
+    Its headroom stays as it is recorded where `headroom` is None, else it becomes that.
 
     Returns the budget as it is now recorded (unchanged where it can't be rewritten), and the change.
     """
     path = str(budget.path.absolute())
     known = [one for one in earlier if (one.path, one.key) == (path, budget.key) and not one.problem]
     largest_bytes = max([peak_bytes, *(one.after_bytes for one in known)])
-    change = Accepted(path, dict(budget.key), budget.limit_bytes, largest_bytes)
+    before = budget.headroom_text
+    change = Accepted(
+        path, dict(budget.key), budget.recorded_bytes, largest_bytes, headroom=before, headroom_before=before
+    )
     try:
-        return accept(budget, largest_bytes), change
+        recorded = accept(budget, largest_bytes, headroom)
+        return recorded, replace(change, headroom=recorded.headroom_text)
     except (OSError, ValueError) as error:
         return budget, replace(change, problem=str(error))
 
@@ -50,7 +66,9 @@ def reconciled(accepts: Sequence[Accepted]) -> list[Accepted]:
             if not other.problem
         )
         if unequal and not one.problem:
-            one = replace(one, problem=record(Budget(Path(one.path), one.key, None), one.after_bytes)[1].problem)
+            headroom = parse_headroom(one.headroom) if one.headroom else None
+            budget = Budget(Path(one.path), one.key, None)
+            one = replace(one, problem=record(budget, one.after_bytes, headroom=headroom)[1].problem)
         changes.append(one)
     return changes
 
@@ -62,10 +80,10 @@ def merged(accepts: Iterable[Accepted]) -> list[Accepted]:
         groups.setdefault((one.path, tuple(sorted(one.key.items())), one.problem), []).append(one)
     changes = []
     for group in groups.values():
-        after = {one.after_bytes for one in group}
+        after = {(one.after_bytes, one.headroom) for one in group}
         # One test may have read from the file what another had just accepted.
-        before = next((one.before_bytes for one in group if one.before_bytes not in after), group[0].before_bytes)
-        changes.append(replace(group[0], before_bytes=before, after_bytes=max(after)))
+        first = next((one for one in group if (one.before_bytes, one.headroom_before) not in after), group[0])
+        changes.append(replace(first, after_bytes=max(one.after_bytes for one in group)))
     return changes
 
 
@@ -74,13 +92,14 @@ def diff(accepts: Sequence[Accepted], root: Path) -> list[str]:
     lines = []
     for path in dict.fromkeys(one.path for one in accepts if not one.problem):
         here = [one for one in accepts if one.path == path and not one.problem]
-        changed = [one for one in here if one.before_bytes != one.after_bytes]
+        changed = [one for one in here if one.changed]
         same = len(here) - len(changed)
         count = f"{len(changed)} changed" + (f", {same} as before" if same else "")
         lines.append(f"budgets accepted in {_from(root, path)}: {count}")
         if changed:
-            rows = [("budget", "before", "now", "change"), *(_row(one) for one in changed)]
-            lines += [f"  {line}" for line in aligned(rows)]
+            rows = [("budget", "before", "now", "change", "headroom", "limit"), *(_row(one) for one in changed)]
+            columns = 6 if any(one.headroom for one in changed) else 4
+            lines += [f"  {line}" for line in aligned([row[:columns] for row in rows])]
     return lines
 
 
@@ -93,11 +112,13 @@ def problems(accepts: Sequence[Accepted], root: Path) -> list[str]:
     ]
 
 
-def _row(one: Accepted) -> tuple[str, str, str, str]:
+def _row(one: Accepted) -> tuple[str, ...]:
     before, now = apart(one.before_bytes, one.after_bytes)
+    limit_bytes = parse_headroom(one.headroom).above(one.after_bytes) if one.headroom else one.after_bytes
+    room = (one.headroom or NO_FIGURE, apart(one.after_bytes, limit_bytes)[1])
     if one.before_bytes is None:
-        return named(one.key), "new", now, "-"
-    return named(one.key), before, now, f"{one.after_bytes - one.before_bytes:+,} B"
+        return named(one.key), "new", now, NO_FIGURE, *room
+    return named(one.key), before, now, f"{one.after_bytes - one.before_bytes:+,} B", *room
 
 
 def _from(root: Path, path: str) -> str:

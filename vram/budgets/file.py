@@ -1,6 +1,7 @@
 """Recorded, reviewed limits in plain text: `[[budget]]` tables of a TOML file, one a key.
 
-People read these files and comment them, so an accept changes one figure, or adds one table, and nothing else.
+People read these files and comment them, so an accept changes one figure with its headroom, or adds one table, and
+nothing else.
 """
 
 from __future__ import annotations
@@ -17,28 +18,53 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vram.budgets.headroom import Headroom, parse_headroom
 from vram.files import atomic_write
+from vram.text import bytes_text
 
 _HEADER = "# Reviewed limits, in bytes, one per key. Changed only by an explicit --vram-accept.\n"
 _LIMIT = "peak_bytes"
+_HEADROOM = "headroom"
 _WAIT_SECONDS = 60.0  # for another writer, which needs milliseconds
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
 _TABLE = re.compile(r"""\s*\[\[\s*(?:budget|"budget"|'budget')\s*\]\]\s*(?:#.*)?""")
 _FIGURE = re.compile(rf"""(\s*(?:{_LIMIT}|"{_LIMIT}"|'{_LIMIT}')\s*=\s*)[\w+]+(.*)""", re.DOTALL)
+_ROOM = re.compile(rf"""(\s*(?:{_HEADROOM}|"{_HEADROOM}"|'{_HEADROOM}')\s*=\s*)(?:"[^"]*"|'[^']*')(.*)""", re.DOTALL)
 
 Entry = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The limit recorded under `key` in the file `path`; `limit_bytes` is None where the key is new."""
+    """The figure recorded under `key` in the file `path`, with its headroom; None where the key is new."""
 
     path: Path
     key: Mapping[str, str]
-    limit_bytes: int | None
+    recorded_bytes: int | None
+    headroom: Headroom | None = None
 
     def __str__(self) -> str:
         return f"budget {named(self.key)} in {self.path.name}"
+
+    @property
+    def limit_bytes(self) -> int | None:
+        """The most bytes that are allowed: the recorded figure and its headroom. None where the key is new."""
+        if self.recorded_bytes is None or self.headroom is None:
+            return self.recorded_bytes
+        return self.headroom.above(self.recorded_bytes)
+
+    @property
+    def headroom_text(self) -> str:
+        """ "2%" or "64 MiB"; "" where the limit is the recorded figure itself."""
+        return "" if self.headroom is None or self.limit_bytes == self.recorded_bytes else self.headroom.text
+
+    @property
+    def limit_source(self) -> str:
+        """ ", the recorded 4,000 B + 2%": where the limit comes from; "" where it is the recorded figure itself."""
+        figure_bytes = self.recorded_bytes
+        if figure_bytes is None or not self.headroom_text:
+            return ""
+        return f", the recorded {bytes_text(figure_bytes)} + {self.headroom_text}"
 
     @property
     def new_text(self) -> str:
@@ -61,12 +87,14 @@ def read_budget(path: str | Path, **key: str) -> Budget:
     _check(key)
     for entry in _entries(path, _text(path)):
         if _key(entry) == key:
-            return Budget(path, key, entry[_LIMIT])
+            return Budget(path, key, entry[_LIMIT], _headroom(entry))
     return Budget(path, key, None)
 
 
-def accept(budget: Budget, peak_bytes: int) -> Budget:
+def accept(budget: Budget, peak_bytes: int, headroom: Headroom | None = None) -> Budget:
     """Record `peak_bytes` under the budget's key and leave everything else as it is, comments and order included.
+
+    Its headroom stays as it is recorded where `headroom` is None, else it becomes that.
 
     Written atomically, one writer at a time; not at all where the file says so already. A new table comes before the
     first whose key is greater. Raises OSError where the file can't be written, ValueError where it can't be edited.
@@ -79,15 +107,16 @@ def accept(budget: Budget, peak_bytes: int) -> Budget:
     path = budget.path.resolve()  # a link stays one
     with FileLock(_lock_of(path), timeout=_WAIT_SECONDS, poll_interval=0.01):
         before = _text(path)
-        after = _edited(path, before, budget.key, peak_bytes)
+        after, headroom = _edited(path, before, budget.key, peak_bytes, headroom)
         if after != before:
             _write(path, after)
-    return Budget(budget.path, budget.key, peak_bytes)
+    return Budget(budget.path, budget.key, peak_bytes, headroom)
 
 
 def _check(key: Mapping[str, str]) -> None:
-    if _LIMIT in key:
-        raise ValueError(f"a budget's key must not have {_LIMIT}, which is its limit, got {dict(key)}")
+    for name, meaning in ((_LIMIT, "limit"), (_HEADROOM, "room above its limit")):
+        if name in key:
+            raise ValueError(f"a budget's key must not have {name}, which is its {meaning}, got {dict(key)}")
     for name, value in key.items():
         if not isinstance(value, str):
             raise ValueError(f"a budget's key must be text, got {name}={value!r}")
@@ -122,6 +151,12 @@ def _entries(path: Path, text: str) -> list[Entry]:
     for entry in entries:
         if not _is_limit(entry.get(_LIMIT)):
             raise ValueError(f"every budget needs a whole number {_LIMIT}, got {str(entry)[:200]} in {path}")
+        try:
+            limit_bytes = Budget(path, {}, entry[_LIMIT], _headroom(entry)).limit_bytes
+        except ValueError as error:
+            raise ValueError(f"{error} in {path}") from None
+        if not _is_limit(limit_bytes):
+            raise ValueError(f"a budget and its headroom must be below 2**63 bytes, got {limit_bytes} in {path}")
         if not all(isinstance(value, str) for value in _key(entry).values()):
             raise ValueError(f"every budget's key must be text, got {entry} in {path}")
         if _order(entry) in seen:
@@ -136,43 +171,76 @@ def _is_limit(value: object) -> bool:
 
 
 def _key(entry: Entry) -> dict[str, str]:
-    return {name: value for name, value in entry.items() if name != _LIMIT}
+    return {name: value for name, value in entry.items() if name not in (_LIMIT, _HEADROOM)}
+
+
+def _headroom(entry: Entry) -> Headroom | None:
+    return parse_headroom(entry[_HEADROOM]) if _HEADROOM in entry else None
 
 
 def _order(entry: Entry) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(_key(entry).items()))
 
 
-def _edited(path: Path, text: str, key: Mapping[str, str], peak_bytes: int) -> str:
-    """`text` with the figure of one key changed, or with one more table. Raises ValueError where it does not work."""
+def _edited(
+    path: Path, text: str, key: Mapping[str, str], peak_bytes: int, headroom: Headroom | None
+) -> tuple[str, Headroom | None]:
+    """`text` with the figure of one key changed, or with one more table, and the headroom that the key has then.
+
+    Raises ValueError where it does not work.
+    """
     entries = _entries(path, text)
-    entry: Entry = {**key, _LIMIT: peak_bytes}
+    known = next((number for number, one in enumerate(entries) if _key(one) == key), None)
+    headroom = headroom or (None if known is None else _headroom(entries[known]))
+    entry: Entry = {**key, _LIMIT: peak_bytes} | ({} if headroom is None else {_HEADROOM: headroom.text})
+    if not _is_limit(Budget(path, key, peak_bytes, headroom).limit_bytes):
+        raise ValueError(f"a budget and its headroom must be below 2**63 bytes, got {peak_bytes} + {headroom}")
     lines = re.findall(r"[^\n]*\n|[^\n]+", text or _HEADER)  # TOML's line ends, and not what else splitlines knows
     starts = [number for number, line in enumerate(lines) if _TABLE.fullmatch(line.rstrip("\r\n"))]
-    known = next((number for number, one in enumerate(entries) if _key(one) == key), None)
     if known is None:
         place = next((number for number, one in enumerate(entries) if _order(one) > _order(entry)), len(entries))
         expected = [*entries[:place], entry, *entries[place:]]
         _insert(lines, starts, place, entry)
-    elif entries[known][_LIMIT] == peak_bytes:
-        return text
+    elif entries[known][_LIMIT] == peak_bytes and headroom == _headroom(entries[known]):
+        return text, headroom
     else:
         expected = [entry if number == known else one for number, one in enumerate(entries)]
-        _change(lines, starts, known, peak_bytes)
+        _change(lines, starts, known, entries[known], entry)
     edited = "".join(lines)
     # A line may look like a table or a figure and be none, inside a multi-line string for one: read it again.
     with suppress(ValueError):
         if len(starts) == len(entries) and _parsed(path, edited) == {**_parsed(path, text), "budget": expected}:
-            return edited
-    raise ValueError(f"{path} is not written as --vram-accept can edit it: set {_LIMIT} = {peak_bytes} by hand")
+            return edited, headroom
+    by_hand = f"{_LIMIT} = {peak_bytes}" + (f' and {_HEADROOM} = "{headroom.text}"' if headroom else "")
+    raise ValueError(f"{path} is not written as --vram-accept can edit it: set {by_hand} by hand")
 
 
-def _change(lines: list[str], starts: Sequence[int], number: int, peak_bytes: int) -> None:
-    """Set the figure of table `number`, where there is such a table."""
-    for at in range(*[*starts, len(lines)][number : number + 2]) if number < len(starts) else ():
-        if figure := _FIGURE.fullmatch(lines[at]):
-            lines[at] = f"{figure[1]}{peak_bytes}{figure[2]}"
+def _change(lines: list[str], starts: Sequence[int], number: int, before: Entry, after: Entry) -> None:
+    """Set the figure of table `number` and its headroom, each where it is another, where there is such a table."""
+    if number >= len(starts):
+        return
+    start, end = [*starts, len(lines)][number : number + 2]
+    table = lines[start:end]
+    at = next((at for at, line in enumerate(table) if _FIGURE.fullmatch(line)), None)
+    if at is None:
+        return
+    if before[_LIMIT] != after[_LIMIT]:
+        table[at] = _FIGURE.sub(rf"\g<1>{after[_LIMIT]}\g<2>", table[at])
+    if before.get(_HEADROOM) != after.get(_HEADROOM):
+        _change_headroom(table, at, _value(after[_HEADROOM]), "\r\n" if lines[0].endswith("\r\n") else "\n")
+    lines[start:end] = table
+
+
+def _change_headroom(table: list[str], figure: int, value: str, end: str) -> None:
+    """Set the headroom of a table, in its own line or in a new one below that of its figure."""
+    for at, line in enumerate(table):
+        if found := _ROOM.fullmatch(line):
+            table[at] = f"{found[1]}{value}{found[2]}"
             return
+    line = table[figure]
+    indent = line[: len(line) - len(line.lstrip())]
+    whole = line.endswith("\n")
+    table[figure : figure + 1] = [line if whole else line + end, f"{indent}{_HEADROOM} = {value}" + end * whole]
 
 
 def _insert(lines: list[str], starts: Sequence[int], number: int, entry: Entry) -> None:

@@ -10,16 +10,17 @@ from vram.plugin.forked import Forked
 from vram.plugin.history import Keeping
 from vram.plugin.markers import HELP
 from vram.plugin.measuring import Measuring
-from vram.plugin.options import add_options, check_options
+from vram.plugin.options import add_options, check_options, given_arguments
 from vram.plugin.reporting import Reporting
 
 if TYPE_CHECKING:
     from vram.session import VramSession
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add the options and their ini twins."""
-    add_options(parser)
+    config = pluginmanager.getplugin("pytestconfig")
+    add_options(parser, given_arguments(config) if config is not None else ())
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,7 +17,7 @@ import pytest
 from vram.errors import Inconclusive
 from vram.plugin.failures import Failures
 from vram.plugin.markers import LEAK_FREE, LIMIT, judge, limits_of
-from vram.plugin.options import new_fails, option, seconds_option, whole_option
+from vram.plugin.options import headroom_option, new_fails, option, seconds_option, whole_option
 from vram.plugin.outcomes import raise_in
 from vram.plugin.progress import TerminalProgress
 from vram.plugin.running import RunningTests
@@ -62,6 +62,8 @@ class Measuring:
                 laps=whole_option(self._config, "laps"),
                 samples=whole_option(self._config, "samples"),
                 accept=bool(option(self._config, "accept")),
+                headroom=headroom_option(self._config),
+                root=self._config.rootpath,
                 breakdown=bool(option(self._config, "breakdown")),
                 max_seconds=seconds_option(self._config),
             )

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
-from typing import Any
+import shlex
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from vram.budgets.headroom import Headroom
+
+_ACCEPT = "--vram-accept="
 
 # option, metavar, help, type. Each has an ini twin of the same name; a default of None lets the ini file speak.
 _OPTIONS: tuple[tuple[str, str, str, type], ...] = (
@@ -37,7 +45,11 @@ _OPTIONS: tuple[tuple[str, str, str, type], ...] = (
 )
 _CHOICES = {"undecided": ("fail", "skip"), "new": ("fail", "skip")}
 _FLAGS = (
-    ("accept", "rewrite the budgets that are checked to what is measured"),
+    (
+        "accept",
+        "rewrite the budgets that are checked to what is measured; --vram-accept=+2% or =+64MiB also lets each be "
+        "exceeded by so much",
+    ),
     ("breakdown", "trace each recording's highest sample once more: the report says what its peak is made of, by line"),
     ("disable", "measure nothing; tests that use the fixture vram are skipped"),
 )
@@ -58,8 +70,8 @@ _GATES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
 )
 
 
-def add_options(parser: pytest.Parser) -> None:
-    """Add the options and their ini twins."""
+def add_options(parser: pytest.Parser, arguments: Iterable[str] = ()) -> None:
+    """Add the options and their ini twins. `arguments` are those of the command line, and of what adds to it."""
     group = parser.getgroup("vram", "GPU-memory regression tests")
     for name, metavar, text, kind in _OPTIONS:
         group.addoption(f"--vram-{name}", metavar=metavar, default=None, help=text)
@@ -67,12 +79,24 @@ def add_options(parser: pytest.Parser) -> None:
     for name, text in _FLAGS:
         group.addoption(f"--vram-{name}", action="store_true", default=None, help=text)
         parser.addini(_twin(name), text, type="bool", default=False)
+    for argument in sorted(set(arguments)):
+        # A flag that may have a value only behind "=" is none that argparse knows: it would take the path of a test
+        # after the flag for it. So each spelling in use is a flag of its own.
+        if argument.startswith(_ACCEPT):
+            value = argument.removeprefix(_ACCEPT)
+            group.addoption(argument, dest="vram_accept", action="store_const", const=value, help=argparse.SUPPRESS)
     for name, metavar, text, how in _GATES:
         group.addoption(f"--vram-{name}", metavar=metavar, default=None, help=text, **how)
     # No ini twin: a file that always forces it would force it in CI.
     group.addoption("--vram-accept-force", action="store_true", default=False, help="--vram-accept, in CI too")
     parser.addini("vram_compare", _GATES[0][2], default=None)
     parser.addini("vram_compare_fail", _GATES[1][2], type="args", default=[])
+
+
+def given_arguments(config: pytest.Config) -> list[str]:
+    """The arguments of this run, before they are parsed: of ini file, environment and command line."""
+    in_environment = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
+    return [*config.getini("addopts"), *in_environment, *config.invocation_params.args]
 
 
 def _ini_type(kind: type) -> Any:
@@ -90,6 +114,7 @@ def check_options(config: pytest.Config) -> None:
     for name in ("laps", "samples"):
         whole_option(config, name)
     seconds_option(config)
+    headroom_option(config)
     if card := option(config, "card"):
         from vram.cards import find_card  # only where one is named: pytest starts in every project
 
@@ -101,7 +126,7 @@ def check_options(config: pytest.Config) -> None:
         if (value := option(config, name)) not in (None, "", *choices):
             raise pytest.UsageError(f"--vram-{name} must be {' or '.join(choices)}, got {value!r}")
     if config.getoption("--vram-accept-force"):
-        config.option.vram_accept = True
+        config.option.vram_accept = option(config, "accept") or True
     elif option(config, "accept") and in_ci():
         raise pytest.UsageError(
             f"--vram-accept: CI={os.environ['CI']} is set, and nobody reviews a budget that CI accepts; run it where "
@@ -149,6 +174,21 @@ def seconds_option(config: pytest.Config) -> float | None:
     if not 0 < seconds < math.inf:
         raise pytest.UsageError(f"--vram-max-seconds must be a number above 0, got {value!r}")
     return seconds
+
+
+def headroom_option(config: pytest.Config) -> Headroom | None:
+    """The headroom of `--vram-accept=+2%`; None without it. Raises a usage error for one that can't be read."""
+    value = option(config, "accept")
+    if value in (None, True, False):
+        return None
+    from vram.budgets.headroom import RULE, parse_headroom  # only where one is given
+
+    try:
+        if not value.startswith("+"):
+            raise ValueError(f"{RULE}, got {value!r}")
+        return parse_headroom(value)
+    except ValueError as error:
+        raise pytest.UsageError(f"--vram-accept: {error}") from None
 
 
 def whole_option(config: pytest.Config, name: str) -> int | None:

@@ -16,6 +16,7 @@ _FIGURES = (
     "peak_bytes",
     "own_peak_bytes",
     "limit_bytes",
+    "limit_headroom",
     "budget_bytes",
     "laps",
     "samples",

@@ -47,6 +47,7 @@ _CHECK = {
     "limit_bytes": _COUNT,
     "besides_bytes": int,
     "over_bytes": int,
+    "limit_headroom": _TEXT,
 }
 # A recording may have these besides, and reports of earlier versions lack some.
 _OPTIONAL: Any = {

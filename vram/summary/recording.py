@@ -41,6 +41,7 @@ class Check:
 
     `text` says it in one line. `figure_bytes` is the figure that was compared, the most of `channel` less
     `besides_bytes`, which others of the process kept alive throughout. `over_bytes` is its excess, 0 if it is allowed.
+    `limit_headroom` is how much of the limit is room above a recorded figure ("2%"), None without any.
     """
 
     kind: Kind
@@ -51,6 +52,7 @@ class Check:
     limit_bytes: int | None = None
     besides_bytes: int = 0
     over_bytes: int = 0
+    limit_headroom: str | None = None
 
     @property
     def room_bytes(self) -> int | None:
@@ -214,8 +216,14 @@ class RecordingSummary:
 
     @property
     def limit_text(self) -> str:
-        """The limit as text, "-" where there is none."""
-        return apart(self.own_peak_bytes, self.limit_bytes)[1]
+        """The limit as text, "3.98 KiB (+2%)" where it is a recorded figure and headroom; "-" where there is none."""
+        text = apart(self.own_peak_bytes, self.limit_bytes)[1]
+        return f"{text} (+{self.limit_headroom})" if self.limit_headroom else text
+
+    @property
+    def limit_headroom(self) -> str | None:
+        """How much of the limit is room above a recorded figure: "2%", "64 MiB"; None where it has none."""
+        return None if self.limited is None else self.limited.limit_headroom
 
     @property
     def growth_text(self) -> str:
@@ -317,6 +325,6 @@ def garbage_text(n_bytes: int, kinds: Sequence[str]) -> str:
     return f"a sample makes up to {format_bytes(n_bytes)} that only the garbage collector frees{made_of}"
 
 
-_DERIVED = ("besides_bytes", "own_peak_bytes", "limit_bytes", "reasons", "climb_bytes")
+_DERIVED = ("besides_bytes", "own_peak_bytes", "limit_bytes", "limit_headroom", "reasons", "climb_bytes")
 _FIELDS = tuple(RecordingSummary.__dataclass_fields__)
 OWN_KEYS = frozenset({*_FIELDS, *RecordingSummary("").to_json()} - {"softmax_peak_bytes"})  # no note may be called so

@@ -397,18 +397,18 @@ ACCEPTS = """
     import pytest
     @pytest.mark.parametrize("mode", ["a", "b", "c", "d"])
     def test_accept(vram, mode):
-        assert vram.accept(vram.budget("budgets.toml", mode=mode), 4000).limit_bytes == 4000
+        assert vram.accept(vram.budget("budgets.toml", mode=mode), 4000).limit_bytes == 4080
 """
 
 
 def test_a_worker_hands_its_figures_to_the_controller(pytester: pytest.Pytester) -> None:
     """Under pytest-xdist the verdicts are the same; report, summary and JUnit hold every worker's figures.
 
-    Two workers that accept budgets write one file: all are in it, and the controller shows one diff.
+    Two workers that accept budgets write one file: all are in it, with headroom; the controller shows one diff.
     """
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")
     pytester.makepyfile(test_leak=LEAK, test_clean=CLEAN, test_marked=MARKED, test_accepts=ACCEPTS)
-    options = ("--vram-device", "cpu", "--vram-report", "memory.json", "--junit-xml", "junit.xml", "--vram-accept")
+    options = ("--vram-device", "cpu", "--vram-report", "memory.json", "--junit-xml", "junit.xml", "--vram-accept=+2%")
     result = pytester.runpytest_subprocess("-n", "2", *options)
     result.assert_outcomes(passed=5, failed=2)
     report = json.loads(Path(pytester.path / "memory.json").read_text())
@@ -420,7 +420,7 @@ def test_a_worker_hands_its_figures_to_the_controller(pytester: pytest.Pytester)
     assert '<property name="vram.peak_bytes" value="1024" />' in junit
     assert 'failures="2"' in junit
     budgets = tomllib.loads((pytester.path / "budgets.toml").read_text())["budget"]
-    assert {one["mode"]: one["peak_bytes"] for one in budgets} == dict.fromkeys("abcd", 4000)
+    assert {one["mode"]: (one["peak_bytes"], one["headroom"]) for one in budgets} == dict.fromkeys("abcd", (4000, "2%"))
     result.stdout.fnmatch_lines(["budgets accepted in budgets.toml: 4 changed"])
 
 

@@ -191,7 +191,7 @@ class Surfaces:
 def surfaces(folder: Path) -> Surfaces:
     """Run the project twice in `folder`, the second time held to the first, and render all that there is."""
     (folder / "test_matrix.py").write_text(PROJECT)
-    (folder / "budgets.toml").write_text('[[budget]]\nmodel = "small"\npeak_bytes = 100000\n')
+    (folder / "budgets.toml").write_text('[[budget]]\nmodel = "small"\npeak_bytes = 100000\nheadroom = "2%"\n')
     options = ("--vram-device", "cpu", "-p", "no:cacheprovider", "-p", "no:randomly", "--benchmark-quiet")
     judged = "regress or others or once or cache or marked_within"
     _python(folder, "base", "pytest", "-q", *options, "-k", judged, "--benchmark-save", "base")
