@@ -15,6 +15,7 @@ from himap import HimapLlavaConfig
 from llava.checkpoint import empty_model, reading
 from llava.errors import BadInput, shown
 from llava.weight_files import open_tensors, shape_of
+from vram.extras import remedy
 
 BESIDE = "non_lora_trainables.bin"
 _CONFIG = "adapter_config.json"
@@ -36,7 +37,9 @@ class Lora:
         if missing:
             raise BadInput(f"a LoRA must be whole, got none of {', '.join(missing)} in {shown(str(folder))}")
         if not is_peft_available():
-            raise BadInput(f"a LoRA needs the package peft, which is missing, got one in {shown(str(folder))}")
+            raise BadInput(
+                f"a LoRA needs the package peft, which is missing ({remedy('lora')}), got one in {shown(str(folder))}"
+            )
         self._folder = folder
         self._tensors = open_tensors(weights[:1])
         self._settings = reading(folder, _CONFIG, lambda: _settings(folder))

@@ -36,6 +36,7 @@ from llava.placement import Placement
 from llava.prompting import tokenise_around_images
 from llava.vision_tower import find_vision_tower
 from llava.weight_files import has_weights, open_tensors, shape_of, weight_files
+from vram.extras import remedy
 
 _PAD_TOKEN = "<pad>"  # noqa: S105  # a token of text, not a secret
 _ROWS_STEP = 64  # transformers' own conversion pads 32002 tokens to 32064 rows
@@ -339,8 +340,8 @@ def _read_tokenizer(folder: Path) -> Any:
         )
     if not has_packages:
         raise BadInput(
-            f"tokenizer.model needs the packages sentencepiece and protobuf, one is missing, got only it in "
-            f"{shown(str(folder))}"
+            f"tokenizer.model needs the packages sentencepiece and protobuf, one is missing ({remedy('llava')}), got "
+            f"only it in {shown(str(folder))}"
         )
     # As transformers 4.31, the original's, read such a folder: other keys of the config change no ids there.
     path = folder / "tokenizer_config.json"

@@ -5,10 +5,11 @@ Inside pytest use the fixture `vram`; outside, the same as plain functions: `vra
 brings its module when it is first used.
 """
 
-from importlib import import_module
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
     from vram.api import assert_garbage, assert_peak, assert_ratio, assert_stable, replay
     from vram.budgets.file import Budget, read_budget
     from vram.errors import (
@@ -22,9 +23,11 @@ if TYPE_CHECKING:
         RatioExceeded,
         Undecided,
     )
+    from vram.meters.base import Meter
     from vram.recording import Recording
     from vram.replaying.marks import mark
     from vram.replaying.measurement import Measurement, measure
+    from vram.session import VramSession
     from vram.units import format_bytes, parse_bytes
     from vram.verdict.channels import verdicts
     from vram.verdict.growth import Forecast, Verdict, judge_growth
@@ -41,6 +44,7 @@ __all__ = [
     "Measurement",
     "MemoryGrowth",
     "MemoryLeak",
+    "Meter",
     "OutOfMemory",
     "Overrun",
     "PeakExceeded",
@@ -49,6 +53,7 @@ __all__ = [
     "Recording",
     "Undecided",
     "Verdict",
+    "VramSession",
     "assert_garbage",
     "assert_peak",
     "assert_ratio",
@@ -80,9 +85,11 @@ _NAMES = {
         "RatioExceeded",
         "Undecided",
     ),
+    "vram.meters.base": ("Meter",),
     "vram.recording": ("Recording",),
     "vram.replaying.marks": ("mark",),
     "vram.replaying.measurement": ("Measurement", "measure"),
+    "vram.session": ("VramSession",),
     "vram.units": ("format_bytes", "parse_bytes"),
     "vram.verdict.channels": ("verdicts",),
     "vram.verdict.growth": ("Forecast", "Verdict", "judge_growth"),
@@ -95,6 +102,8 @@ if not TYPE_CHECKING:  # which would take any name for one of ours
 
     def __getattr__(name):
         """A public name from its module, or a module that nobody has imported yet."""
+        if name == "__version__":
+            return _version()
         if name in _HOMES:
             value = getattr(import_module(_HOMES[name]), name)
             globals()[name] = value
@@ -109,4 +118,12 @@ if not TYPE_CHECKING:  # which would take any name for one of ours
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})
+
+
+def _version() -> str:
+    """The version of the installed distribution; "0" and a name where this is a source tree that is none."""
+    try:
+        return metadata.version("himap-vram")
+    except metadata.PackageNotFoundError:
+        return "0+source.tree"

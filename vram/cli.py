@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
+import vram
 from vram.escaping import shown
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
 from vram.history import command as history
@@ -87,6 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="vram", description="GPU-memory regression tests over time: compare and show saved runs.")
+    parser.add_argument("--version", action="version", version=f"vram {vram.__version__}, of himap-vram")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in _COMMANDS:
         subparser = subparsers.add_parser(

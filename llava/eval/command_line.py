@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
+import vram
 from llava.argument_types import positive, sample_count, whole
 from llava.conversation import CONVERSATIONS
 from llava.errors import BadInput
 from llava.load_options import ASPECT_RATIOS, ATTENTIONS, DTYPES
 from llava.modes import MODES, Mode
+from vram.extras import missing
 
 ALL = "all"  # in place of a mode: all of them, one after the other
 
@@ -48,11 +49,13 @@ def build_parser(program: Program) -> argparse.ArgumentParser:
 
 def add_version(parser: argparse.ArgumentParser) -> None:
     """Add --version."""
-    try:
-        release = version("himap-vram")
-    except PackageNotFoundError:  # a checkout that is no installation
-        release = "of a source tree"
-    parser.add_argument("--version", action="version", version=f"{parser.prog} {release}, of himap-vram")
+    parser.add_argument("--version", action="version", version=f"{parser.prog} {vram.__version__}, of himap-vram")
+
+
+def check_packages() -> None:
+    """Raise BadInput where the packages that every program needs are not installed, before one of them is imported."""
+    if text := missing("llava"):
+        raise BadInput(text)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,15 @@ from pathlib import Path
 
 from llava.argument_types import token_counts, whole
 from llava.errors import BadInput, shown
-from llava.eval.command_line import ALL, ChosenMode, Parser, add_mode_options, add_version, ignored_options
+from llava.eval.command_line import (
+    ALL,
+    ChosenMode,
+    Parser,
+    add_mode_options,
+    add_version,
+    check_packages,
+    ignored_options,
+)
 from llava.eval.results import check_output
 from llava.modes import MODES
 from vram.cards import find_card
@@ -28,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = _parser().parse_args(argv)
         _check(options)
         _warn(options)
+        check_packages()
         with no_collections():
             from llava.eval.forecasting import forecast_modes, run_forecast  # not before the check: it imports torch
         return forecast_modes(options) if options.mode == ALL else run_forecast(options)

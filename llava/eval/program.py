@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from llava.errors import BadInput
-from llava.eval.command_line import ALL, Program, build_parser, chosen_mode
+from llava.eval.command_line import ALL, Program, build_parser, check_packages, chosen_mode
 from llava.eval.ranks import Rank, ReportWriter
 from vram.exit_codes import BAD_INPUT, FINE, INTERRUPTED, OUR_FAULT, OUT_OF_MEMORY
 from vram.replaying.collector import no_collections
@@ -44,6 +44,7 @@ def _run(program: Program, argv: Sequence[str] | None, report: ReportWriter | No
         mode = chosen_mode(program, options)
         if mode.warning and (report is None or report.rank.index == 0):
             print(f"{program.name}: warning: {mode.warning}", file=sys.stderr)
+        check_packages()
         with no_collections():
             # Not before the command line is known to be right: they import torch.
             from llava.eval.all_modes import evaluate_all

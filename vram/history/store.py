@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePath
 from typing import Any
 
+from vram.extras import remedy
 from vram.history.entries import SCHEMA, Entry, from_json, to_json
 from vram.history.runs import History, Run
 
@@ -76,7 +77,7 @@ def _is_folder(uri: str) -> bool:
 
 def _opened(uri: str) -> tuple[Any, _Logger]:
     if not installed():
-        raise NoStore("the history needs pytest-benchmark: pip install 'himap-vram[history]'")
+        raise NoStore(f"the history needs pytest-benchmark: {remedy('history')}")
     from pytest_benchmark.utils import load_storage
 
     logger = _Logger()

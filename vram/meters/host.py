@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Self
 
+from vram.extras import remedy
+
 _LEAST_TOLERANCE_BYTES = 16 * 2**20
 _IDLE_READINGS = 10
 _PAUSE_SECONDS = 0.002
@@ -42,7 +44,7 @@ class HostMeter:
             try:
                 import psutil
             except ImportError:
-                self.absent = {"host": "psutil is not installed"}
+                self.absent = {"host": f"psutil is not installed ({remedy('meters')})"}
             else:
                 self._process = psutil.Process()
 

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 
+from vram.extras import remedy
 from vram.meters.cuda import reserved_bytes
 
 _MIB = 2**20
@@ -75,7 +76,7 @@ class NvmlMeter:
         if torch.version.hip is not None:
             self._lose("NVML knows NVIDIA's GPUs only, and this is ROCm")
         elif self._nvml is None:
-            self._lose("nvidia-ml-py is not installed")
+            self._lose(f"nvidia-ml-py is not installed ({remedy('meters')})")
         else:
             self._reads_here = True
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from vram.escaping import shown
+from vram.extras import remedy
 from vram.files import is_folder
 from vram.plugin.measuring import MARKED, Measuring
 from vram.plugin.options import ini, option
@@ -164,7 +165,7 @@ def _gate(config: pytest.Config) -> Gate | None:
     from vram.history.gate import Gate
 
     if not store.installed():
-        raise pytest.UsageError("--vram-compare needs pytest-benchmark: pip install 'himap-vram[history]'")
+        raise pytest.UsageError(f"--vram-compare needs pytest-benchmark: {remedy('history')}")
     base = base or "recorded"
     if "::" in base or base.endswith(".py") or is_folder(base):
         raise pytest.UsageError(f"--vram-compare must name a run, or stand behind the tests, got {base!r}")

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from vram.escaping import shown
 from vram.exit_codes import BAD_INPUT, FINE, INCONCLUSIVE
+from vram.extras import remedy
 from vram.files import atomic_write
 from vram.history import store
 from vram.history.runs import History
@@ -114,7 +115,7 @@ def _plotly_js() -> str:
     try:
         from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
     except ImportError:
-        raise ValueError("the page needs plotly: pip install 'himap-vram[report]' (--markdown - does not)") from None
+        raise ValueError(f"the page needs plotly: {remedy('report')} (--markdown - does not)") from None
     return str(get_plotlyjs()).replace("</script", "<\\/script")
 
 

@@ -55,7 +55,7 @@ def test_without_psutil_it_is_absent_with_the_reason(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "psutil", None)
     recording = vram.replay(lambda _: None, [0], laps=3, meters=[TensorMeter(), HostMeter()])
     assert "host" not in recording.channels
-    assert recording.absent["host"] == "psutil is not installed"
+    assert recording.absent["host"] == "psutil is not installed (pip install 'himap-vram[meters]')"
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared memory is elsewhere")

@@ -308,7 +308,7 @@ def test_without_the_library_it_is_absent_from_the_start(monkeypatch: pytest.Mon
     """nvidia-ml-py is optional; a header line can tell before anything is measured."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
     meter = NvmlMeter("cuda:1", cuda=FakeCuda())
-    assert meter.absent == {"driver": "nvidia-ml-py is not installed"}
+    assert meter.absent == {"driver": "nvidia-ml-py is not installed (pip install 'himap-vram[meters]')"}
     with meter:
         assert meter.read() == {}
 
