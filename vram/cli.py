@@ -14,6 +14,7 @@ from typing import NoReturn
 import vram
 from vram.escaping import shown
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
+from vram.gating import gate as gating
 from vram.history import command as history
 from vram.replaying.collector import no_collections
 from vram.report import command as report
@@ -29,9 +30,11 @@ class _Command:
     add: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], tuple[int, str]]
     epilog: str = ""
+    runs_pytest: bool = False  # what it does not know is pytest's
 
 
 _COMMANDS = (
+    _Command("gate", gating.SUMMARY, gating.GATE, gating.add_gate, gating.gate, gating.EXITS, runs_pytest=True),
     _Command(
         "compare",
         "compare the newest run with the one before it, or with BASE",
@@ -67,7 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for argument in sys.argv[1:] if arguments is None else arguments:
         if argument.startswith("--") and argument.endswith("=--"):  # argparse before Python 3.13 takes it for none
             parser.error(f"an option must have a value, got {argument}")
-    parsed = parser.parse_args(arguments)
+    parsed, others = parser.parse_known_args(arguments)
+    if others and not parsed.runs_pytest:
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    parsed.pytest = others
     try:
         code, text = _run(parsed)
     except ValueError as error:
@@ -100,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.add(subparser)
-        subparser.set_defaults(run=command.run, prog=subparser.prog)
+        subparser.set_defaults(run=command.run, prog=subparser.prog, runs_pytest=command.runs_pytest)
     return parser
 
 

@@ -73,9 +73,15 @@ class VramSession:
     mark = staticmethod(mark)
     judge = staticmethod(verdicts)
 
-    def __init__(self, options: SessionOptions, progress: Listener | None = None) -> None:
-        """`progress` hears of every replay; see `vram.replay`."""
-        self.options, self._progress = options, progress
+    def __init__(
+        self,
+        options: SessionOptions,
+        progress: Listener | None = None,
+        above_base: Callable[[Sequence[RecordingSummary]], bool] | None = None,
+    ) -> None:
+        """`progress` hears of every replay; see `vram.replay`. `above_base` says of `summaries` whether the last
+        recording is worse than its base: then its peak is broken down, while its step is known."""
+        self.options, self._progress, self._above_base = options, progress, above_base
         self.summaries: list[RecordingSummary] = []
         self.accepted: list[Accepted] = []
         self.environment: dict[str, object] = {}
@@ -154,7 +160,7 @@ class VramSession:
         """Summarize a recording of this session, broken down where an option says so."""
         self._remember(recording)
         self._change(recording, **key)
-        if self.options.breakdown:
+        if self.options.breakdown or (self._above_base is not None and self._above_base(self.summaries)):
             from vram.explanation.peak import breakdown  # it needs the tracer, which imports torch
 
             self._change(recording, at_peak=breakdown(recording))

@@ -17,6 +17,9 @@ class Project:
     def __init__(self, root: Path) -> None:
         self.root, self.log = root, root / "log"
         shutil.copytree(CI, root / "ci", ignore=shutil.ignore_patterns("__pycache__", "budgets"))
+        # The commands run it before anything is installed.
+        (root / "vram" / "gating").mkdir(parents=True)
+        shutil.copy(CI.parent / "vram" / "gating" / "supervise.py", root / "vram" / "gating")
         (root / "pyproject.toml").write_text("")
         (root / "pytest.ini").write_text("[pytest]\n")
         self.environment = root / "environment"

@@ -1,4 +1,4 @@
-"""`ci/gate`: one command, one verdict, one exit code."""
+"""`ci/gate`: `vram gate` on the memory suite. What a verdict is made of is in tests/vram/gating."""
 
 from __future__ import annotations
 
@@ -30,100 +30,59 @@ def gate(project: Project, *arguments: str, **variables: str) -> tuple[int, str]
 
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    return Project(tmp_path)
-
-
-@pytest.fixture
-def stubbed(project: Project) -> Project:
-    project.stub(project.root / "ci" / "memory", "SUITE")
-    project.stub(project.environment / "bin" / "vram", "COMPARE")
+    """One of a single mode, and nothing to import for it."""
+    project = Project(tmp_path)
+    (project.root / "llava").mkdir()
+    (project.root / "llava" / "__init__.py").write_text("")
+    (project.root / "llava" / "modes.py").write_text('MODES = ("only",)\n')
     return project
 
 
-@pytest.mark.parametrize(
-    ("suite", "compare", "accept", "code", "says"),
-    [
-        (0, 0, False, 0, "no regression against the base (recorded)"),
-        (0, 1, False, 1, "a regression was found against the base (recorded)"),
-        (0, 2, False, 2, "nothing was compared"),
-        (0, 3, False, 3, "nothing to compare with; make a run of good code the base with ci/gate --vram-accept"),
-        (0, 70, False, 70, "vram compare itself failed"),
-        (0, 130, False, 130, "interrupted"),
-        (1, 0, False, 1, "found by the memory suite"),
-        (1, 3, False, 1, "found by the memory suite"),
-        (1, 70, False, 1, "found by the memory suite"),
-        (3, 0, False, 3, "a mode has no decision"),
-        (3, 1, False, 1, "a regression was found against the base"),
-        (2, 0, False, 2, "nothing was measured"),
-        (130, 0, False, 130, "interrupted"),
-        (70, 0, False, 70, "the memory suite itself failed"),
-        (5, 0, False, 70, "the memory suite itself failed"),
-        (0, 1, True, 0, "accepted"),
-        (0, 3, True, 0, "accepted"),
-        (3, 0, True, 3, "a mode has no decision"),
-        (1, 0, True, 1, "found by the memory suite"),
-        (0, 2, True, 2, "nothing was compared"),
-    ],
-)
-def test_exit_code(stubbed: Project, suite: int, compare: int, accept: bool, code: int, says: str) -> None:
-    """Found comes before inconclusive, and nothing that was not compared is fine; the last line says which."""
-    flags = ("--vram-accept",) if accept else ()
-    found, line = gate(stubbed, *flags, SUITE=str(suite), COMPARE=str(compare))
-    assert found == code
-    assert line.startswith("ci/gate: ")
-    assert says in line
+@pytest.mark.parametrize("command", ["gate", "memory"])
+def test_what_it_takes_goes_where_it_belongs(project: Project, command: str) -> None:
+    """The base and the criteria to the gate, the rest to pytest; every mode must have a decision."""
+    (project.root / "pytest.py").write_text("import sys; print(sys.argv[1:])")
+    ended = project.run(command, "-k", "a b", "--fail=peak:2%", "--vram-new", "skip", CI="true")
+    assert (ended.returncode, ended.stderr) == (3, "")
+    arguments, line = ended.stdout.splitlines()
+    assert line == f"ci/{command}: inconclusive: no decision on only"
+    suite = f"'{project.root}/tests/memory', '-c', '{project.root}/pytest.ini', '--rootdir', '{project.root}', '-q'"
+    report = f"'--vram-report', '{project.root}/reports/memory.json', '--vram-new', 'skip'"
+    assert arguments.startswith(f"['--vram-gate', {report}, ")
+    assert arguments.endswith(f"{suite}, '-k', 'a b']")
+    compares = "'--vram-compare=recorded', '--vram-compare-fail=peak:2%'" in arguments
+    assert compares == ("--benchmark-save" in arguments) == (command == "gate")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "variables", "code"),
-    [
-        ((), {}, 0),
-        ((), {"CI": "true"}, 3),
-        ((), {"CI": "False"}, 0),
-        (("--vram-new", "skip"), {"CI": "true"}, 0),
-        (("--vram-new=fail",), {}, 3),
-        (("--vram-accept-force",), {"CI": "true"}, 0),
-    ],
-)
-def test_what_is_new_or_missing_is_not_fine_in_ci(
-    stubbed: Project, arguments: tuple[str, ...], variables: dict[str, str], code: int
-) -> None:
-    """No regression, and a recording that is new or missing: inconclusive, unless --vram-new says otherwise."""
-    vram = stubbed.environment / "bin" / "vram"
-    stubbed.program(vram, f'echo "$@" >> "{stubbed.log}"\ncase "$*" in *"--fail new --fail missing") exit 1;; esac')
-    found, line = gate(stubbed, *arguments, SUITE="0", **variables)
-    assert found == code
-    assert ("something is new or missing" in line) == (code == 3)
-
-
-def test_what_it_takes_goes_where_it_belongs(stubbed: Project) -> None:
-    """The base and the criteria to `vram compare`, the rest to the suite; this run's name to both."""
-    gate(stubbed, "--base", "main", "-k", "a b", "--fail=peak:2%", "--fail", "growth:0", SUITE="0", COMPARE="0")
-    suite, compare = stubbed.log.read_text().splitlines()
-    name = suite.split("--benchmark-save ")[1].split()[0]
-    storage = f"file://{stubbed.root}/.benchmarks"
-    assert suite.endswith(f"ci/memory --benchmark-quiet --benchmark-save {name} --benchmark-storage {storage} -k a b")
-    assert compare.endswith(f"vram compare main {name} --storage {storage} --fail peak:2% --fail growth:0")
-
-
-def test_a_base_without_a_name_is_bad_usage(stubbed: Project) -> None:
+def test_a_base_without_a_name_is_bad_usage(project: Project) -> None:
     """Before anything is measured."""
-    assert gate(stubbed, "--base", SUITE="0", COMPARE="0") == (2, "ci/gate: --base needs a value")
-    assert not stubbed.log.exists()
+    (project.root / "pytest.py").write_text("print('measured')")
+    ended = project.run("gate", "--base")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert "--base" in ended.stderr
+
+
+def test_modes_that_can_not_be_read_end_it(project: Project) -> None:
+    """A gate that did not know which decisions it needs would be open."""
+    (project.root / "llava" / "modes.py").write_text("raise ImportError('broken')")
+    assert project.run("gate").returncode not in (0, 3)
 
 
 def test_from_the_first_run_to_a_regression(project: Project) -> None:
-    """A whole one, on a suite of one line: the first run has no base and says what to do, a byte more is a
-    regression, and of another run's figures no verdict is made up."""
+    """A whole one, on a suite of one line: the first run has no base and says what to do, a byte more is a regression,
+    which the page and the comment say too, and of another run's figures no verdict is made up."""
     (project.root / "tests" / "memory").mkdir(parents=True)
     (project.root / "tests" / "memory" / "test_tiny.py").write_text(SUITE)
     (project.root / "conftest.py").write_text(CONFTEST)
-    (project.root / "ci" / "llava").mkdir()  # a project of one mode, and nothing to import for it
-    (project.root / "ci" / "llava" / "modes.py").write_text('MODES = ("only",)\n')
     quick = ("--vram-device", "cpu", "-p", "no:xdist", "-p", "no:hypothesispytest")
-    assert gate(project, *quick, SIZE="1000") == (
+    assert gate(project, *quick, SIZE="1000", CI="") == (
         3,
         "ci/gate: inconclusive: nothing to compare with; make a run of good code the base with ci/gate --vram-accept",
     )
-    assert gate(project, *quick, SIZE="1001") == (1, "ci/gate: a regression was found against the base (recorded)")
+    verdict = "ci/gate: a regression was found against the base (recorded): 1 of 1 need attention: 1 regression"
+    assert gate(project, *quick, SIZE="1001", CI="") == (1, verdict)
     assert len(list(project.root.glob(".benchmarks/*/000*.json"))) == 2
+    comment = (project.root / "reports" / "memory.md").read_text(encoding="utf-8")
+    assert verdict in comment
+    assert "test_tiny.py:5 <lambda>: aten.zeros float32 [1001]" in comment
+    assert "1 regression" in (project.root / "reports" / "memory.html").read_text(encoding="utf-8")

@@ -37,8 +37,9 @@ SUITE = f"def test_waits():{textwrap.indent(WAITS, '    ')}"
 def started(project: Project, command: str, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     """A command whose suite waits already."""
     known = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    vram = [sys.executable, "-m", "vram", "gate"]
     process = subprocess.Popen(
-        [project.root / "ci" / command, *arguments],
+        [*(vram if command == "vram gate" else [project.root / "ci" / command]), *arguments],
         cwd=project.root,
         env={**known, "VIRTUAL_ENV": str(project.environment), **variables},
         stdin=subprocess.DEVNULL,
@@ -72,8 +73,8 @@ def _runs(pid: int) -> bool:
 def project(tmp_path: Path) -> Iterator[Project]:
     """The commands, with a suite that waits where pytest would run; killed afterwards where it was left."""
     project = Project(tmp_path)
-    (project.root / "waits.py").write_text(WAITS)
-    run = f'case "$*" in *pytest*|*pip*) exec "{sys.executable}" waits.py;; esac\nexec "{sys.executable}" "$@"'
+    (project.root / "pytest.py").write_text(WAITS)
+    run = f'case "$*" in "-m pip"*) exec "{sys.executable}" pytest.py;; esac\nexec "{sys.executable}" "$@"'
     project.program(project.environment / "bin" / "python", run)
     yield project
     if (project.root / "pids").exists():
@@ -82,7 +83,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("command", ["memory", "gate"])
+@pytest.mark.parametrize("command", ["memory", "gate", "vram gate"])
 def test_a_signal_ends_all_of_it(project: Project, command: str, number: signal.Signals) -> None:
     """To the command alone, as `kill PID` and CI runners send it: 128 + its number, at once, with no process left."""
     process = started(project, command)
@@ -110,7 +111,7 @@ def test_a_signal_ends_set_up_too(project: Project) -> None:
 
 def test_what_ignores_the_signal_is_killed(project: Project) -> None:
     """After a grace period, which is shorter here; the whole takes less than 10 seconds."""
-    source = project.root / "ci" / "supervise.py"
+    source = project.root / "vram" / "gating" / "supervise.py"
     text = source.read_text()
     assert "GRACE_SECONDS = 7" in text
     source.write_text(text.replace("GRACE_SECONDS = 7", "GRACE_SECONDS = 1"))
@@ -136,12 +137,12 @@ def test_an_interrupted_suite_still_says_what_it_measured(tmp_path: Path) -> Non
 
     assert process.returncode == 130
     assert "KeyboardInterrupt" in output
-    assert output.splitlines()[-2:] == ["ci/memory: interrupted", "ci/gate: interrupted"]
+    assert output.splitlines()[-1] == "ci/gate: interrupted"
 
 
 def test_on_a_terminal_the_keys_work(project: Project) -> None:
     """The suite is in the terminal's foreground: it can read what is typed (`--pdb`), and Ctrl-C ends it."""
-    (project.root / "waits.py").write_text(f'print("typed:", input("? "))\n{WAITS}')
+    (project.root / "pytest.py").write_text(f'print("typed:", input("? "))\n{WAITS}')
     keys, terminal = pty.openpty()
     command = f"exec {shlex.quote(str(project.root / 'ci' / 'memory'))}"
 

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ci.outcome import outcome
 from himap import HimapLlavaForConditionalGeneration
 from llava.argument_types import whole
 from llava.errors import BadInput
 from llava.eval import custom_selection_inference, eval_scivqa, forecast_memory
 from llava.modes import MODES, Choice, Mode, Option, mode_flags, register, set_mode
-from vram.report.json_file import write_report
+from vram.gating.outcome import Ended, outcome
 from vram.summary import RecordingSummary, RunSummary
 
 ROOT = Path(__file__).parents[2]
@@ -101,8 +100,8 @@ def test_the_memory_suite_runs_it(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 @pytest.mark.usefixtures("stand_in")
-def test_the_suite_s_outcome_waits_for_it(tmp_path: Path) -> None:
+def test_the_suite_s_outcome_waits_for_it() -> None:
     """A run without a decision on it is inconclusive, whatever the others are."""
     decided = [RecordingSummary(mode, laps=5, samples=2, verdict="stable") for mode in MODES if mode != "stand-in"]
-    write_report(tmp_path / "memory.json", RunSummary(recordings=decided))
-    assert outcome(0, tmp_path / "memory.json") == (3, "inconclusive: no decision on stand-in")
+    ended = Ended(0, RunSummary(recordings=decided), required=tuple(MODES))
+    assert outcome(ended) == (3, "inconclusive: no decision on stand-in")

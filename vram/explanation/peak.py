@@ -13,6 +13,7 @@ from vram.explanation.tracer import tracer_for
 from vram.recording import Recording
 from vram.replaying.marks import listening
 from vram.replaying.rerunnable import Rerunnable, rerunnable_of
+from vram.summary.at_peak import at_peak_lines
 from vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -51,27 +52,12 @@ class PeakExplanation:
             end = [f"  to leave out what was alive before: {offer}"] if offer else []
         if self.at_peak is None:
             return [*begin, f"  {self.note}", *end][:most_lines]
-        title = f"  alive at the peak of sample {self.at_peak['sample']}, run again with tracing: "
-        begin.append(f"{title}{format_bytes(self.at_peak['bytes'])}")
-        return begin + peak_lines(self.at_peak["lines"], most_lines - len(begin) - len(end)) + end
+        lines = at_peak_lines(self.at_peak, most_lines - len(begin) - len(end))
+        return [*begin, *(f"  {line}" for line in lines), *end]
 
     def summary(self) -> dict[str, Any]:
         """Everything, ready for JSON."""
         return dict(vars(self))
-
-
-def peak_lines(lines: Sequence[Mapping[str, Any]], most_lines: int) -> list[str]:
-    """Lines of a breakdown for the terminal, in at most `most_lines`, the last for those that are not shown."""
-    shown = lines if len(lines) <= most_lines else lines[: max(0, most_lines - 1)]
-    texts = [
-        f"    {format_bytes(line['bytes'])} in {line['count']:,}: "
-        + ": ".join(filter(None, [line["line"], " ".join(filter(None, (line["op"], line["dtype"], line["shape"])))]))
-        for line in shown
-    ]
-    rest = lines[len(shown) :]
-    if rest and most_lines > 0:
-        texts.append(f"    and {format_bytes(sum(line['bytes'] for line in rest))} in {len(rest)} more lines")
-    return texts
 
 
 def explained_peak(

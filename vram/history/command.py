@@ -84,12 +84,18 @@ def _common(parser: argparse.ArgumentParser) -> None:
 
 def compare(arguments: argparse.Namespace) -> tuple[int, str]:
     """Exit code and text of `vram compare [BASE] [HEAD]`. Raises ValueError for a run or a store that can't be read."""
+    code, text, _ = compared(arguments)
+    return code, text
+
+
+def compared(arguments: argparse.Namespace) -> tuple[int, str, Sequence[str]]:
+    """Exit code and text of `vram compare`, and which of "new" and "missing" there are. Raises ValueError as it."""
     criteria = [parse(text) for text in arguments.fail if text not in ABSENT]
     history = _history(arguments)
     head = _head(arguments, history)
     if head is None:
         _warn(history)
-        return INCONCLUSIVE, f"nothing comparable: no run with memory figures is saved in {arguments.storage}"
+        return INCONCLUSIVE, f"nothing comparable: no run with memory figures is saved in {arguments.storage}", ()
     comparison, base = _compared(arguments.base, head, history, criteria)
     _check_names(criteria, history, head)
     failed_by = ["regression"] * comparison.regressed
@@ -98,8 +104,9 @@ def compare(arguments: argparse.Namespace) -> tuple[int, str]:
     _warn(history)
     if arguments.json:
         data = comparison_data(comparison, head, base, code, history)
-        return code, json_text({**data, "failed_by": failed_by})
-    return code, "\n".join(comparison_lines(comparison, head, base, code, history.before(head)))
+        return code, json_text({**data, "failed_by": failed_by}), comparison.absent
+    lines = comparison_lines(comparison, head, base, code, history.before(head))
+    return code, "\n".join(lines), comparison.absent
 
 
 def _head(arguments: argparse.Namespace, history: History) -> Run | None:

@@ -91,8 +91,9 @@ class Gate:
 
     def __init__(self, uri: str | None = None, base: str = RECORDED, criteria: Sequence[str] = ()) -> None:
         self._uri = uri or store.DEFAULT
-        self._base = base
-        self._criteria: list[Criterion] = [parse(text) for text in criteria]
+        self.base = base
+        self.criteria = tuple(criteria)
+        self._parsed: Sequence[Criterion] = [parse(text) for text in criteria]
         self._history: History | None = None
         self.skipped: Sequence[str] = ()
 
@@ -100,8 +101,8 @@ class Gate:
         """The runs that tests are compared with. Raises ValueError where `base` is none of them or can't be read."""
         if self._history is None:
             history = store.read(self._uri)
-            if self._base != RECORDED:
-                history = History([history.find(self._base)], history.skipped)
+            if self.base != RECORDED:
+                history = History([history.find(self.base)], history.skipped)
             self._history, self.skipped = history, history.skipped
         return self._history
 
@@ -109,7 +110,7 @@ class Gate:
         """Whatever keeps `entries` from passing: each that is worse than its base, or that has none."""
         history = self.read()
         findings = []
-        for judged in (judge(entry, history.recorded(entry), self._criteria) for entry in entries):
+        for judged in (judge(entry, history.recorded(entry), self._parsed) for entry in entries):
             status: Literal["over", "new", "inconclusive"] = "new" if judged.base is None else "inconclusive"
             texts = regression_texts(judged)
             if texts:

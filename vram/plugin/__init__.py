@@ -10,7 +10,7 @@ from vram.plugin.forked import Forked
 from vram.plugin.history import Keeping
 from vram.plugin.markers import HELP
 from vram.plugin.measuring import Measuring
-from vram.plugin.options import add_options, check_options, given_arguments
+from vram.plugin.options import add_options, check_options, given_arguments, in_rootdir
 from vram.plugin.reporting import Reporting
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse values that can't be read, and register the markers and hooks."""
     check_options(config)
+    in_rootdir(config)
     for text in HELP:
         config.addinivalue_line("markers", text)
     measuring = Measuring(config)

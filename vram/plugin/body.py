@@ -18,12 +18,13 @@ from vram.explanation.allocations import BEFORE
 from vram.explanation.body import LinedTensorMeter
 from vram.explanation.failures import attempt
 from vram.explanation.holders import holders
-from vram.explanation.peak import breakdown_lines, peak_lines
+from vram.explanation.peak import breakdown_lines
 from vram.explanation.tracer import TensorTracer, tracer_for
 from vram.meters import default_meter, torch_device
 from vram.plugin.markers import MarkerLimits
 from vram.replaying.collector import unfrozen
 from vram.replaying.measurement import measured_by
+from vram.summary.at_peak import peak_lines
 from vram.torch_hooks.storages import has_bytes, storages_of
 from vram.units import format_bytes
 
@@ -92,7 +93,7 @@ def _at_peak(followed: LinedTensorMeter | TensorTracer | None, before_bytes: int
         return [f"  {besides}"] if besides else []
     made = [one for one in followed.at_peak() if one.run != BEFORE and one.n_bytes]
     title = ", ".join(filter(None, ["alive at the peak", besides]))
-    return [f"  {title}:", *peak_lines(breakdown_lines([made]), _MOST_LINES)]
+    return [f"  {title}:", *(f"  {line}" for line in peak_lines(breakdown_lines([made]), _MOST_LINES))]
 
 
 class Leftovers:

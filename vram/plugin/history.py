@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vram.history.entries import Entry
     from vram.history.gate import Finding, Gate, Gatherer
     from vram.history.saver import Saver
+    from vram.summary import RecordingSummary
 
 
 class Keeping:
@@ -33,6 +34,25 @@ class Keeping:
         self._saver: Saver | None = None
         self._gate = _gate(config)
         self._passed: set[str] = set()
+        self._test = ""
+        measuring.above_base = self._above_base
+        if self._gate is not None and config.getoption("--vram-gate"):
+            measuring.saved = {
+                "storage": config.getoption("--benchmark-storage"),
+                "run": str(config.getoption("--benchmark-save")),
+                "base": self._gate.base,
+                "criteria": list(self._gate.criteria),
+                "accepted": bool(option(config, "accept")),
+            }
+
+    def _above_base(self, summaries: Sequence[RecordingSummary]) -> bool:
+        """Whether the last of these recordings, which the test that runs has just made, is worse than its base."""
+        if self._gate is None or option(self._config, "accept"):
+            return False
+        gatherer = self._gathering()
+        gatherer.gather(self._test, summaries)
+        made = gatherer.by_index(self._test, self._measuring.environment())
+        return any(finding.status == "over" for finding in self._gate.findings([made[len(summaries) - 1]]))
 
     def _gather(self, item: pytest.Item) -> list[Entry]:
         """The entries of everything that the test measured so far."""
@@ -57,6 +77,7 @@ class Keeping:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """A test begins, perhaps anew."""
+        self._test = item.nodeid
         if self._gatherer is not None:
             self._gatherer.begin(item.nodeid)
 
@@ -118,6 +139,12 @@ class Keeping:
         """Before pytest-benchmark saves the run, put the figures into it. A recording that is missing may fail it."""
         self._find_missing(session)
         benchmarks = self._config.pluginmanager.getplugin("pytest-benchmark")
+        if (
+            benchmarks is not None
+            and self._config.getoption("--vram-gate")
+            and not (self._entries or benchmarks.benchmarks)
+        ):
+            benchmarks.save = None  # it would warn, which is an error in projects that make warnings errors
         if benchmarks is None or not self._entries or hasattr(self._config, "workerinput"):
             return (yield)
         from vram.history.entries import from_json

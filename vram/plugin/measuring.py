@@ -8,7 +8,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,8 @@ class Measuring:
         self._forks = False  # whether some test runs in a process of its own
         self.new_fails = new_fails(config)
         self.missing: Sequence[str] = ()  # a line for each recording of the base that this session did not make
+        self.saved: Mapping[str, object] = {}  # where a gate's run is kept, and what it is compared with
+        self.above_base: Callable[[Sequence[RecordingSummary]], bool] | None = None  # of the last recording
         self._environments: dict[bool, dict[str, object]] = {}
 
     def start(self) -> VramSession:
@@ -67,7 +69,7 @@ class Measuring:
                 breakdown=bool(option(self._config, "breakdown")),
                 max_seconds=seconds_option(self._config),
             )
-            self.vram = VramSession(options, TerminalProgress(self._config))
+            self.vram = VramSession(options, TerminalProgress(self._config), self.above_base)
             self.vram.begin(self._test)
         return self.vram
 

@@ -43,6 +43,7 @@ _OPTIONS: tuple[tuple[str, str, str, type], ...] = (
         str,
     ),
 )
+_STORAGE = "file://./.benchmarks"  # where pytest-benchmark saves runs unless a store is named
 _CHOICES = {"undecided": ("fail", "skip"), "new": ("fail", "skip")}
 _FLAGS = (
     (
@@ -87,6 +88,8 @@ def add_options(parser: pytest.Parser, arguments: Iterable[str] = ()) -> None:
             group.addoption(argument, dest="vram_accept", action="store_const", const=value, help=argparse.SUPPRESS)
     for name, metavar, text, how in _GATES:
         group.addoption(f"--vram-{name}", metavar=metavar, default=None, help=text, **how)
+    # `vram gate` passes it, with a run's name, base and report: see docs/ci.md.
+    group.addoption("--vram-gate", action="store_true", default=False, help=argparse.SUPPRESS)
     # No ini twin: a file that always forces it would force it in CI.
     group.addoption("--vram-accept-force", action="store_true", default=False, help="--vram-accept, in CI too")
     parser.addini("vram_compare", _GATES[0][2], default=None)
@@ -132,6 +135,15 @@ def check_options(config: pytest.Config) -> None:
             f"--vram-accept: CI={os.environ['CI']} is set, and nobody reviews a budget that CI accepts; run it where "
             "the change is committed, or force it with --vram-accept-force"
         )
+
+
+def in_rootdir(config: pytest.Config) -> None:
+    """Let a gate keep its runs in the folder `.benchmarks` of pytest's rootdir, unless a store is named.
+
+    pytest-benchmark's own default is the folder where pytest is called.
+    """
+    if config.getoption("--vram-gate") and config.getoption("--benchmark-storage", None) == _STORAGE:
+        config.option.benchmark_storage = f"file://{config.rootpath / '.benchmarks'}"
 
 
 def in_ci() -> bool:

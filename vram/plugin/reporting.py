@@ -34,6 +34,8 @@ class Reporting:
         self._failures: dict[str, Any] = {}
         self._otherwise: dict[str, None] = {}
         self._lines: list[tuple[str, bool]] = []  # that end the summary, and whether they are problems
+        self._besides: dict[str, None] = {}  # what failed and measures nothing: tests, and modules to collect
+        self._interrupted = False
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
@@ -82,10 +84,13 @@ class Reporting:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Gather what the tests of this process, or of the workers, measured."""
+        data = getattr(report, "vram", {})
         if report.when != "teardown":
             self._failures.pop(report.nodeid, None)
             self._otherwise.pop(report.nodeid, None)
-        data = getattr(report, "vram", {})
+            self._besides.pop(report.nodeid, None)
+        if report.failed and "failed" not in data:
+            self._besides[report.nodeid] = None
         if "marked" in data:
             from vram.summary.reader import marked_from_json
 
@@ -97,6 +102,15 @@ class Reporting:
             self._failures[report.nodeid] = Failure(report.nodeid, path, (line or 0) + 1, *data["failed"])
         elif "failed" in data:
             self._otherwise[report.nodeid] = None
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Count what could not be collected."""
+        if report.failed:
+            self._besides[report.nodeid] = None
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Somebody ended the session. pytest itself ends one by a subclass (`--stepwise`) or by `pytest.exit`."""
+        self._interrupted = excinfo.type is KeyboardInterrupt
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -136,7 +150,7 @@ class Reporting:
             from vram.budgets.accepted import reconciled
 
             self._accepted = reconciled(self._accepted)
-        if self._measured:
+        if self._measured or self._config.getoption("--vram-gate"):
             self._write_files(self.run())
 
     @property
@@ -172,6 +186,9 @@ class Reporting:
             otherwise=list(self._otherwise),
             missing=self._measuring.missing,
             missing_fails=self._measuring.new_fails,
+            failed_besides=len(self._besides),
+            interrupted=self._interrupted,
+            saved=self._measuring.saved,
         )
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:

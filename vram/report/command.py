@@ -54,7 +54,7 @@ def report(arguments: argparse.Namespace) -> tuple[int, str]:
         text = f"nothing to report: no measurement in {path or _REPORT}, no run in {arguments.storage}"
         return steps.end(INCONCLUSIVE), "" if steps.problems else text
     lines = [
-        steps.take(lambda: _write_page(output, page)) if output is not None else None,
+        steps.take(lambda: write_page(output, page)) if output is not None else None,
         steps.take(lambda: _write_markdown(arguments.markdown, page)) if arguments.markdown else None,
     ]
     return steps.end(FINE), "\n".join(filter(None, lines))
@@ -87,10 +87,11 @@ class _Steps:
         return BAD_INPUT if self.problems else code
 
 
-def _write_page(output: Path, page: Page) -> str:
+def write_page(output: Path, page: Page) -> str:
+    """Write the page, and say so. Raises ValueError where it can't be made or written."""
     from vram.report.page import html  # here: Jinja2 is imported where a page is rendered
 
-    _write(output, html(page, _plotly_js()))
+    write_text(output, html(page, _plotly_js()))
     return f"written: {output}"
 
 
@@ -100,7 +101,7 @@ def _write_markdown(name: str, page: Page) -> str:
     text = markdown(page)
     if name == "-":
         return text.rstrip()
-    _write(Path(name), text)
+    write_text(Path(name), text)
     return f"written: {name}"
 
 
@@ -119,7 +120,7 @@ def _plotly_js() -> str:
     return str(get_plotlyjs()).replace("</script", "<\\/script")
 
 
-def _write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write all of `text` or nothing. Raises ValueError where that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -80,7 +80,10 @@ class Page:
         lines = [
             line
             for one in self.run.unsettled
-            for line in (*one.reasons, *(f"  {line}" for line in one.explanation_lines[:_MOST_EXPLANATION]))
+            for line in (
+                *one.reasons,
+                *(f"  {line}" for line in (*one.explanation_lines, *one.peak_lines)[:_MOST_EXPLANATION]),
+            )
         ]
         return [*lines, *self.run.missing]
 

@@ -72,6 +72,7 @@ _OPTIONAL: Any = {
 _TEST = {"test": str, "peak_bytes": int, "limit_bytes": _COUNT, "kept_bytes": _COUNT, "allow_bytes": _COUNT}
 _TEST_OPTIONAL: Any = {"new": str, "inconclusive": str, "expected": bool, "new_fails": bool}
 _FAILURE = {"test": str, "file": str, "line": int, "kind": str, "message": str}
+_SAVED = {"storage": str, "run": str, "base": str, "criteria": [str], "accepted": bool}
 _REPORT: Any = {"environment": {_ANY: object}, "modes": [_RECORDING], "tests": [_TEST]}
 
 
@@ -101,6 +102,12 @@ def run_from_json(report: Mapping[str, Any]) -> RunSummary:
     missing, missing_fails = report.get("missing") or [], report.get("missing_fails") or False
     _fits(missing, [str], "missing of the report")
     _fits(missing_fails, bool, "missing_fails of the report")
+    failed_besides, interrupted = report.get("failed_besides") or 0, report.get("interrupted") or False
+    _fits(failed_besides, int, "failed_besides of the report")
+    _fits(interrupted, bool, "interrupted of the report")
+    saved = report.get("saved") or {}
+    if saved:
+        _fits(saved, _SAVED, "saved of the report")
     return RunSummary(
         environment=report["environment"],
         recordings=[recording_from_json(mode) for mode in report["modes"]],
@@ -109,6 +116,9 @@ def run_from_json(report: Mapping[str, Any]) -> RunSummary:
         otherwise=otherwise,
         missing=missing,
         missing_fails=missing_fails,
+        failed_besides=failed_besides,
+        interrupted=interrupted,
+        saved=saved,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
+from vram.summary.at_peak import at_peak_lines
 from vram.text import apart, rate_text, size_text
 from vram.units import format_bytes
 
@@ -27,6 +28,7 @@ OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)  # worst first
 NEEDS_ATTENTION = frozenset(OUTCOMES[:5])
 NO_DECISION = frozenset(OUTCOMES[5:7])
 _SMALL_CLIMB = 10  # a plateau that climbed by less than so many parts of what was alive before is not remarked on
+_MOST_PEAK_LINES = 6
 PEAK = "requested_peak"  # the channel that limits and budgets mean where they name none
 
 GARBAGE = "garbage"  # of a check: what only the collector frees
@@ -302,6 +304,12 @@ class RecordingSummary:
             if line.get("holder"):
                 lines.append(f"  held by: {line['holder']}")
         return lines + ([str(data["note"])] if data.get("note") else [])
+
+    @property
+    def peak_lines(self) -> list[str]:
+        """Lines of code that a peak over its limit, or above its base, is made of; none of any other."""
+        over = any(check.status == "over" and check.channel == PEAK for check in self.checks)
+        return at_peak_lines(self.at_peak, _MOST_PEAK_LINES) if over and self.at_peak and self.at_peak["lines"] else []
 
     def to_json(self) -> dict[str, Any]:
         """One entry of the report's `modes` (schema 1)."""

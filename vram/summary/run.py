@@ -30,8 +30,11 @@ class Failure:
 class RunSummary:
     """Everything that one pytest session measured. Those that need attention come first, the worst before the others.
 
-    `otherwise` are tests that measure and failed for a reason that is not memory. `missing` has a line for each
-    recording of the base that this session did not make; it fails where `missing_fails`.
+    `otherwise` are tests that measure and failed for a reason that is not memory; `failed_besides` counts those that
+    failed and measure nothing, and what could not be collected. `missing` has a line for each recording of the base
+    that this session did not make; it fails where `missing_fails`. `interrupted`: somebody ended the session before its
+    last test. `saved` says where a gate's run is kept, what it was compared with, and whether it is accepted as the
+    base: storage, run, base, criteria, accepted.
     """
 
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +44,9 @@ class RunSummary:
     otherwise: Sequence[str] = ()
     missing: Sequence[str] = ()
     missing_fails: bool = False
+    failed_besides: int = 0
+    interrupted: bool = False
+    saved: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "recordings", tuple(sorted(self.recordings, key=_rank)))
@@ -157,6 +163,9 @@ class RunSummary:
             "failed_otherwise": list(self.otherwise),
             "missing": list(self.missing),
             "missing_fails": self.missing_fails,
+            "failed_besides": self.failed_besides,
+            "interrupted": self.interrupted,
+            "saved": dict(self.saved),
         }
 
 

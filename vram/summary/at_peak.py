@@ -1,0 +1,28 @@
+"""A breakdown of a peak in words: which lines of code hold how much of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vram.units import format_bytes
+
+
+def at_peak_lines(at_peak: Mapping[str, Any], most_lines: int) -> list[str]:
+    """A breakdown, as `vram.explanation.peak.breakdown` has it, in at most `most_lines` lines of text."""
+    title = f"alive at the peak of sample {at_peak['sample']}, run again with tracing: "
+    return [f"{title}{format_bytes(at_peak['bytes'])}", *peak_lines(at_peak["lines"], most_lines - 1)]
+
+
+def peak_lines(lines: Sequence[Mapping[str, Any]], most_lines: int) -> list[str]:
+    """Lines of a breakdown, in at most `most_lines`, the last for those that are not shown."""
+    shown = lines if len(lines) <= most_lines else lines[: max(0, most_lines - 1)]
+    texts = [
+        f"  {format_bytes(line['bytes'])} in {line['count']:,}: "
+        + ": ".join(filter(None, [line["line"], " ".join(filter(None, (line["op"], line["dtype"], line["shape"])))]))
+        for line in shown
+    ]
+    rest = lines[len(shown) :]
+    if rest and most_lines > 0:
+        texts.append(f"  and {format_bytes(sum(line['bytes'] for line in rest))} in {len(rest)} more lines")
+    return texts
