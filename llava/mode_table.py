@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from llava.modes import MODES
-from vram.text import aligned
+from vram.text import fitted
 from vram.units import format_bytes
 
 _NOT_MEASURED = "not measured"
@@ -76,15 +76,18 @@ def mode_rows(figures: Sequence[ModeFigures]) -> list[ModeRow]:
     return [ModeRow(each, baseline) for each in figures]
 
 
-def table_lines(rows: Sequence[ModeRow]) -> list[str]:
-    """The table as aligned lines. Columns without any figure are named below it; so is how times are to be read."""
+def table_lines(rows: Sequence[ModeRow], width: int = 0) -> list[str]:
+    """The table as aligned lines. Columns without any figure are named below it; so is how times are to be read.
+
+    `width` is that of the terminal, 0 where it is not known.
+    """
     columns = {title: [cell(row) for row in rows] for title, cell in _COLUMNS.items()}
     measured = {title: cells for title, cells in columns.items() if any(cells)}
     table = [("mode", *(title.split("|")[-1] for title in measured))]
     for at, row in enumerate(rows):
         table.append((row.figures.mode, *(cells[at] or _NOT_MEASURED for cells in measured.values())))
     absent = [title for title in columns if title not in measured and "|" not in title]
-    lines = [*aligned(table), "saved: bytes less than in baseline; prefill, decode and FLOPs: baseline is 1"]
+    lines = [*fitted(table, width), "saved: bytes less than in baseline; prefill, decode and FLOPs: baseline is 1"]
     if {"prefill", "decode"} & measured.keys():
         lines[-1] += "; times are of this one run, and vary"
     return [*lines, f"{_NOT_MEASURED} here: {', '.join(absent)}"] if absent else lines

@@ -10,8 +10,10 @@ import torch
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An inner pytest is none of the job's or the worker's that runs these tests."""
-    for name in ("CI", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "PYTEST_XDIST_WORKER"):
+    """An inner pytest is none of the job's, the worker's or the terminal's that runs these tests."""
+    of_ci = ("CI", "GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "GITHUB_WORKSPACE", "PYTEST_XDIST_WORKER")
+    of_terminals = ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "PY_COLORS")
+    for name in of_ci + of_terminals:
         monkeypatch.delenv(name, raising=False)
 
 

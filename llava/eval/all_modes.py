@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from llava.eval.results import SCHEMA, mode_figures, partial_file, write_json
 from llava.eval.terminal import say
 from llava.mode_table import ModeFigures, ModeRow, mode_rows, table_lines
 from vram.replaying.out_of_memory import is_out_of_memory
+from vram.text import terminal_columns
 
 _WARM_UP_TOKENS = 2  # a prefill and a step
 
@@ -37,7 +39,7 @@ def evaluate_all(options: argparse.Namespace, *, prog: str) -> None:
     write_json(file, _as_json(rows, runs, complete=not failed))
     if not failed:
         partial_file(table).unlink(missing_ok=True)
-    for line in table_lines(rows):
+    for line in table_lines(rows, terminal_columns(sys.stdout.isatty())):
         say(line)
     say(f"Table: {file}")
     if failed:

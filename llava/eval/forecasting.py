@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -47,6 +48,7 @@ from llava.questions import load_questions
 from vram import cards
 from vram.cards import Card, smallest_that_fits
 from vram.exit_codes import FINE, OUT_OF_MEMORY
+from vram.text import terminal_columns
 
 
 def run_forecast(options: argparse.Namespace) -> int:
@@ -93,7 +95,7 @@ def forecast_modes(options: argparse.Namespace) -> int:
         figures.append(_mode_figures(workload, config, samples, [prompt for prompt, _ in pairs[:count]]))
         modes[workload.mode] = [asdict(sample) for sample in samples]
     rows = mode_rows(figures)
-    for line in table_lines(rows):
+    for line in table_lines(rows, terminal_columns(sys.stdout.isatty())):
         say(line)
     if options.output_file is not None:
         content = {"schema": 1, "simulated": True, "mode": ALL, "modes": [row.to_json() for row in rows]}

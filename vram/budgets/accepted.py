@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vram.budgets.file import Budget, accept, named
 from vram.budgets.headroom import Headroom, parse_headroom
-from vram.text import NO_FIGURE, aligned, apart
+from vram.text import NO_FIGURE, apart, fitted
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,11 @@ def merged(accepts: Iterable[Accepted]) -> list[Accepted]:
     return changes
 
 
-def diff(accepts: Sequence[Accepted], root: Path) -> list[str]:
-    """A table of changes for each file, as lines; sizes that differ never read alike. Paths are relative to `root`."""
+def diff(accepts: Sequence[Accepted], root: Path, width: int = 0) -> list[str]:
+    """A table of changes for each file, as lines; sizes that differ never read alike. Paths are relative to `root`.
+
+    `width` is that of the terminal, 0 where it is not known.
+    """
     lines = []
     for path in dict.fromkeys(one.path for one in accepts if not one.problem):
         here = [one for one in accepts if one.path == path and not one.problem]
@@ -99,7 +102,7 @@ def diff(accepts: Sequence[Accepted], root: Path) -> list[str]:
         if changed:
             rows = [("budget", "before", "now", "change", "headroom", "limit"), *(_row(one) for one in changed)]
             columns = 6 if any(one.headroom for one in changed) else 4
-            lines += [f"  {line}" for line in aligned([row[:columns] for row in rows])]
+            lines += [f"  {line}" for line in fitted([row[:columns] for row in rows], max(0, width - 2))]
     return lines
 
 

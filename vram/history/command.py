@@ -18,6 +18,7 @@ from vram.history.json_form import comparison_data, history_data
 from vram.history.keys import Key
 from vram.history.runs import RECORDED, History, Run, with_recorded, with_run, with_the_one_before
 from vram.history.terminal import comparison_lines, key_lines
+from vram.text import Paint, colours, terminal_columns
 
 
 def _filled(*paragraphs: str) -> str:
@@ -105,7 +106,7 @@ def compared(arguments: argparse.Namespace) -> tuple[int, str, Sequence[str]]:
     if arguments.json:
         data = comparison_data(comparison, head, base, code, history)
         return code, json_text({**data, "failed_by": failed_by}), comparison.absent
-    lines = comparison_lines(comparison, head, base, code, history.before(head))
+    lines = comparison_lines(comparison, head, base, code, history.before(head), *_terminal())
     return code, "\n".join(lines), comparison.absent
 
 
@@ -164,7 +165,7 @@ def history(arguments: argparse.Namespace) -> tuple[int, str]:
         return INCONCLUSIVE, f"nothing measured{which} is saved in {arguments.storage}"
     if arguments.json:
         return FINE, json_text(history_data(by_key, arguments.last, saved.skipped))
-    lines = [line for key, runs in by_key.items() for line in key_lines(key, runs, arguments.last)]
+    lines = [line for key, runs in by_key.items() for line in key_lines(key, runs, arguments.last, _terminal()[0])]
     return FINE, "\n".join(lines).rstrip()
 
 
@@ -172,3 +173,9 @@ def _matches(key: Key, text: str) -> bool:
     """Whether `text` is in some value of the key, or is one of its facts ("mode=himap")."""
     fact, equals, value = text.partition("=")
     return (bool(equals) and (fact, value) in key) or any(text in value for _, value in key)
+
+
+def _terminal() -> tuple[int, Paint]:
+    """How wide the terminal is (0: not known), and how to paint on it."""
+    is_terminal = sys.stdout.isatty()
+    return terminal_columns(is_terminal), colours(is_terminal)

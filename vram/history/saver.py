@@ -56,6 +56,7 @@ class Saver:
             raise RuntimeError(f"this pytest-benchmark's session has no {', '.join(missing)}: vram can't save with it")
         self._session = benchmarks
         self._storage: _Guarded | None = None
+        self._ours: set[str] = set()
 
     @property
     def saves(self) -> bool:
@@ -86,6 +87,11 @@ class Saver:
                 self._session.benchmarks.append(carrier)
                 ours.append(carrier)
             carrier.extra_info[store.EXTRA] = store.packed(group)
+        self._ours = {benchmark.fullname for benchmark in ours}
+
+    def without_ours(self, benchmarks: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+        """The benchmarks of pytest-benchmark's user: what is here for saving alone is no timing that anybody made."""
+        return [one for one in benchmarks if one["fullname"] not in self._ours]
 
 
 def _locked(storage: Any) -> Any:

@@ -14,30 +14,53 @@ from vram.history.gate import missing_text, open_text
 from vram.history.keys import Key, name_of, place_of
 from vram.history.runs import History, Run, steps_of
 from vram.history.steps import Step
-from vram.text import NO_FIGURE, aligned, apart, bytes_text, exact_text, rate_text, size_text
+from vram.text import (
+    BAD,
+    GOOD,
+    NO_FIGURE,
+    OPEN,
+    Paint,
+    apart,
+    bytes_text,
+    exact_text,
+    fitted,
+    rate_text,
+    size_text,
+    unpainted,
+)
 
 _COMPARED = ("what", "figure", "base", "head", "change", "allowed", "run", "verdict")
 _SAVED = ("run", "date", "commit", "peak", "growth/sample", "outcome", "")
+_TONES = {"regressed": BAD, "drifted": BAD, "within": GOOD, "improved": GOOD, "same": GOOD, "not measured": OPEN}
 _IN_WORDS = {FINE: "no regression", REGRESSION: "regression", INCONCLUSIVE: "nothing comparable"}
 
 
-def comparison_lines(comparison: Comparison, head: Run, base: str, code: int, earlier: History) -> list[str]:
-    """A comparison of `head` with what `base` names: a row a figure, then what was not compared, then the verdict."""
-    lines = [f"{_title(head)}, compared with {base}", ""]
-    rows = [_row(judged, change) for judged in comparison.judged for change in judged.changes if _is_shown(change)]
+def comparison_lines(
+    comparison: Comparison, head: Run, base: str, code: int, earlier: History, width: int = 0, paint: Paint = unpainted
+) -> list[str]:
+    """A comparison of `head` with what `base` names: a row a figure, then what was not compared, then the verdict.
+
+    `width` is that of the terminal, 0 where it is not known.
+    """
+    changes = [(judged, change) for judged in comparison.judged for change in judged.changes]
+    rows = [(_row(judged, change), _TONES.get(change.status, "")) for judged, change in changes if _is_shown(change)]
+    table = []
     if rows:
-        lines += [*aligned([_COMPARED, *rows]), ""]
+        cells, tones = zip(*rows, strict=True)
+        table = [*fitted([_COMPARED, *cells], width, tones=tones, toned=len(_COMPARED) - 1, paint=paint), ""]
+    lines = []
     by_status: defaultdict[str, list[Judged]] = defaultdict(list)
     for judged in comparison.judged:
         by_status[judged.status].append(judged)
     lines += [open_text(judged, earlier) for judged in (*by_status["new"], *by_status["inconclusive"])]
     lines += [missing_text(one) for one in comparison.gone]
-    changes = [(judged, change) for judged in comparison.judged for change in judged.changes]
     lines += [f"{judged.entry.name}: {change}" for judged, change in changes if change.status == "drifted"]
     count = ", ".join(f"{len(several)} {status}" for status, several in sorted(by_status.items()) if several)
     fails = code == REGRESSION and not comparison.regressed
     verdict = "what has no base, or is missing, fails" if fails else _IN_WORDS[code]
-    return [*map(shown, lines), f"{verdict}: {count or 'nothing measured'}"]
+    title = shown(f"{_title(head)}, compared with {base}")
+    tone = BAD if code == REGRESSION else GOOD if code == FINE else OPEN
+    return [title, "", *table, *map(shown, lines), paint(f"{verdict}: {count or 'nothing measured'}", tone)]
 
 
 def _title(run: Run) -> str:
@@ -72,12 +95,12 @@ def _moved(change: Change) -> str:
     return ("+" if more > 0 else "") + bytes_text(more) + share
 
 
-def key_lines(key: Key, runs: Sequence[tuple[Run, Entry]], last: int) -> list[str]:
-    """The `last` runs of one key (0: all), and every step over all of them."""
+def key_lines(key: Key, runs: Sequence[tuple[Run, Entry]], last: int, width: int = 0) -> list[str]:
+    """The `last` runs of one key (0: all), and every step over all of them. `width` is that of the terminal or 0."""
     steps = steps_of(runs)
     first = max(0, len(runs) - last) if last else 0
     rows = [_saved_row(index, *runs[index], steps) for index in range(first, len(runs))]
-    lines = [name_of(key), f"  {place_of(key)}", *(f"  {row}" for row in aligned([_SAVED, *rows]))]
+    lines = [name_of(key), f"  {place_of(key)}", *(f"  {row}" for row in fitted([_SAVED, *rows], max(0, width - 2)))]
     if first:
         lines.append(f"  and {first} earlier runs (--last 0 shows them)")
     return [*map(shown, (*lines, *_step_lines(runs, steps))), ""]

@@ -155,6 +155,13 @@ class Keeping:
             self._saver.put([from_json(entry) for entry in self._entries], self._seconds)
         return (yield)
 
+    @pytest.hookimpl(wrapper=True, optionalhook=True)
+    def pytest_benchmark_group_stats(self, benchmarks: list[Any]) -> Generator[None, Any, Any]:
+        """Leave out of pytest-benchmark's tables what is no benchmark of its user."""
+        if self._saver is not None:
+            benchmarks[:] = self._saver.without_ours(benchmarks)
+        return (yield)
+
     def _find_missing(self, session: pytest.Session) -> None:
         """Recordings of the base that tests which passed did not make this time."""
         judges = self._gate is not None and not (option(self._config, "accept") or self._measuring.off())

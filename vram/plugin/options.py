@@ -65,7 +65,7 @@ _GATES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     (
         "compare-fail",
         "CRITERION",
-        "what --vram-compare fails, as in peak:2%%, growth:0, himap/peak:1MiB (default: every byte; may be repeated)",
+        "what --vram-compare fails, as in peak:2%, growth:0, himap/peak:1MiB (default: every byte; may be repeated)",
         {"action": "append"},
     ),
 )
@@ -75,10 +75,10 @@ def add_options(parser: pytest.Parser, arguments: Iterable[str] = ()) -> None:
     """Add the options and their ini twins. `arguments` are those of the command line, and of what adds to it."""
     group = parser.getgroup("vram", "GPU-memory regression tests")
     for name, metavar, text, kind in _OPTIONS:
-        group.addoption(f"--vram-{name}", metavar=metavar, default=None, help=text)
+        group.addoption(f"--vram-{name}", metavar=metavar, default=None, help=_escaped(text))
         parser.addini(_twin(name), text, type=_ini_type(kind), default=None)
     for name, text in _FLAGS:
-        group.addoption(f"--vram-{name}", action="store_true", default=None, help=text)
+        group.addoption(f"--vram-{name}", action="store_true", default=None, help=_escaped(text))
         parser.addini(_twin(name), text, type="bool", default=False)
     for argument in sorted(set(arguments)):
         # A flag that may have a value only behind "=" is none that argparse knows: it would take the path of a test
@@ -87,13 +87,18 @@ def add_options(parser: pytest.Parser, arguments: Iterable[str] = ()) -> None:
             value = argument.removeprefix(_ACCEPT)
             group.addoption(argument, dest="vram_accept", action="store_const", const=value, help=argparse.SUPPRESS)
     for name, metavar, text, how in _GATES:
-        group.addoption(f"--vram-{name}", metavar=metavar, default=None, help=text, **how)
+        group.addoption(f"--vram-{name}", metavar=metavar, default=None, help=_escaped(text), **how)
     # `vram gate` passes it, with a run's name, base and report: see docs/ci.md.
     group.addoption("--vram-gate", action="store_true", default=False, help=argparse.SUPPRESS)
     # No ini twin: a file that always forces it would force it in CI.
     group.addoption("--vram-accept-force", action="store_true", default=False, help="--vram-accept, in CI too")
     parser.addini("vram_compare", _GATES[0][2], default=None)
     parser.addini("vram_compare_fail", _GATES[1][2], type="args", default=[])
+
+
+def _escaped(text: str) -> str:
+    """Help of an option as argparse takes it. That of an ini file's line is shown as it is."""
+    return text.replace("%", "%%")
 
 
 def given_arguments(config: pytest.Config) -> list[str]:

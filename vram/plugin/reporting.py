@@ -14,6 +14,7 @@ from vram.escaping import shown
 from vram.plugin.measuring import MARKED, Measuring, measures
 from vram.plugin.options import option
 from vram.plugin.outcomes import explain_missing_gpu, is_expected, is_ours, soften
+from vram.text import BAD, GOOD, OPEN, terminal_columns
 
 if TYPE_CHECKING:
     from vram.budgets.accepted import Accepted
@@ -174,6 +175,10 @@ class Reporting:
         except Exception as error:  # whatever it is, tests were judged and other files can be written
             self._lines.append((f"{what} not written: {error}", True))
 
+    def _paint(self, text: str, tone: str) -> str:
+        """`text` in the colour of its tone, where pytest writes colours."""
+        return str(self._config.get_terminal_writer().markup(text, **_COLOURS[tone])) if tone else text
+
     def run(self) -> RunSummary:
         """The session so far."""
         from vram.summary import RunSummary, merged_environment
@@ -205,20 +210,29 @@ class Reporting:
         if not self._measured and not self._accepted:
             return
         terminalreporter.section("vram")
+        width = _columns(terminalreporter)
         if self._measured:  # else there are budgets of figures that others measured
             from vram.report.terminal import run_lines
 
-            for line in run_lines(self.run()):
+            for line in run_lines(self.run(), width, self._paint):
                 write(line)
         if self._accepted:
             from vram.budgets.accepted import diff, problems
 
-            for line in diff(self._accepted, self._config.rootpath):
+            for line in diff(self._accepted, self._config.rootpath, width):
                 write(line)
             for line in problems(self._accepted, self._config.rootpath):
                 write(shown(line), red=True)
         for line, problem in self._lines:
             write(shown(line), red=problem)
+
+
+_COLOURS = {BAD: {"red": True}, OPEN: {"yellow": True}, GOOD: {"green": True}}
+
+
+def _columns(reporter: Any) -> int:
+    """How wide the terminal is; 0 where nobody says so."""
+    return terminal_columns(bool(getattr(reporter, "isatty", False)))
 
 
 def _write_report(path: Path, run: RunSummary) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -68,6 +69,29 @@ def test_both_figures_and_the_run_are_shown(vram_command: Vram, tmp_path: Path) 
     assert "himap  peak    1,000 B  1.02 KiB  +40 B (+4.00%)  2 %      0001  regressed" in out
     assert out.endswith("regression: 1 regressed\n")
     assert vram_command("compare", "--fail", "peak:4%")[0] == 0
+
+
+def test_tables_fit_the_terminal_and_verdicts_have_colours(
+    vram_command: Vram, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As COLUMNS, FORCE_COLOR and NO_COLOR say; a pipe gets tables without colours."""
+    saved(tmp_path, [entry(1000), entry(5, mode="baseline")], [entry(1040), entry(5, mode="baseline")])
+    plain = vram_command("compare")[1]
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    painted = vram_command("compare")[1]
+    assert "\x1b[31mregressed\x1b[0m" in painted
+    assert "\x1b[32msame\x1b[0m" in painted
+    assert "\x1b[31mregression: 1 regressed, 1 same\x1b[0m" in painted
+    assert re.sub(r"\x1b\[\d*m", "", painted) == plain
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert vram_command("compare")[1] == plain
+    monkeypatch.setenv("COLUMNS", "40")
+    compared, listed = vram_command("compare")[1], vram_command("history")[1]
+    assert max(map(len, compared.splitlines()[2:])) <= 40
+    assert "verdict\n  regressed" in compared or "verdict regressed" in compared
+    table = [line for line in listed.splitlines() if line.startswith("  00") or line.startswith("    ")]
+    assert max(map(len, table)) <= 40
+    assert "date " in listed
 
 
 def test_drift_fails_though_each_step_passed(vram_command: Vram, tmp_path: Path) -> None:

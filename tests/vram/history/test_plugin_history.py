@@ -87,6 +87,21 @@ def test_a_run_is_saved_with_what_used_only_the_fixture(pytester: pytest.Pyteste
     theirs.stdout.fnmatch_lines(["*benchmark 'vram': 2 tests*", "shared *"])
 
 
+def test_no_table_lists_recordings_as_timings(pytester: pytest.Pytester) -> None:
+    """pytest-benchmark's has its user's benchmarks alone, and is not there without any; the file is named still."""
+    pytester.makepyfile(test_suite=SUITE, test_timed=TIMED)
+    run = ("--vram-device", "cpu", "--benchmark-autosave")
+    alone = pytester.runpytest(*run, "test_suite.py")
+    alone.assert_outcomes(passed=4)
+    alone.stdout.no_fnmatch_line("*Name (time in*")
+    alone.stdout.no_fnmatch_line("*benchmark *: * test*")
+    assert "Saved benchmark data in" in alone.stdout.str() + alone.stderr.str()
+    both = pytester.runpytest(*run, "--benchmark-compare")
+    both.stdout.fnmatch_lines(["*benchmark: 1 tests*", "*Name (time in*", "test_timed *"])
+    both.stdout.no_fnmatch_line("*benchmark 'vram'*")
+    assert [len(run.entries) for run in runs(pytester)] == [2, 3]
+
+
 def test_under_xdist_the_controller_saves_and_the_gate_is_on(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
