@@ -15,6 +15,7 @@ import vram
 from vram.escaping import shown
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
 from vram.gating import gate as gating
+from vram.gating import init as starting
 from vram.history import command as history
 from vram.replaying.collector import no_collections
 from vram.report import command as report
@@ -34,6 +35,7 @@ class _Command:
 
 
 _COMMANDS = (
+    _Command("init", starting.SUMMARY, starting.INIT, starting.add_init, starting.init, starting.EXITS),
     _Command("gate", gating.SUMMARY, gating.GATE, gating.add_gate, gating.gate, gating.EXITS, runs_pytest=True),
     _Command(
         "compare",

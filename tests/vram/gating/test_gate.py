@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.vram.gating.conftest import Stranger
 from vram import cli
-from vram.gating import supervise
 
 MODEL = """
 import torch
@@ -27,53 +26,19 @@ def test_memory(vram):
 def test_plain():
     assert {plain}
 """
-UNUSED = ("cacheprovider", "xdist", "hypothesispytest", "asyncio")
-QUICK = ("--vram-device", "cpu", *(f"-pno:{name}" for name in UNUSED))
 
 
-class Stranger:
-    """A project; `gate` returns the exit code and all that was printed."""
-
-    def __init__(self, pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str]) -> None:
-        self.pytester, self.root, self._capsys = pytester, pytester.path, capsys
-        self.write("tests/conftest.py", "def pytest_benchmark_generate_machine_info(): return {}\n")
-        self.write("pytest.ini", "[pytest]\npythonpath = .\n")
-        self.suite()
-
-    def write(self, name: str, text: str) -> None:
-        (self.root / name).parent.mkdir(parents=True, exist_ok=True)
-        (self.root / name).write_text(text, encoding="utf-8")
-
-    def suite(self, size: int = 1000, plain: str = "True") -> None:
-        self.write("model.py", MODEL.format(size=size))
-        self.write("tests/test_memory.py", TEST.format(plain=plain))
-
-    def gate(self, *arguments: str) -> tuple[int, str, str]:
-        self._capsys.readouterr()
-        try:
-            code = cli.main(["gate", *QUICK, *arguments])
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = self._capsys.readouterr()
-        print(out, err)
-        return code, (out.splitlines() or [""])[-1], out + err
-
-
-@pytest.fixture
-def stranger(
-    pytester: pytest.Pytester, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Stranger:
-    def run(command: Sequence[str]) -> tuple[int, list[int]]:
-        return int(pytester.runpytest_inprocess(*command[3:]).ret), []
-
-    monkeypatch.setattr(supervise, "run", run)
-    monkeypatch.delenv("CI", raising=False)
-    return Stranger(pytester, capsys)
+def suite(stranger: Stranger, size: int = 1000, plain: str = "True") -> None:
+    """A model of that size, a test that measures it, and one that does not."""
+    stranger.write("pytest.ini", "[pytest]\npythonpath = .\n")
+    stranger.write("model.py", MODEL.format(size=size))
+    stranger.write("tests/test_memory.py", TEST.format(plain=plain))
 
 
 def test_from_the_first_run_to_a_regression(stranger: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
     """No base, then an accepted one, no regression, and a planted one: exit 1, and the comment names its line. Each run
     is kept in the rootdir's store, from wherever it is called."""
+    suite(stranger)
     assert stranger.gate("tests")[:2] == (
         3,
         "vram gate: inconclusive: nothing to compare with; make a run of good code the base with vram gate "
@@ -89,7 +54,7 @@ def test_from_the_first_run_to_a_regression(stranger: Stranger, monkeypatch: pyt
     assert "and the suite passed" in Path("reports/memory.md").read_text(encoding="utf-8")
     monkeypatch.chdir(stranger.root)
     comment = stranger.root / "reports" / "memory.md"
-    stranger.suite(size=1500)
+    suite(stranger, size=1500)
     code, line, printed = stranger.gate("tests")
     assert code == 1
     assert line.startswith("vram gate: a regression was found against the base (recorded): 1 of 1 need attention")
@@ -106,8 +71,9 @@ def test_from_the_first_run_to_a_regression(stranger: Stranger, monkeypatch: pyt
 
 def test_a_plain_failure_does_not_pass_and_is_no_regression(stranger: Stranger) -> None:
     """The verdict says what failed; the report is written all the same, and its figures are."""
+    suite(stranger)
     assert stranger.gate("--vram-accept")[0] == 0
-    stranger.suite(plain="False")
+    suite(stranger, plain="False")
     assert stranger.gate()[:2] == (
         1,
         "vram gate: 1 test failed for a reason that is not memory, and no regression of memory was found: "
@@ -133,6 +99,7 @@ def test_a_plain_failure_does_not_pass_and_is_no_regression(stranger: Stranger) 
 
 def test_without_a_base_it_judges_alone(stranger: Stranger) -> None:
     """`--base none` saves nothing; a required recording that is not made is no pass; the files are those named."""
+    suite(stranger)
     code, line, _ = stranger.gate("--base", "none", "--report", "out/r.json", "--report", "out/r.md")
     assert code == 0
     assert line == "vram gate: nothing needs attention: 1 stable; no budget is recorded for forward"
@@ -150,6 +117,7 @@ def test_without_a_base_it_judges_alone(stranger: Stranger) -> None:
 
 def test_in_ci_what_is_new_is_not_fine(stranger: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
     """There, a recording beside others that have a base is inconclusive until somebody accepts it."""
+    suite(stranger)
     monkeypatch.setenv("CI", "true")
     assert stranger.gate("--vram-accept-force")[0] == 0
     test = TEST.format(plain="True").replace('forward", laps', 'backward", laps').replace("test_memory", "test_more")
