@@ -7,11 +7,10 @@ import configparser
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from vram import __version__
 from vram.exit_codes import FINE
 from vram.files import atomic_write, is_file, is_folder
 
@@ -63,7 +62,7 @@ def init(arguments: argparse.Namespace) -> tuple[int, str]:
         _write(root, test, _template("test_memory.py.txt"), done)
         _write(root, "budgets.toml", _template("budgets.toml"), done)
         _configure(root, project, done)
-        workflow = _template("memory.yml").replace("VERSION", __version__).replace("TESTS", test)
+        workflow = _template("memory.yml").replace("VERSION", metadata.version("himap-vram")).replace("TESTS", test)
         _write(root, ".github/workflows/memory.yml", workflow.replace("INSTALL", _install(root, project)), done)
         if (root / ".git").exists() and not _ignores(root / ".gitignore"):
             done.by_hand.append("add .benchmarks/, reports/ and vram-snapshots/ to .gitignore")
