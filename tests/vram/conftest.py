@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import hypothesis.strategies  # noqa: F401 - see below
 import pytest
 import torch
+import torch._dynamo
 
 import vram
 

@@ -10,13 +10,12 @@ from typing import Any, Protocol, Self
 import torch
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vram.frames import line_here
 from vram.simulated.kernels.composite import COMPOSED, RMS_NORM
 from vram.simulated.operations import tensors, unmodelled
 from vram.simulated.serialization import NO_BYTES
-from vram.torch_hooks.dispatch import composite, in_parts
+from vram.torch_hooks.dispatch import DispatchMode, composite, in_parts
 
 _aten = torch.ops.aten
 _LINEAR = _aten.linear.default
@@ -67,7 +66,7 @@ class CardMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         return super().__enter__()
 
 
-class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Follow(DispatchMode):
     """Inside, every operation runs on the simulated card, taken apart where its parts allocate."""
 
     supports_higher_order_operators = True
@@ -95,14 +94,14 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise error.with_traceback(None)  # noqa: B904 (it is the same)
 
 
-class _InPlace(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _InPlace(DispatchMode):
     """Inside, a bias is added in place, as C++ does where no mode is on (aten/src/ATen/native/Linear.cpp)."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return args[0].add_(args[1]) if func is _aten.add.Tensor else func(*args, **(kwargs or {}))
 
 
-class Elsewhere(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Elsewhere(DispatchMode):
     """In another thread. Operations on real tensors alone, as in reading a file, are real."""
 
     def __init__(self, simulation: Simulation) -> None:

@@ -9,11 +9,58 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_TORCH = vars(torch)  # `torch._dynamo` is in it once its import is complete
 # Composite, but of a contiguous tensor they make a view, or their result and nothing else: most of a model's work.
 _DIRECT = {f"aten::{name}" for name in ("contiguous", "flatten", "is_nonzero", "item", "linear", "reshape", "to")}
 
 
-class Following(TorchDispatchMode):  # type: ignore[no-untyped-call]
+def _skipping() -> Callable[[Any], None] | None:
+    """A function that has Dynamo leave a code's own frame alone; None where this PyTorch has it elsewhere."""
+    frames: Any = torch._C._dynamo.eval_frame
+    try:
+        skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.DEFAULT)
+        set_strategy = frames.set_code_exec_strategy
+    except AttributeError:
+        return None
+    return lambda code: set_strategy(code, skip)
+
+
+_skip_code = _skipping()  # None: PyTorch's own way with modes stays, and imports Dynamo
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """A dispatch mode that is never compiled, and imports no compiler where nobody compiles.
+
+    PyTorch keeps Dynamo out of every mode's `__torch_dispatch__` too, but by importing it at the first operation: that
+    takes as long as importing torch.
+    """
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        own = cls.__dict__.get("__torch_dispatch__") if _skip_code else None
+        if own is not None:
+            del cls.__torch_dispatch__  # else it would be wrapped, see above
+        super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
+        if own is not None:
+            cls.__torch_dispatch__ = _uncompiled(own)  # type: ignore[method-assign]
+
+
+def _uncompiled(dispatch: Callable[..., Any]) -> Callable[..., Any]:
+    """A `__torch_dispatch__` that Dynamo leaves alone once it is there."""
+    disabled: list[Callable[..., Any]] = []
+
+    def run(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "_dynamo" not in _TORCH:
+            return dispatch(self, func, types, args, kwargs)
+        if not disabled:
+            disabled.append(torch.compiler.disable(dispatch))  # type: ignore[no-untyped-call]
+        return disabled[0](self, func, types, args, kwargs)
+
+    if _skip_code:
+        _skip_code(run.__code__)
+    return functools.wraps(dispatch)(run)
+
+
+class Following(DispatchMode):
     """Shows the tensors of every operation of its thread, and of those it is made of, inputs before results."""
 
     supports_higher_order_operators = True

@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any, Protocol
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from vram.torch_hooks.dispatch import DispatchMode
 
 
 class Watcher(Protocol):
@@ -96,7 +97,7 @@ def _followed(start: Callable[[threading.Thread], None]) -> Callable[[threading.
     return wrapped
 
 
-class _Relay(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Relay(DispatchMode):
     """Has an operation of its thread followed by those who watched when the thread started, and who do now."""
 
     supports_higher_order_operators = True

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vram.simulated.torch_build import release
-from vram.torch_hooks.dispatch import composite, in_parts
+from vram.torch_hooks.dispatch import DispatchMode, composite, in_parts
 
 _aten = torch.ops.aten
 _attention = torch.nn.functional.scaled_dot_product_attention
@@ -310,7 +309,7 @@ def _aligned(mask: Tensor | None, q: Tensor, k: Tensor) -> Tensor | None:
     return mask.expand(q.shape[0], q.shape[1], q.shape[2], k.shape[2])
 
 
-class _MathOnCuda(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _MathOnCuda(DispatchMode):
     """Inside, the plain mathematics allocates as on a card: C++ takes another path where a mode is on."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
