@@ -95,7 +95,8 @@ def explained_peak(
 def breakdown(recording: Recording) -> dict[str, Any] | None:
     """`{"sample", "bytes", "lines": [{"line", "op", "dtype", "shape", "bytes", "count"}]}`, most bytes first.
 
-    What was alive before the sample is one line, "before the sample"; what is beyond 12 lines another. None where the
+    What was alive before the sample is one line, "before the sample"; what is beyond 12 lines another, which has a key
+    "lines" more, for how many they are. None where the
     step and the samples are not known any more, or where running it again raised.
     """
     rerunnable = rerunnable_of(recording)
@@ -149,6 +150,7 @@ def breakdown_lines(traces: Sequence[Sequence[Allocation]]) -> list[dict[str, An
     if rest:
         lines[_MOST_LINES:] = [
             _summed(f"{len(rest)} more lines", sum(one["bytes"] for one in rest), sum(one["count"] for one in rest))
+            | {"lines": len(rest)}
         ]
     return lines
 

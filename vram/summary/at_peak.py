@@ -24,5 +24,6 @@ def peak_lines(lines: Sequence[Mapping[str, Any]], most_lines: int) -> list[str]
     ]
     rest = lines[len(shown) :]
     if rest and most_lines > 0:
-        texts.append(f"  and {format_bytes(sum(line['bytes'] for line in rest))} in {len(rest)} more lines")
+        count = sum(line.get("lines", 1) for line in rest)
+        texts.append(f"  and {format_bytes(sum(line['bytes'] for line in rest))} in {count} more lines")
     return texts

@@ -5,12 +5,14 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 import vram
+from vram.explanation.peak import PeakExplanation, explained_peak
 from vram.units import format_bytes
 
 KIB = 1024
@@ -57,6 +59,27 @@ def test_the_lines_at_the_peak_are_named() -> None:
     assert weights.numel()
 
 
+def test_lines_beyond_twelve_are_summed() -> None:
+    """The report has the twelve largest and one for the rest; the terminal as many as fit: nothing is left out."""
+
+    def many(sample: int) -> list[torch.Tensor]:
+        lines = "\n".join(f"tensors.append(torch.zeros({n + 1}, 256))" for n in range(20))
+        tensors: list[torch.Tensor] = []
+        exec(compile(lines, "twenty.py", "exec"), {"torch": torch, "tensors": tensors})  # noqa: S102 - twenty lines
+        return tensors
+
+    recording = vram.replay(many, [0], laps=3)
+    with pytest.raises(vram.PeakExceeded) as caught:
+        vram.assert_peak(recording, "1 KiB", above_start=True)
+    broken_down = explained_peak(recording, "requested_peak").at_peak
+    assert broken_down is not None
+    assert [line["bytes"] // KIB for line in broken_down["lines"][:12]] == list(range(20, 8, -1))
+    rest = broken_down["lines"][12]
+    assert (rest["line"], rest["bytes"], rest["count"]) == ("8 more lines", 36 * KIB, 8)
+    assert broken_down["bytes"] == sum(line["bytes"] for line in broken_down["lines"]) == 210 * KIB
+    assert str(caught.value).splitlines()[-1] == "    and 55.00 KiB in 10 more lines"
+
+
 def test_above_the_start() -> None:
     """Exactly what the samples need passes, whatever was alive before; one byte less does not, and offers no more."""
     weights = torch.zeros(100, 256)
@@ -67,7 +90,7 @@ def test_above_the_start() -> None:
     assert "is 1 B over" in lines[0]
     assert "above what was alive before the first sample" in lines[0]
     assert lines[1].startswith("  besides ")
-    assert not any("above_start=True" in line for line in lines)
+    assert not any("above_start=True" in line or "leave out" in line for line in lines)
     with pytest.raises(ValueError, match="give besides_bytes or above_start, not both, got 5 B and True"):
         vram.assert_peak(recording, 1, besides_bytes=5, above_start=True)
     assert weights.numel()
@@ -86,6 +109,25 @@ def test_a_ratio_above_the_start_of_each() -> None:
     lines = failure(vram.assert_ratio, ours, theirs, at_most=0.5)
     assert lines[-1] == "  to leave out what was alive before: assert_ratio(..., above_start=True)"
     assert weights.numel()
+
+
+def test_a_ratio_names_the_sample_that_exceeds_it_most() -> None:
+    """Another one has the higher peak."""
+    ours = vram.replay(doubled, [8, 16], laps=3, name="ours")
+    theirs = vram.replay(lambda n: torch.zeros(n, 256), [1, 40], laps=3, name="theirs")
+    lines = failure(vram.assert_ratio, ours, theirs, at_most=2, above_start=True)
+    assert "  alive at the peak of sample 0, run again with tracing" in "\n".join(lines)
+
+
+def test_others_have_no_more_than_was_there_before() -> None:
+    """Tests that left tensors after the recording began are no part of it; a short text stays short."""
+    weights = torch.zeros(100, 256)
+    recording = vram.replay(doubled, [4], laps=3)
+    earlier: Any = SimpleNamespace(left=lambda *_: (2**40, "list `KEPT`"))
+    explanation = explained_peak(recording, "requested_peak", earlier=earlier)
+    assert explanation.others_bytes == recording.before["requested"] >= weights.nbytes
+    gone = PeakExplanation(1, None, "the lines are not known")
+    assert [len(gone.text(most, offer="above_start=True")) for most in (1, 2, 3, 4)] == [1, 2, 3, 3]
 
 
 def test_a_creeping_peak_has_its_first_and_last_shape() -> None:

@@ -190,6 +190,13 @@ def test_constant_growth_counts_from_where_it_is_constant() -> None:
     assert (one_byte_off.status, one_byte_off.laps) == ("grows", 200)
 
 
+def test_constant_growth_within_the_tolerance_proves_nothing() -> None:
+    """140 laps of a single sample, each 500 B more, on a channel that is read in grains of 1,000 B."""
+    readings = 500 * np.arange(140).reshape(140, 1)
+    assert judge_growth(readings, tolerance_bytes=499).status == "grows"
+    assert judge_growth(readings, tolerance_bytes=500).status == "undecided"
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted({**SATURATING, **LEAKS_BESIDE})), st.integers(0, 2**32 - 1))
 def test_growth_is_never_compatible_with_none(name: str, seed: int) -> None:
