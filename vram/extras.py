@@ -16,7 +16,6 @@ PACKAGES = {
     "lora": {"peft": "peft"},
     "meters": {"pynvml": "nvidia-ml-py", "psutil": "psutil"},
     "history": {"pytest_benchmark": "pytest-benchmark"},
-    "report": {"plotly": "plotly"},
 }
 
 

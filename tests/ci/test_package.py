@@ -69,7 +69,7 @@ def test_each_package_is_known_with_its_extra() -> None:
     """What programs name is what the extras bring, and each of it can be imported by the name that is looked for."""
     for extra, packages in extras.PACKAGES.items():
         assert set(packages.values()) <= {name_of(requirement) for requirement in OPTIONAL[extra]}
-    for extra in ("lora", "meters", "history", "report"):
+    for extra in ("lora", "meters", "history"):
         assert set(extras.PACKAGES[extra].values()) == {name_of(requirement) for requirement in OPTIONAL[extra]}
     assert not extras.missing("llava")
     assert importlib.util.find_spec("tqdm") is not None

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from vram.history.criteria import GROWTH, Criterion, criteria_of, figure_in, figures, is_exact
+from vram.history.criteria import GROWTH, PEAK, Criterion, criteria_of, figure_in, figures, is_exact
 from vram.history.entries import INCONCLUSIVE, OUT_OF_MEMORY, Entry
-from vram.text import bytes_text, exact_text
+from vram.text import NO_FIGURE, bytes_text, exact_text
 
 Status = Literal["regressed", "drifted", "within", "improved", "same", "reported", "not measured"]
 FAILING: tuple[Status, ...] = ("regressed", "drifted")
@@ -41,6 +41,21 @@ class Change:
     base_run: str
     criterion: Criterion | None
     status: Status
+
+    @property
+    def more_text(self) -> str:
+        """ "+40 B (+4.00%)"; a dash where the figure was not measured in both."""
+        if self.base is None or self.head is None:
+            return NO_FIGURE
+        more = self.head - self.base
+        share = f" ({more / abs(self.base):+.2%})" if self.base and more else ""
+        return ("+" if more > 0 else "") + bytes_text(more) + share
+
+    @property
+    def telling(self) -> bool:
+        """True for peaks, whatever differs, and growth that may fail: what a table of changes shows."""
+        may_fail = self.figure == GROWTH and self.criterion is not None
+        return may_fail or self.figure in (PEAK, MEMORY) or self.base != self.head
 
     def __str__(self) -> str:
         if self.figure == MEMORY:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from vram.escaping import shown
 from vram.exit_codes import FINE, INCONCLUSIVE, REGRESSION
-from vram.history.compare import MEMORY, Change, Comparison, Judged
+from vram.history.compare import Change, Comparison, Judged
 from vram.history.criteria import GROWTH, PEAK, figures
 from vram.history.entries import Entry
 from vram.history.gate import missing_text, open_text
@@ -21,7 +21,6 @@ from vram.text import (
     OPEN,
     Paint,
     apart,
-    bytes_text,
     exact_text,
     fitted,
     rate_text,
@@ -43,7 +42,7 @@ def comparison_lines(
     `width` is that of the terminal, 0 where it is not known.
     """
     changes = [(judged, change) for judged in comparison.judged for change in judged.changes]
-    rows = [(_row(judged, change), _TONES.get(change.status, "")) for judged, change in changes if _is_shown(change)]
+    rows = [(_row(judged, change), _TONES.get(change.status, "")) for judged, change in changes if change.telling]
     table = []
     if rows:
         cells, tones = zip(*rows, strict=True)
@@ -68,31 +67,16 @@ def _title(run: Run) -> str:
     return f"run {run.stem} of {_date(run)}{commit}"
 
 
-def _is_shown(change: Change) -> bool:
-    """Peaks, what differs, and growth that may fail."""
-    may_fail = change.figure == GROWTH and change.criterion is not None
-    return may_fail or change.figure in (PEAK, MEMORY) or change.base != change.head
-
-
 def _row(judged: Judged, change: Change) -> tuple[str, ...]:
     return (
         judged.entry.name,
         change.figure,
         *apart(change.base, change.head),
-        _moved(change),
+        change.more_text,
         NO_FIGURE if change.criterion is None else change.criterion.tolerance,
         change.base_run.removeprefix("run "),
         change.status,
     )
-
-
-def _moved(change: Change) -> str:
-    """ "+40 B (+4.00%)"."""
-    if change.base is None or change.head is None:
-        return NO_FIGURE
-    more = change.head - change.base
-    share = f" ({more / abs(change.base):+.2%})" if change.base and more else ""
-    return ("+" if more > 0 else "") + bytes_text(more) + share
 
 
 def key_lines(key: Key, runs: Sequence[tuple[Run, Entry]], last: int, width: int = 0) -> list[str]:

@@ -10,20 +10,20 @@ from typing import TypeVar
 
 from vram.escaping import shown
 from vram.exit_codes import BAD_INPUT, FINE, INCONCLUSIVE
-from vram.extras import remedy
 from vram.files import atomic_write
 from vram.history import store
 from vram.history.runs import History
 from vram.report.gathered import Page, gathered
+from vram.report.repository import repository, web_address
 from vram.summary.reader import read_run
 
 Result = TypeVar("Result")
 _REPORT, _OUTPUT = Path("reports/memory.json"), Path("reports/memory.html")
 SUMMARY = "write what was measured, and how it changed over time, as one HTML page and as Markdown"
 REPORT = (
-    "Write one HTML file that fetches nothing (needs the extra 'report': plotly): recordings by sample and by token, "
-    "peaks by line of code, outcomes and explanations, saved runs over time. The Markdown, of at most 60 lines, is "
-    "for a comment on a pull request."
+    "Write one HTML file that fetches nothing: what failed and why, readings over all runs with their limits and base, "
+    "peaks by line of code, explanations, saved runs over time. The Markdown, of at most 60 lines, is for a comment on "
+    "a pull request."
 )
 EXITS = "exit codes: 0 written, 2 bad usage or a file that can't be read or written, 3 nothing was measured"
 
@@ -34,6 +34,11 @@ def add_report(parser: argparse.ArgumentParser) -> None:
     add("--report", type=Path, metavar="JSON", help=f"what --vram-report wrote (default {_REPORT}, where it is there)")
     add("--storage", default=store.DEFAULT, metavar="URI", help="where runs are saved (default %(default)s)")
     add("--output", type=Path, metavar="HTML", help=f"the page (default {_OUTPUT}; none with --markdown alone)")
+    add(
+        "--repository",
+        metavar="URL",
+        help="web address of the repository, for links to commits (default: that of the CI job, or of git's origin)",
+    )
     add("--markdown", metavar="FILE", help="the same as Markdown; - prints it")
 
 
@@ -46,10 +51,11 @@ def report(arguments: argparse.Namespace) -> tuple[int, str]:
     path = arguments.report or (_REPORT if _REPORT.is_file() else None)
     output = arguments.output or (None if arguments.markdown else _OUTPUT)
     _apart(path, output, None if arguments.markdown in (None, "-") else Path(arguments.markdown))
+    commits_at = repository() if arguments.repository is None else web_address(arguments.repository)
     steps = _Steps()
     run = steps.take(lambda: None if path is None else read_run(path))
     history = steps.take(lambda: store.read(arguments.storage)) or History(())
-    page = gathered(run, History(history.runs, [*history.skipped, *steps.problems]))
+    page = gathered(run, History(history.runs, [*history.skipped, *steps.problems]), commits_at)
     if not (page.run.recordings or page.run.tests or page.run.missing or page.history):
         text = f"nothing to report: no measurement in {path or _REPORT}, no run in {arguments.storage}"
         return steps.end(INCONCLUSIVE), "" if steps.problems else text
@@ -91,7 +97,7 @@ def write_page(output: Path, page: Page) -> str:
     """Write the page, and say so. Raises ValueError where it can't be made or written."""
     from vram.report.page import html  # here: Jinja2 is imported where a page is rendered
 
-    write_text(output, html(page, _plotly_js()))
+    write_text(output, html(page, output.parent))
     return f"written: {output}"
 
 
@@ -110,14 +116,6 @@ def _apart(*paths: Path | None) -> None:
     resolved = [path.resolve() for path in paths if path is not None]
     if len(set(resolved)) < len(resolved):
         raise ValueError("the report, the page and the Markdown must be different files, got one of them twice")
-
-
-def _plotly_js() -> str:
-    try:
-        from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
-    except ImportError:
-        raise ValueError(f"the page needs plotly: {remedy('report')} (--markdown - does not)") from None
-    return str(get_plotlyjs()).replace("</script", "<\\/script")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -2,70 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-from vram.history.criteria import GROWTH, PEAK, figures
-from vram.history.keys import Key, name_of, place_of
-from vram.history.runs import History, steps_of
+from vram.history.criteria import GROWTH, PEAK
+from vram.history.runs import History
+from vram.report.base import Bases, bases_of
+from vram.report.series import SavedRun, Series, saved_run, series_of
 from vram.summary import RunSummary
-from vram.text import rate_text, size_text
 
 _MOST_EXPLANATION = 8  # lines that explain one recording
 
 
 @dataclass(frozen=True)
-class Series:
-    """One key's figures over its runs, oldest first, and the newest run's outcome. `runs` has number, date, commit and
-    whether it was accepted; `figures` one number a run, None where it was not measured; `steps` the indices where a
-    figure changed for good."""
-
-    name: str
-    place: str
-    outcome: str
-    runs: Sequence[tuple[str, str, str, bool]]
-    figures: Mapping[str, Sequence[float | None]]
-    steps: Mapping[str, Sequence[tuple[int, float, float]]]
-
-    @property
-    def changed(self) -> list[str]:
-        """Figures to name as changed: peak and growth where they did, else whatever did."""
-        return [name for name in self.steps if name in (PEAK, GROWTH)] or list(self.steps)
-
-    @property
-    def choices(self) -> list[str]:
-        """All figures: those that changed, the peak, the others."""
-        return list(dict.fromkeys([*self.changed, *(name for name in self.figures if name == PEAK), *self.figures]))
-
-    @property
-    def changes(self) -> list[str]:
-        """One line a change of a figure."""
-        return [self.change_text(figure, step) for figure, steps in self.steps.items() for step in steps]
-
-    def change_text(self, figure: str, step: tuple[int, float, float]) -> str:
-        """ "peak 40.00 MiB -> 42.00 MiB since run 0007 a1b2c3"."""
-        index, before, after = step
-        number, _, commit, _ = self.runs[index]
-        return f"{figure} {_text(figure, before)} -> {_text(figure, after)} since run {number} {commit}".rstrip()
-
-    @property
-    def newest(self) -> dict[str, str]:
-        """The newest run's figures as texts."""
-        return {figure: _text(figure, values[-1]) for figure, values in self.figures.items()}
-
-
-@dataclass(frozen=True)
 class Page:
-    """Everything that a page shows. `run` is empty where there is no report."""
+    """Everything that a page shows. `run` is empty where there is no report; `repository` is the web address that
+    commits are linked to."""
 
     run: RunSummary = field(default_factory=RunSummary)
     history: Sequence[Series] = ()
     skipped: Sequence[str] = ()
+    bases: Bases = field(default_factory=Bases)
+    repository: str = ""
+
+    @property
+    def standing(self) -> Literal["failing", "open", "fine", "nothing"]:
+        """Whether something needs attention; "nothing" where nothing was measured."""
+        measured = self.run.recordings or self.run.tests or self.run.missing
+        return self.run.standing if measured else "nothing"
 
     @property
     def headline(self) -> str:
         """The page's first line."""
-        if not self.run.recordings and not self.run.tests and not self.run.missing:
+        if self.standing == "nothing":
             return f"{len(self.history)} figures over time; no report of a run"
         return self.run.headline
 
@@ -88,10 +59,29 @@ class Page:
         return [*lines, *self.run.missing]
 
     @property
+    def saved_head(self) -> SavedRun | None:
+        """The saved run that the report is of."""
+        return None if self.bases.head is None else saved_run(self.bases.head)
+
+    @property
+    def figure_names(self) -> list[str]:
+        """Every figure of any key, in one order: the columns of the grid."""
+        return list(dict.fromkeys(name for series in self.history for name in series.figures))
+
+    @property
+    def base_text(self) -> str:
+        """How the recordings stand beside their base, in the words of `vram compare`: "3 same, 1 regressed"."""
+        judged = [*self.bases.recordings, *self.bases.tests]
+        counts = Counter("new" if one is None else one.status for one in judged)
+        if not counts or set(counts) == {"new"}:
+            return ""
+        return "against the recorded base: " + ", ".join(f"{count} {status}" for status, count in counts.items())
+
+    @property
     def changes(self) -> list[str]:
         """The last change of each peak and growth over the runs, a line each."""
         return [
-            f"{series.name}: {series.change_text(figure, steps[-1])}"
+            f"{series.name}: {steps[-1].text} {steps[-1].run.commit_text}".rstrip()
             for series in self.history
             for figure, steps in series.steps.items()
             if figure in (PEAK, GROWTH)
@@ -112,35 +102,13 @@ class Page:
         return lines
 
 
-def gathered(run: RunSummary | None, history: History) -> Page:
+def gathered(run: RunSummary | None, history: History, repository: str = "") -> Page:
     """The page of a session (None: there is no report) and a history, which may be empty."""
+    run = run or RunSummary()
     return Page(
-        run=run or RunSummary(),
-        history=[_series(key, history) for key in history.by_key],
+        run=run,
+        history=[series_of(key, runs) for key, runs in history.by_key.items()],
         skipped=history.skipped,
+        bases=bases_of(run, history),
+        repository=repository,
     )
-
-
-def _series(key: Key, history: History) -> Series:
-    runs = history.by_key[key]
-    by_run = [figures(entry) for _, entry in runs]
-    names = list(dict.fromkeys(name for one in by_run for name in one))
-    return Series(
-        name=name_of(key),
-        place=place_of(key),
-        outcome=runs[-1][1].outcome_text,
-        runs=[
-            (run.number, run.time[:16].replace("T", " "), run.commit[:12] + ("+" if run.dirty else ""), entry.accepted)
-            for run, entry in runs
-        ],
-        figures={name: [one.get(name) for one in by_run] for name in names},
-        steps={
-            name: [(step.index, step.before, step.after) for step in steps] for name, steps in steps_of(runs).items()
-        },
-    )
-
-
-def _text(figure: str, value: float | None) -> str:
-    if value is None or figure == GROWTH:
-        return rate_text(value)
-    return size_text(round(value))

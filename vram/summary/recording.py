@@ -311,6 +311,19 @@ class RecordingSummary:
         over = any(check.status == "over" and check.channel == PEAK for check in self.checks)
         return at_peak_lines(self.at_peak, _MOST_PEAK_LINES) if over and self.at_peak and self.at_peak["lines"] else []
 
+    @property
+    def cause_lines(self) -> list[str]:
+        """The line that makes most of the growth, and who keeps that; nothing where no line was seen to grow."""
+        lines = (self.explanation or {}).get("lines") or ()
+        if not lines or isinstance(lines[0], str):
+            return []
+        return self.explanation_lines[: 2 if lines[0].get("holder") else 1]
+
+    @property
+    def snapshot(self) -> str:
+        """Path of the file for PyTorch's memory viewer that the explanation wrote; "" where there is none."""
+        return str((self.explanation or {}).get("snapshot") or "")
+
     def to_json(self) -> dict[str, Any]:
         """One entry of the report's `modes` (schema 1)."""
         data = {name: vars(self)[name] for name in _FIELDS}

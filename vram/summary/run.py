@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from vram.summary.marked import MarkedSummary
 from vram.summary.recording import NEEDS_ATTENTION, NO_DECISION, OUTCOMES, RecordingSummary
@@ -69,6 +69,20 @@ class RunSummary:
         return [test for test in self.tests if test.needs_attention]
 
     @property
+    def standing(self) -> Literal["failing", "open", "fine"]:
+        """Whether something needs attention, or else is without a decision."""
+        return "failing" if self._failing else "open" if self._open else "fine"
+
+    @property
+    def _failing(self) -> int:
+        return len(self.failing) + len(self.failed_tests) + (len(self.missing) if self.missing_fails else 0)
+
+    @property
+    def _open(self) -> int:
+        outcomes = [*(one.outcome for one in self.recordings), *(test.outcome for test in self.tests)]
+        return len(self.missing) + sum(outcome in NO_DECISION for outcome in outcomes)
+
+    @property
     def headline(self) -> str:
         """The outcomes in one line: how many need attention, then how many ended in each."""
         counts = Counter(one.outcome for one in self.recordings)
@@ -80,13 +94,10 @@ class RunSummary:
         missing = len(self.missing)
         parts += [f"{missing} missing"] if missing else []
         total = len(self.recordings) + len(self.tests) + missing
-        failing = len(self.failing) + len(self.failed_tests) + (missing if self.missing_fails else 0)
-        outcomes = [*(one.outcome for one in self.recordings), *(test.outcome for test in self.tests)]
-        open_ = missing + sum(outcome in NO_DECISION for outcome in outcomes)
-        if failing:
-            begin = f"{failing} of {total} need attention"
-        elif open_:
-            begin = f"no decision on {open_} of {total}"
+        if self.standing == "failing":
+            begin = f"{self._failing} of {total} need attention"
+        elif self.standing == "open":
+            begin = f"no decision on {self._open} of {total}"
         else:
             begin = "nothing needs attention" if total else "nothing was measured"
         return f"{begin}: {', '.join(parts)}" if parts else begin

@@ -227,30 +227,37 @@ def _python(folder: Path, run: str, module: str, *arguments: str) -> str:
     return ended.stdout
 
 
-_LINES = ("tr", "p", "h1", "h2", "h3", "li", "summary", "pre", "title", "select")
+_LINES = ("tr", "p", "h1", "h2", "h3", "li", "summary", "pre", "title", "figcaption")
+_VOID = ("meta", "br", "path")
 
 
 class _Visible(HTMLParser):
+    """Text with a line for each block. A chart is what it is called to those who can't see it."""
+
     def __init__(self) -> None:
         super().__init__()
         self.parts: list[str] = []
         self._within: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "br", "option"):
+        attributes = dict(attrs)
+        if attributes.get("role") == "img":
+            self.parts.append(f"{attributes['aria-label']}\n")
+            tag = "chart"
+        if attributes.get("data-head") == "host":  # which is noisy
+            tag = "chart"
+        if tag not in _VOID:
             self._within.append(tag)
-        self.parts.append(" | " if tag in ("td", "th") else "")
+        self.parts.append(" | " if tag in ("td", "th") else "\n" if tag == "p" else "")
 
     def handle_endtag(self, tag: str) -> None:
-        if self._within and tag == self._within[-1]:
+        if self._within and self._within[-1] in (tag, "chart"):
             self._within.pop()
-        self.parts.append(
-            "\n" if tag in ("tr", "p", "h1", "h2", "h3", "li", "summary", "pre", "title", "select") else ""
-        )
+        self.parts.append("\n" if tag in _LINES else "")
 
     def handle_data(self, data: str) -> None:
-        if not {"script", "style", "select"} & set(self._within):
-            self.parts.append(data if "pre" in self._within else " ".join(f" {data} ".split()) + " ")
+        if not {"script", "style", "button", "chart"} & set(self._within):
+            self.parts.append(data if "pre" in self._within else re.sub(r"\s+", " ", data))
 
 
 def visible_text(html: str) -> str:

@@ -67,7 +67,7 @@ def all_surfaces(run: RunSummary) -> None:
     for text in (*run_lines(run), markdown(page), job_summary(run)):
         assert unprintable(text) == []
     assert all(map(str.isprintable, properties(run.recordings, None)))
-    assert [letter for letter in html(page, "") if category(letter) in ("Cc", "Cf", "Cs") and letter != "\n"] == []
+    assert [letter for letter in html(page) if category(letter) in ("Cc", "Cf", "Cs") and letter != "\n"] == []
 
 
 def test_a_report_with_one_value_wrong(report: Json, tmp_path: Path) -> None:
@@ -177,7 +177,6 @@ def test_what_can_be_written_is(
     written: list[str],
 ) -> None:
     """Page and Markdown each for itself, of the sources that can be read; the exit code is 2 and says what was not."""
-    pytest.importorskip("plotly", reason="plotly is not installed")
     pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.json").write_text(json.dumps(report))

@@ -41,11 +41,11 @@ def terminal_rows(text: str) -> dict[str, Row]:
 
 
 def table_rows(text: str) -> dict[str, Row]:
-    """Rows of a table in Markdown or on the page: recording, outcome, growth, peak, limit."""
+    """Rows of a table in Markdown or on the page: recording, outcome, growth, peak, limit, and on the page two more."""
     rows = {}
     for line in text.splitlines():
         cells = [cell.strip().replace("**", "").replace("\\", "") for cell in line.strip().strip("|").split("|")]
-        if len(cells) in (5, 6) and cells[0] in OUTCOMES:
+        if len(cells) in (5, 7) and cells[0] in OUTCOMES:
             rows[cells[0]] = (cells[1], cells[2], cells[3], cells[4])
     return rows
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 import vram.report
-from tests.vram.report.conftest import HOSTILE, MIB, Json, mode_of, page_of
+from tests.vram.history.made import entry as made_entry
+from tests.vram.report.conftest import HOSTILE, MIB, Json, mode_of, page_of, with_peak
+from tests.vram.report.matrix import visible_text
 from vram.cli import main
-from vram.history.runs import History
+from vram.history.runs import History, Run
+from vram.report.gathered import gathered
 from vram.report.markdown import MOST_LINES, escaped, markdown
 from vram.report.page import html
+from vram.summary.reader import run_from_json
 
 
 class Read(HTMLParser):
@@ -44,39 +50,41 @@ class Read(HTMLParser):
 
 
 def test_hostile_names_are_text(hostile_report: Json, history: History) -> None:
-    """In the HTML and in its data: three scripts are ours, no image is there, and the name reads as it is."""
-    text = html(page_of(hostile_report, history), "var Plotly;")
+    """In the HTML and in its data: one script and its data are ours, no image is there, and the name reads as it is."""
+    text = html(page_of(hostile_report, history))
     read = Read(text)
-    assert len(list(read.all("script"))) == 3
+    assert [script.get("type") for script in read.all("script")] == ["application/json", None]
     assert list(read.all("img")) == []
     for name in ("leaks", "token", "test_suite.py::test_marked", "CPU tensors", "held by: list `KEPT`"):
         assert re.search(f"{name}[^\n]* {re.escape(HOSTILE)}", read.text), name
     data = re.search(r'id="data">(.*?)</script>', text, re.DOTALL)
     assert data is not None
-    lines = [line for one in json.loads(data[1])["recordings"] for line, _ in one["lines"]]
-    assert f"test_suite.py:17 answer {HOSTILE}" in lines
+    assert [len(key["runs"]) for key in json.loads(data[1])] == [12, 12]
+    labels = [plot.get("aria-label") or "" for plot in read.all("div") if plot.get("role") == "img"]
+    assert f"requested at each token {HOSTILE}, 3 token {HOSTILE}s in 3 laps" in "".join(labels)
 
 
 def test_nothing_is_fetched(hostile_report: Json, history: History) -> None:
     """No element names another place, and the page's own policy forbids it."""
-    read = Read(html(page_of(hostile_report, history), "var Plotly;"))
-    places = [attributes.get(name) for _, attributes in read.found for name in ("src", "href", "action")]
-    assert all(place is None or place.startswith("#") for place in places)
+    read = Read(html(page_of(hostile_report, history)))
+    assert all(attributes.get(name) is None for _, attributes in read.found for name in ("src", "srcset", "action"))
+    assert {tag for tag, attributes in read.found if "href" in attributes} == {"a"}
+    assert [tag for tag, _ in read.found if tag in ("link", "img", "iframe", "object", "use")] == []
     policies = [meta.get("content") or "" for meta in read.all("meta") if meta.get("http-equiv")]
     assert [policy.startswith("default-src 'none'") for policy in policies] == [True]
 
 
 def test_only_our_own_parts_are_printed_as_they_are() -> None:
-    """Style, data and the two scripts; whatever else a template prints is escaped."""
+    """Style, data and the script; whatever else a template prints is escaped."""
     templates = Path(vram.report.__path__[0]) / "templates"
     safe = [part for path in templates.iterdir() for part in re.findall(r"(\w+) *\| *safe", path.read_text())]
-    assert sorted(safe) == ["data", "plotly_js", "script", "style"]
+    assert sorted(safe) == ["data", "script", "style"]
 
 
 def test_the_page_says_everything(report: Json, history: History) -> None:
     """The headline first; who grows, from which line, who holds it; what changed since which run; what is absent and
     why."""
-    text = Read(html(page_of(report, history), "")).text
+    text = Read(html(page_of(report, history))).text
     for expected in (
         "GPU memory: 4 of 7 need attention: 1 out of memory, 1 grows, 1 over limit, 1 inconclusive, 1 peaks alone",
         "4,096 B a sample: test_suite.py:22 leak: aten.zeros float32 [1024]",
@@ -95,7 +103,7 @@ def test_the_page_says_everything(report: Json, history: History) -> None:
 def test_failing_recordings_come_first_and_stand_open(report: Json) -> None:
     """In the table, on the page and in Markdown, the worst before the others; what is fine is closed."""
     order = ["dies", "leaks", "large", "unread"]
-    read = Read(html(page_of(report), ""))
+    read = Read(html(page_of(report)))
     opened = [attributes for attributes in read.all("details") if "id" in attributes]
     assert ["open" in attributes for attributes in opened] == [True, True, True, False, False, False]
     assert [name for name in re.findall(r"^ *(\w+): ", read.text, re.MULTILINE) if name in order][:1] == ["dies"]
@@ -106,11 +114,12 @@ def test_failing_recordings_come_first_and_stand_open(report: Json) -> None:
 def test_what_is_not_there_is_said(report: Json) -> None:
     """No history, no breakdown by line, no budget: in words, and no chart of it."""
     report["modes"] = [{**mode, "at_peak": None} for mode in report["modes"]]
-    read = Read(html(page_of(report), ""))
+    read = Read(html(page_of(report)))
     assert "peaks by line were not recorded: run pytest with --vram-breakdown" in read.text
     assert "No run is saved" in read.text
-    kinds = {place.get("data-chart") for place in read.all("div")}
-    assert kinds == {None, "samples", "marks"}
+    assert not any("peak_above_start" in (plot.get("aria-label") or "") for plot in read.all("div"))
+    assert "Peak of sample" not in read.text
+    assert "the base" not in read.text
 
 
 def test_a_suite_without_a_decision_is_not_called_stable(report: Json) -> None:
@@ -124,7 +133,7 @@ def test_out_of_memory_is_explained(report: Json) -> None:
     """With the line and what was alive, on both surfaces."""
     page = page_of(report, None, "dies")
     assert page.headline == "1 of 1 need attention: 1 out of memory"
-    for text in (Read(html(page, "")).text, markdown(page)):
+    for text in (Read(html(page)).text, markdown(page)):
         assert "asking for 48.00 MiB" in text
         assert "test_suite.py:28" in text
 
@@ -171,7 +180,7 @@ def test_a_report_of_another_shape_is_refused_or_read(
         assert code in (0, 2), value
         assert (str(path) in err and err.count("\n") == 1) if code else err == "", value
         if code == 0:
-            assert html(page_of(report), "").startswith("<!doctype html>"), value
+            assert html(page_of(report)).startswith("<!doctype html>"), value
 
 
 def test_the_markdown_is_text_too(hostile_report: Json, history: History) -> None:
@@ -214,14 +223,13 @@ def vram_report(*arguments: object) -> int:
 def test_a_report_becomes_a_page(
     report: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Both files are written where the options say, with plotly in the page; reports/memory.json is the default."""
+    """Both files are written where the options say; reports/memory.json is the default."""
     monkeypatch.chdir(tmp_path)
-    pytest.importorskip("plotly", reason="plotly is not installed")
     (tmp_path / "reports").mkdir()
     (tmp_path / "reports" / "memory.json").write_text(json.dumps(report))
     assert vram_report("--output", "out/page.html", "--markdown", "page.md") == 0
     assert capsys.readouterr().out == "written: out/page.html\nwritten: page.md\n"
-    assert "plotly.js v" in (tmp_path / "out" / "page.html").read_text()
+    assert (tmp_path / "out" / "page.html").read_text().startswith("<!doctype html>")
     assert (tmp_path / "page.md").read_text().startswith("**GPU memory: ")
     assert vram_report("--markdown", "-") == 0
     assert capsys.readouterr().out.startswith("**GPU memory: ")
@@ -277,17 +285,95 @@ def test_a_place_that_cannot_be_written_is_one_line(
     assert "can't be written" in capsys.readouterr().err
 
 
-def test_without_plotly_the_markdown_is_there(
-    report: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The page names the extra; the Markdown does not need it."""
-    monkeypatch.setitem(__import__("sys").modules, "plotly.offline", None)
-    path = tmp_path / "memory.json"
-    path.write_text(json.dumps(report))
-    arguments = ("--report", path, "--storage", f"file://{tmp_path}/no")
-    assert vram_report(*arguments, "--output", tmp_path / "page.html") == 2
-    assert "pip install 'himap-vram[report]'" in capsys.readouterr().err
-    assert vram_report(*arguments, "--markdown", "-") == 0
+def charts_of(text: str) -> list[str]:
+    """What charts are called to those who can't see them."""
+    return [plot.get("aria-label") or "" for plot in Read(text).all("div") if plot.get("role") == "img"]
+
+
+def test_the_first_screen_is_the_answer(report: Json, history: History) -> None:
+    """Before any table: a sentence for each recording that failed or has no decision and each marked test that failed,
+    worst first, without saying its outcome twice; the line that grows and its holder; and the saved run."""
+    text = visible_text(html(page_of(report, history))).partition("\nRecordings\n")[0]
+    sentences = text.split("\n")[2:]
+    assert sentences[0].startswith("out of memory dies: out of memory in sample 1 of lap 0, asking for 48.00 MiB")
+    assert re.fullmatch(r"grows leaks: every sample rose by the same 8,192 B in each of \d+ laps", sentences[1])
+    assert sentences[2].startswith(
+        "4,096 B a sample: test_suite.py:22 leak: aten.zeros float32 [1024], held by: list `K"
+    )
+    assert sentences[3].startswith("over limit large: requested_peak peak ")
+    assert sentences[4].startswith("alive at the peak of sample 0, run again with tracing: ")
+    assert sentences[5] == "inconclusive unread: driver was not measured: a CPU has no driver that counts memory"
+    assert sentences[6] == "over limit test_suite.py::test_marked: peak 2,976 B over"
+    assert sentences[7].startswith("measured: CPU tensors")
+
+
+def test_each_figure_stands_beside_its_base(report: Json, history: History) -> None:
+    """The base is the first of the runs before the one that the report was saved as, in table, chart and words."""
+    report["modes"] = [with_peak(mode_of(report, "quiet"), 42 * MIB)]
+    text = html(page_of(report, history))
+    assert "quiet | stable | 0 B | 42.00 MiB | - | +2,097,152 B (+5.00%) |" in visible_text(text)
+    assert "saved as run 0012, 2026-01-12 10:00" in visible_text(text)
+    assert "against the recorded base: 1 regressed" in visible_text(text)
+    assert "peak | 40.00 MiB | 42.00 MiB | +2,097,152 B (+5.00%)" in visible_text(text)
+    assert any("requested_peak" in label and "base 40.00 MiB (run 0001)" in label for label in charts_of(text))
+
+
+def test_a_report_that_was_not_saved_is_compared_with_what_was(report: Json, history: History) -> None:
+    """Its base is among all runs; without a run of its key there is none, and no column of dashes."""
+    report["modes"] = [with_peak(mode_of(report, "quiet"), 41 * MIB)]
+    text = visible_text(html(page_of(report, history)))
+    assert "quiet | stable | 0 B | 41.00 MiB | - | +1,048,576 B (+2.50%) |" in text
+    assert "saved as" not in text
+    report["modes"] = [mode_of(report, "quiet") | {"mode": "another"}]
+    assert "against the base" not in visible_text(html(page_of(report, history)))
+
+
+def test_commits_and_the_snapshot_are_links(report: Json, history: History, tmp_path: Path) -> None:
+    """Each commit goes to the repository, where that is known; the snapshot to its file, seen from the page."""
+    run = run_from_json(report)
+    read = Read(html(gathered(run, history, "https://host.org/owner/name"), tmp_path / "reports"))
+    links = [link.get("href") or "" for link in read.all("a")]
+    assert f"https://host.org/owner/name/commit/{6:040x}" in links
+    assert "peak 40.00 MiB -> 42.00 MiB since run 0007 000000000000" in " ".join(read.text.split())
+    snapshots = [link for link in links if link.endswith(".pickle")]
+    expected = os.path.relpath("vram-snapshots/leaks.pickle", tmp_path / "reports")
+    assert [unquote(link).removeprefix("./") for link in snapshots] == [expected]
+    assert not any("commit" in (link.get("href") or "") for link in Read(html(gathered(run, history))).all("a"))
+
+
+def test_limits_are_lines_and_growth_is_a_staircase(report: Json) -> None:
+    """Each recording has one line over all its runs; the chart of a limited channel names its limit."""
+    assert sum(len(lap) for lap in mode_of(report, "leaks")["channels"]["requested"]["bytes"]) == 140
+    (growth, _) = charts_of(html(page_of(report, None, "leaks")))[:2]
+    assert growth.startswith("requested, after each run, 140 samples in 70 laps: ")
+    limited = charts_of(html(page_of(report, None, "large")))
+    assert any(label.startswith("requested_peak, ") and label.endswith("; limit 1 B") for label in limited)
+
+
+def test_hundreds_of_recordings_are_one_page(report: Json, history: History) -> None:
+    """300 of them: the answer is short, the rest folds; a usual report is far below 1.5 MB."""
+    assert len(html(page_of(report, history))) < 150_000
+    modes = [{**mode_of(report, "leaks"), "mode": f"leak {number} {'n' * 300}"} for number in range(300)]
+    text = html(page_of({**report, "modes": modes, "tests": []}))
+    assert len(list(Read(text).all("details"))) > 600
+    head = text.partition("<main")[0]
+    assert head.count("<li>") == 300 + 2
+    assert "and 288 more" in head
+    assert "and 260 more recordings" in text
+
+
+def test_a_history_of_any_kind_is_drawn() -> None:
+    """One run; a run that ran out of memory, which is a gap; figures of 0; keys with other channels, or none at all."""
+    stable, died = made_entry(mode="a"), made_entry(mode="b", verdict="out of memory", peak=None)
+    runs = [
+        Run("m/0001_x.json", "2026-01-01", "", False, [stable, made_entry(mode="b", peak=0)]),
+        Run("m/0002_x.json", "2026-01-02", "", False, [died]),
+        Run("m/0003_x.json", "not a date", "no commit", True, [made_entry(mode="c", peak=None, noisy={"reserved": 7})]),
+    ]
+    text = visible_text(html(gathered(None, History(runs))))
+    assert text.startswith("GPU memory: 3 figures over time; no report of a run")
+    for label in ("a, 1 run", "b, 2 runs", "c, 1 run", "b | out of memory"):
+        assert label in text, label
 
 
 def test_a_session_records_what_the_page_shows(report: Json) -> None:

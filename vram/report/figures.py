@@ -1,0 +1,128 @@
+"""Which charts a page has of a recording and of a history, with their words: from a summary to geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vram.history.compare import Change, Judged
+from vram.history.criteria import GROWTH, PEAK
+from vram.report.charts import Chart, Rule, Scale, Tick, packed, spots, staircase, stairs
+from vram.report.dates import Axis
+from vram.report.series import Series, figure_text
+from vram.summary import Check, RecordingSummary
+from vram.text import size_text
+
+_LIVE = ("requested", "allocated", "driver", "reserved", "host")  # the first that was measured shows growth
+_PEAKS = ("requested_peak", "allocated_peak")
+_MOST_DOTS = 150
+
+
+def recording_charts(one: RecordingSummary, judged: Judged | None) -> list[Chart]:
+    """Growth and peak over all runs: the channel that the verdict is on, the first live one, limited ones, the peak."""
+    live, peak = (next((name for name in names if name in one.channels), "") for names in (_LIVE, _PEAKS))
+    limited = [check.channel for check in one.checks if check.limit_bytes is not None and check.kind != "base"]
+    wanted = dict.fromkeys((one.verdict_channel or live, live, *limited, peak))
+    charts = [_channel_chart(one, name, judged) for name in wanted if name in one.channels]
+    return [chart for chart in charts if chart is not None]
+
+
+def _channel_chart(one: RecordingSummary, name: str, judged: Judged | None) -> Chart | None:
+    channel = one.channels[name]
+    is_peak = name.endswith("_peak")
+    limits = [_limit(check) for check in one.checks if check.channel == name]
+    rules = [rule for rule in limits if rule is not None]
+    base = None if judged is None or judged.base is None else judged.base
+    known = None if base is None else base.entry.channels.get(name)
+    if base is not None and known is not None:
+        rules.append(Rule("base", known.most_bytes, f"base {size_text(known.most_bytes)} ({base.run})"))
+    if not is_peak:
+        rules.append(Rule("before", channel.before_bytes, f"before the first run {size_text(channel.before_bytes)}"))
+    title = f"{name}, {'the most during' if is_peak else 'after'} each run"
+    onset = channel.onset_run if channel.verdict == "grows" else None
+    return staircase(title, channel.bytes, rules, onset=onset)
+
+
+def _limit(check: Check) -> Rule | None:
+    """The line of a budget or limit; it stands above what others kept alive, which the readings include."""
+    if check.limit_bytes is None or check.kind not in ("budget", "limit"):
+        return None
+    room = f" (+{check.limit_headroom})" if check.limit_headroom else ""
+    beside = f", beside {size_text(check.besides_bytes)} of others" if check.besides_bytes else ""
+    text = f"{check.kind} {size_text(check.limit_bytes)}{room}{beside}"
+    return Rule("limit", check.limit_bytes + check.besides_bytes, text)
+
+
+def mark_charts(one: RecordingSummary) -> list[tuple[str, int, Chart]]:
+    """What was alive at each mark of the sample that needs most: name of the mark, the sample, the chart."""
+    charts = []
+    for name, mark in one.marks.items():
+        channels = mark["channels"]
+        first = next((channel for channel in (*_LIVE, *channels) if channel in channels), None)
+        chart = None if first is None else staircase(f"{first} at each {name}", channels[first], word=name)
+        if chart is not None:
+            charts.append((name, mark["sample"], chart))
+    return charts
+
+
+def changes_of(judged: Judged | None) -> list[Change]:
+    """The figures to show beside their base."""
+    return [] if judged is None else [change for change in judged.changes if change.telling]
+
+
+def change_text(judged: Judged | None) -> str:
+    """How the peak stands to its base, in a cell; a dash where there is no base, or no peak in both."""
+    peaks = [change.more_text for change in changes_of(judged) if change.figure == PEAK]
+    return peaks[0] if peaks else "-"
+
+
+def history_chart(series: Series, figure: str, axis: Axis, one: RecordingSummary | None) -> Chart | None:
+    """One figure over the dates of its runs, with its recorded base, its limit today, and where it changed."""
+    values = series.figures[figure]
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    accepted = [index for index, run in enumerate(series.runs) if run.accepted and values[index] is not None]
+    at = accepted[-1] if accepted else next(index for index, value in enumerate(values) if value is not None)
+    base, number = values[at], series.runs[at].number
+    rules = [] if base is None else [Rule("base", base, f"base {figure_text(figure, base)} (run {number})")]
+    limited = one.limited if one is not None and figure == PEAK else None
+    limit = None if limited is None else _limit(limited)
+    rules += [] if limit is None else [limit]
+    scale = Scale(known, rules)
+    points = list(zip(axis.places, values, strict=True))
+    steps = series.steps.get(figure, ())
+    levels, origin = scale.levels()
+    unit = " a sample" if figure == GROWTH else ""
+    title = f"{figure}{unit}, {_span(series)}"
+    return Chart(
+        title=title,
+        label="; ".join(
+            [
+                f"{title}: {series.newest[figure]} at last",
+                *(step.text for step in steps),
+                *(rule.text for rule in rules),
+            ]
+        ),
+        path=stairs(points, scale),
+        dots=spots(points, scale) if len(points) <= _MOST_DOTS else "",
+        levels=levels,
+        origin=origin,
+        ticks=axis.ticks,
+        rules=scale.placed(rules),
+        events=[Tick(axis.places[step.index], f"{step.arrow} run {step.run.number}") for step in steps],
+        gaps=[place for place, value in points if value is None],
+        values=packed(values),
+    )
+
+
+def _span(series: Series) -> str:
+    count = len(series.runs)
+    first, last = series.runs[0].date[:10], series.runs[-1].date[:10]
+    dates = "" if not first or not last else f", {first}" if first == last else f", {first} to {last}"
+    return f"{count} run{'s' * (count != 1)}{dates}"
+
+
+def shares(figures: Sequence[int]) -> list[float]:
+    """Each figure in percent of the largest, for bars."""
+    most = max(map(abs, figures), default=0) or 1
+    return [round(100 * max(0, figure) / most, 1) for figure in figures]
