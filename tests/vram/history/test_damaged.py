@@ -53,7 +53,7 @@ def all_commands(uri: str) -> None:
         code, out, err = vram_command(*arguments, "--storage", uri)
         assert code in (0, 1, 2, 3), (arguments, err)
         assert unprintable(out) == unprintable(err) == [], arguments
-    assert "Over time" in html(gathered(None, store.read(uri)), "")
+    assert "Over time" in html(gathered(None, store.read(uri)))
 
 
 @given(run=damaged(RUN))
@@ -103,9 +103,9 @@ def test_gaps_of_a_history(tmp_path: Path, runs: list[list[Entry]]) -> None:
 def test_a_key_that_only_ran_out_of_memory_says_so(tmp_path: Path) -> None:
     """It has no figure to draw, and its outcome is on the page and in the list."""
     uri = write_runs(tmp_path, [OOM])
-    page = html(gathered(None, store.read(uri)), "")
-    assert "newest run: out of memory" in page
-    assert 'id="history-0"' not in page
+    page = html(gathered(None, store.read(uri)))
+    assert '<span class="outcome bad">out of memory</span>' in page
+    assert 'class="plot"' not in page
     assert "out of memory" in vram_command("history", "--storage", uri)[1]
 
 

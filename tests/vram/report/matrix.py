@@ -299,7 +299,7 @@ _VARYING = (
     (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d", "DATE"),
     (r"(?m)^(.*  )\d+\.\d$", r"\1SECONDS"),
     (r"(?m)^(\| .*\| )\d+\.\d$", r"\1SECONDS"),
-    (r"(?m)^ *\| host .*\n", ""),
+    (r"(?m)^ *\| host\b.*\n", ""),
     (r'(?s)\n    "host": \{.*?\n    \}', '\n    "host": {}'),
     (r'"seconds": \d+\.\d+', '"seconds": 0.0'),
     (r'(?s)"bytes": \[\n.*?\n     \]', '"bytes": []'),
