@@ -7,7 +7,7 @@ size. Nothing here knows of HTML.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count, groupby, pairwise
 from math import ceil, floor
 from typing import Literal
@@ -23,6 +23,7 @@ _FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of a unit, which two digits ca
 _MOST_TICKS = 8
 _MOST_BOUNDS = 30
 _NOISE = 0.05
+_SAME_LINE, _LABEL = 1.5, 10  # percent of the height: lines that look like one, and what a label covers
 _FAR = 4  # a rule further from the readings than so many times their span is named at the edge, not drawn
 
 
@@ -45,12 +46,13 @@ class Rule:
 
 @dataclass(frozen=True)
 class PlacedRule:
-    """A rule at its place; `beyond` is an arrow where it is off the plot."""
+    """A rule at its place; `beyond` is an arrow where it is off the plot. Its label is at the right, or the `left`."""
 
     kind: str
     at: float
     text: str
     beyond: Beyond = ""
+    left: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,13 +135,24 @@ class Scale:
         return ticks, exact_text(origin) if origin else ""
 
     def placed(self, rules: Sequence[Rule]) -> list[PlacedRule]:
-        """The rules, those beyond the plot at its edge."""
-        return [self._placed(rule) for rule in rules]
+        """The rules, those beyond the plot at its edge. Lines that can't be told apart share a label; labels that would
+        cover one another stand at the two sides."""
+        placed: list[PlacedRule] = []
+        for rule in rules:
+            one = self._placed(rule)
+            same = next((at for at, other in enumerate(placed) if abs(other.at - one.at) < _SAME_LINE), None)
+            if same is None:
+                close = any(abs(other.at - one.at) < _LABEL and not other.left for other in placed)
+                placed.append(replace(one, left=close))
+            else:
+                placed[same] = replace(placed[same], text=f"{placed[same].text}, {one.text}")
+        return placed
 
     def _placed(self, rule: Rule) -> PlacedRule:
         at = self.at(rule.n_bytes)
         beyond: Beyond = "\u2191" if at < 0 else "\u2193" if at > 100 else ""
-        return PlacedRule(rule.kind, min(100.0, max(0.0, at)), rule.text, beyond)
+        arrow = beyond and f" {beyond}"
+        return PlacedRule(rule.kind, min(100.0, max(0.0, at)), rule.text + arrow, beyond)
 
 
 def _unit(size: float) -> int:

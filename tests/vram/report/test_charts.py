@@ -50,8 +50,15 @@ def test_a_limit_is_a_line_where_it_belongs() -> None:
     near, far = chart.rules
     assert near.at == pytest.approx((low + high) / 2, abs=0.02)
     assert (near.text, near.beyond) == ("budget 15.00 KiB", "")
-    assert (far.at, far.beyond) == (0, "\u2191")
+    assert (far.at, far.text, far.beyond) == (0, "limit 1.00 GiB \u2191", "\u2191")
     assert chart.label.endswith("; budget 15.00 KiB; limit 1.00 GiB")
+
+
+def test_labels_do_not_cover_one_another() -> None:
+    """Two lines that look like one have one label; two that are close have theirs at the two sides."""
+    scale = Scale([0, 100 * KIB])
+    rules = [Rule("limit", 50 * KIB, "limit"), Rule("base", 50 * KIB + 1, "base"), Rule("before", 47 * KIB, "before")]
+    assert [(rule.text, rule.left) for rule in scale.placed(rules)] == [("limit, base", False), ("before", True)]
 
 
 @pytest.mark.parametrize(
