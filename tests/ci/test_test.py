@@ -33,7 +33,7 @@ def test_everything_runs_and_the_memory_suite_is_printed_last(project: Project) 
     assert (ended.returncode, ended.stderr) == (0, "")
     assert re.fullmatch(r"python -m coverage run -m pytest --full -q (-n .* )?tests/vram", lines[0])
     assert re.fullmatch(
-        r"python -m coverage run -m pytest --full -q (-n .* )?tests/ci tests/himap tests/llava", lines[1]
+        r"python -m coverage run -m pytest --full -q (-n .* )?tests/ci tests/docs tests/himap tests/llava", lines[1]
     )
     assert lines[2:] == [
         "ruff check .",
@@ -54,7 +54,7 @@ def test_everything_runs_and_the_memory_suite_is_printed_last(project: Project) 
         ("MYPY", "checks"),
         ("LINT_IMPORTS", "checks"),
         ("TESTS", "tests/vram"),
-        ("MODELS", "tests/ci,himap,llava"),
+        ("MODELS", "tests/ci,docs,himap,llava"),
         ("MEMORY", "tests/memory"),
     ],
 )

@@ -520,7 +520,9 @@ def test_tied_embeddings_are_counted_once(tied: bool) -> None:
     assert sum(each.nbytes for each in ours.parameters()) == sum(each.nbytes for each in theirs.parameters())
 
 
-def test_the_incident_is_replayed(incident: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_incident_is_replayed(
+    incident: list[str], pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The original call, answers of 2, 2, 5, 24 tokens: dead in sample 3, as was reported on a card of 24 GiB.
 
     Takes long, as each token is a pass over the whole prompt.
@@ -531,6 +533,9 @@ def test_the_incident_is_replayed(incident: list[str], capsys: pytest.CaptureFix
     assert [row.split()[0] for row in rows] == ["0", "1", "2", "3"]
     assert ["out of memory" in row for row in rows] == [False, False, False, True]
     assert "sample 3: CUDA out of memory. Tried to allocate" in out
+    if pytestconfig.getoption("--full"):  # the whole model: as docs/incident.md shows it
+        page = (Path(__file__).parents[2] / "docs" / "incident.md").read_text(encoding="utf-8")
+        assert all(row in page for row in rows)
 
 
 def test_a_prompt_that_dies_as_the_incident_s_did(capsys: pytest.CaptureFixture[str]) -> None:

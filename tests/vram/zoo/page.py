@@ -12,6 +12,7 @@ that allocates, and the objects that keep the memory, in exactly these words (`â
 
 *Leaks* must be found. *Raised peaks* must fail their limit. *Decoys* look like leaks and must pass.
 
+<!-- skip: next "takes minutes; tests/vram/zoo/test_zoo.py runs each case" -->
 ```bash
 python -m tests.vram.zoo --repeat 20   # the whole zoo 20 times; a table of right answers, exit code 1 on any wrong one
 python -m tests.vram.zoo --table       # this page

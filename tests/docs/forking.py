@@ -1,0 +1,105 @@
+"""Commands as a reader types them, without the seconds that importing torch takes: `pytest`, `vram`, `python` and the
+programs are forked from one process that has imported it.
+
+`commands(folder)` writes a small script for each of them into a folder, which goes to the front of PATH. A script sends
+its arguments, its folder, its environment and its streams to the server and ends with the exit code that comes back.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+MODULES = {
+    "pytest": "pytest",
+    "vram": "vram",
+    "eval-scivqa": "llava.eval.eval_scivqa",
+    "custom-selection-inference": "llava.eval.custom_selection_inference",
+    "forecast-memory": "llava.eval.forecast_memory",
+}
+
+_CLIENT = """#!{python} -SsE
+import json, os, socket, sys
+server = socket.socket(socket.AF_UNIX)
+server.connect({address!r})
+request = [{arguments} + sys.argv[1:], os.getcwd(), dict(os.environ)]
+socket.send_fds(server, [json.dumps(request).encode()], [0, 1, 2])
+sys.exit(int(server.recv(16) or b"70"))
+"""
+
+_SERVER = """
+import gc, importlib, json, os, runpy, signal, socket, sys
+gc.disable()
+address, *modules = sys.argv[1:]
+for name in modules:
+    importlib.import_module(name)
+gc.enable()
+
+def run(arguments, folder, environment):
+    # What one of them compiles, the plugin and pytest's, the next reads.
+    sys.dont_write_bytecode, sys.pycache_prefix = False, address + "-compiled"
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if arguments[0] == "-c":
+        sys.argv[:] = ["-c", *arguments[2:]]
+        exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
+    elif arguments[0] == "-m":
+        sys.argv[:] = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[:] = arguments
+        sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
+        runpy.run_path(arguments[0], run_name="__main__")
+
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(address)
+listener.listen()
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+print("ready", flush=True)
+while True:
+    connection, _ = listener.accept()
+    if os.fork():
+        connection.close()
+        continue
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    request, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
+    if process := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        connection.sendall(b"%d" % code)
+        os._exit(0)
+    listener.close()
+    connection.close()
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    run(*json.loads(request))
+    break
+"""
+
+
+@contextmanager
+def commands(folder: Path, *modules: str) -> Iterator[Path]:
+    """The folder of the scripts, while a server runs that has imported `modules`."""
+    address, scripts = folder / "server", folder / "bin"
+    scripts.mkdir()
+    for command in (*MODULES, "python"):
+        arguments = ["-m", MODULES[command]] if command in MODULES else []
+        script = scripts / command
+        script.write_text(_CLIENT.format(python=sys.executable, address=str(address), arguments=arguments))
+        script.chmod(0o755)
+    command = [sys.executable, "-c", _SERVER, str(address), *modules]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline() == "ready\n"
+            yield scripts
+        finally:
+            server.terminate()

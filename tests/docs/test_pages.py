@@ -1,0 +1,89 @@
+"""README and docs show what a reader gets: every block runs, and every printed output is compared."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from shutil import copytree
+from unittest import SkipTest
+
+import pytest
+
+from tests.docs.blocks import ROOT, Project, agree
+from tests.docs.forking import commands
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BEGUN = Path(__file__).parent / "projects"
+SKIP = re.compile(r'<!-- skip: (?:next|start) "(.*)" -->')
+# Blocks that do not run here, by what they need. One that takes long names the test that runs it.
+NEEDS = {
+    "a network": 3,
+    "a GPU": 3,
+    "another tool": 5,
+    "several machines": 1,
+    "weights and images": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the commands, for PATH."""
+    with commands(tmp_path_factory.mktemp("programs"), "torch", "numpy", "jinja2", "pytest") as scripts:
+        yield scripts
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_of_the_page_runs(page: Path, programs: Path, tmp_path: Path) -> None:
+    """In the order of the page, each with the exit code and the output that the page shows."""
+    project = Project(tmp_path, programs, BEGUN / page.stem)
+    if page.stem == "examples":
+        copytree(ROOT / "examples", tmp_path / "examples")
+    for example in project.parse(page):
+        with suppress(SkipTest):
+            example.evaluate()
+
+
+def test_every_example_is_run_and_shown() -> None:
+    """By the page of the examples: each folder, with each of its files."""
+    page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
+    folders = [path.parent for path in (ROOT / "examples").glob("*/pyproject.toml")]
+    assert len(folders) == 3
+    for folder in folders:
+        assert f"cd examples/{folder.name}" in page
+        for file in folder.glob("*.py"):
+            assert f'--8<-- "examples/{folder.name}/{file.name}"' in page
+
+
+def test_what_does_not_run_is_counted_and_says_why() -> None:
+    """Each block that is skipped names what it needs, or the test that runs it, which exists."""
+    needs: Counter[str] = Counter()
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert text.count("<!-- skip: next") + text.count("<!-- skip: start") == len(SKIP.findall(text)), page.name
+        for reason in SKIP.findall(text):
+            if named := re.search(r"tests/[\w/]+\.py(?:::(\w+))?", reason):
+                source = (ROOT / named[0].partition("::")[0]).read_text(encoding="utf-8")
+                assert f"def {named[1] or 'test_'}" in source, reason
+            else:
+                needs[reason.removeprefix("needs ")] += 1
+    assert needs == NEEDS
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "agrees"),
+    [
+        ("a\nb\n", "a  \nb\n", True),
+        ("a\n...\nd\n", "a\nb\nc\nd\n", True),
+        ("a ... d\n", "a b c d\n", True),
+        ("a\n", "a\nb\n", False),
+        ("...\nb\n", "a\nb c\n", False),
+        ("4.0 KiB (a)\n", "4.0 KiB (a)\n", True),
+        ("4.0 KiB\n", "4x0 KiB\n", False),
+    ],
+)
+def test_an_output_agrees_to_the_character(shown: str, printed: str, agrees: bool) -> None:
+    """But for `...`, which stands for any text, and for the space at the end of lines."""
+    assert agree(shown, printed) is agrees
