@@ -18,7 +18,7 @@ from llava.answering import generate_and_keep
 from llava.checkpoint import empty_model
 from llava.forecast_config import SYSTEM_TOKENS
 from llava.model_shape import image_token_count
-from llava.modes import set_mode
+from llava.modes import MODES, mode_flags, set_mode
 from vram.cards import Card
 from vram.explanation.allocations import Describing
 from vram.replaying.marks import listening, mark
@@ -50,10 +50,11 @@ class Workload:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens of a prompt, those of its image included, and whether it has one."""
+    """Tokens of a prompt, those of its image included, and whether it has one, with how many of them before it."""
 
     tokens: int
     image: bool = True
+    system: int = SYSTEM_TOKENS
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ class AnswerTraces:
 
     def _between(self, first: _Answer, prompt: Prompt, tokens: int, longest: int) -> Iterator[Trace] | None:
         """All traces but that to the first token, from the last steps of the answer of `longest` tokens."""
-        last = self._answer(replace(prompt, tokens=prompt.tokens + longest - _STEPS), _STEPS, whole=True)
+        last = self._answer(self._longer(prompt, longest - _STEPS), _STEPS, whole=True)
         alike = 2 + _FIRST_STEPS
         known = dict(enumerate(first.steps[_FIRST_STEPS:], start=alike))
         known |= dict(enumerate(last.steps[_FIRST_STEPS:], start=alike + longest - _STEPS))
@@ -153,6 +154,16 @@ class AnswerTraces:
         if step is None or end is None:
             return None
         return chain(first.steps[:_FIRST_STEPS], map(step, range(alike, tokens + 1)), (end(tokens),))
+
+    def _longer(self, prompt: Prompt, tokens: int) -> Prompt:
+        """A prompt that leaves a cache like that of `prompt` and so many tokens of its answer.
+
+        They stand before the image where the mode allows that: text after it is scored, token by token.
+        """
+        mode = MODES[self.workload.mode]
+        flags = mode_flags(self.config, mode.name, **self.workload.flags)
+        moved = tokens if flags.get(mode.system_length) is None else 0
+        return replace(prompt, tokens=prompt.tokens + tokens, system=prompt.system + moved)
 
     def _answer(self, prompt: Prompt, tokens: int, *, whole: bool = False) -> _Answer:
         known = self._known.get((prompt, tokens, whole))
@@ -214,7 +225,7 @@ class AnswerTraces:
         config, batch, side = self.config, self.workload.batch, self.config.vision_config.image_size
         ids = torch.full((batch, prompt.tokens), 2 if config.image_token_id == 1 else 1)
         if prompt.image:
-            ids[:, SYSTEM_TOKENS : SYSTEM_TOKENS + image_token_count(config)] = config.image_token_id
+            ids[:, prompt.system : prompt.system + image_token_count(config)] = config.image_token_id
         inputs = {"input_ids": ids.to(DEVICE), "attention_mask": torch.ones_like(ids).to(DEVICE)}
         if prompt.image:
             inputs["pixel_values"] = torch.zeros(batch, 3, side, side).to(DEVICE, self.workload.dtype)

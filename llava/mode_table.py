@@ -6,7 +6,7 @@ made here alone. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -76,9 +76,10 @@ def mode_rows(figures: Sequence[ModeFigures]) -> list[ModeRow]:
     return [ModeRow(each, baseline) for each in figures]
 
 
-def table_lines(rows: Sequence[ModeRow], width: int = 0) -> list[str]:
-    """The table as aligned lines. Columns without any figure are named below it; so is how times are to be read.
+def table_lines(rows: Sequence[ModeRow], width: int = 0, reasons: Mapping[str, str] | None = None) -> list[str]:
+    """The table as aligned lines, and below it how to read it.
 
+    Columns without any figure are named there too, each with its reason if `reasons` has one by the column's title.
     `width` is that of the terminal, 0 where it is not known.
     """
     columns = {title: [cell(row) for row in rows] for title, cell in _COLUMNS.items()}
@@ -90,7 +91,15 @@ def table_lines(rows: Sequence[ModeRow], width: int = 0) -> list[str]:
     lines = [*fitted(table, width), "saved: bytes less than in baseline; prefill, decode and FLOPs: baseline is 1"]
     if {"prefill", "decode"} & measured.keys():
         lines[-1] += "; times are of this one run, and vary"
-    return [*lines, f"{_NOT_MEASURED} here: {', '.join(absent)}"] if absent else lines
+    return [*lines, _absent_line(absent, reasons or {})] if absent else lines
+
+
+def _absent_line(titles: Iterable[str], reasons: Mapping[str, str]) -> str:
+    by_reason: dict[str, list[str]] = {}
+    for title in titles:
+        by_reason.setdefault(reasons.get(title, ""), []).append(title)
+    parts = (", ".join(each) + (f" ({reason})" if reason else "") for reason, each in by_reason.items())
+    return f"{_NOT_MEASURED} here: {'; '.join(parts)}"
 
 
 def _peak(row: ModeRow) -> str:

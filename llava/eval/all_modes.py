@@ -22,6 +22,7 @@ from vram.replaying.out_of_memory import is_out_of_memory
 from vram.text import terminal_columns
 
 _WARM_UP_TOKENS = 2  # a prefill and a step
+_REASONS = {"KV cache after the prompt": "none is kept", "accuracy": "no question has a label"}
 
 
 def evaluate_all(options: argparse.Namespace, *, prog: str) -> None:
@@ -39,7 +40,7 @@ def evaluate_all(options: argparse.Namespace, *, prog: str) -> None:
     write_json(file, _as_json(rows, runs, complete=not failed))
     if not failed:
         partial_file(table).unlink(missing_ok=True)
-    for line in table_lines(rows, terminal_columns(sys.stdout.isatty())):
+    for line in table_lines(rows, terminal_columns(sys.stdout.isatty()), _REASONS):
         say(line)
     say(f"Table: {file}")
     if failed:

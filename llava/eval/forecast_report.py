@@ -90,6 +90,14 @@ def assumptions(workloads: Sequence[Workload], prompts: Sequence[Prompt]) -> str
     )
 
 
+def mode_done(mode: str, samples: Sequence[SampleForecast]) -> str:
+    """A line for a mode of several: its highest peak, or the sample that the card has no room for."""
+    largest, last = max(samples, key=lambda each: each.peak_bytes), samples[-1]
+    if last.out_of_memory:
+        return f"{mode}: out of memory in sample {last.sample}"
+    return f"{mode}: peak {format_bytes(largest.peak_bytes)}, in sample {largest.sample} of {len(samples)}"
+
+
 def no_room(needed_bytes: int, card: Card, error: NoRoom, conclusions: Conclusions) -> None:
     """Print, as an error, that the card does not hold the weights, and which does."""
     message = (

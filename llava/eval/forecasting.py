@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from himap import HimapLlavaConfig
-from himap.flops import cache_bytes, flops_ratio, prefill_flops
 from llava.answer_traces import MAX_BATCH_TOKENS, AnswerTraces, Prompt, Workload
 from llava.errors import BadInput, shown
 from llava.eval.command_line import ALL
@@ -24,6 +23,7 @@ from llava.eval.forecast_report import (
     as_json,
     assumptions,
     longest_pair,
+    mode_done,
     no_room,
     print_conclusions,
     save_snapshot,
@@ -43,12 +43,16 @@ from llava.forecast_config import SYSTEM_TOKENS, check_prompt_tokens, config_of,
 from llava.mode_table import ModeFigures, mode_rows, table_lines
 from llava.model_shape import image_token_count
 from llava.modes import MODES, mode_flags
+from llava.prompt_figures import prompt_figures
 from llava.prompting import Prompts
 from llava.questions import load_questions
 from vram import cards
 from vram.cards import Card, smallest_that_fits
 from vram.exit_codes import FINE, OUT_OF_MEMORY
 from vram.text import terminal_columns
+
+_NOT_FORECAST = dict.fromkeys(("prefill", "decode", "accuracy"), "nothing is computed on a simulated card")
+_NOT_FORECAST["KV cache after the prompt"] = "none is kept"
 
 
 def run_forecast(options: argparse.Namespace) -> int:
@@ -94,8 +98,9 @@ def forecast_modes(options: argparse.Namespace) -> int:
         samples = list(_until_full(forecast, islice(cycle(pairs), count)))
         figures.append(_mode_figures(workload, config, samples, [prompt for prompt, _ in pairs[:count]]))
         modes[workload.mode] = [asdict(sample) for sample in samples]
+        say(mode_done(workload.mode, samples))
     rows = mode_rows(figures)
-    for line in table_lines(rows, terminal_columns(sys.stdout.isatty())):
+    for line in table_lines(rows, terminal_columns(sys.stdout.isatty()), _NOT_FORECAST):
         say(line)
     if options.output_file is not None:
         content = {"schema": 1, "simulated": True, "mode": ALL, "modes": [row.to_json() for row in rows]}
@@ -110,15 +115,13 @@ def _mode_figures(
     text = deepcopy(config.text_config)
     for name, value in mode_flags(config, workload.mode, **workload.flags).items():
         setattr(text, name, value)
-    lengths = [_lengths(prompt, config) for prompt in prompts]
-    caches = [workload.batch * cache_bytes(text, workload.dtype, **each) for each in lengths]
-    ratios = [flops_ratio(text, flops=prefill_flops, **each) for each in lengths]
+    cache_bytes, flops_ratio = prompt_figures(text, workload.dtype, [_lengths(prompt, config) for prompt in prompts])
     full = bool(samples[-1].out_of_memory)
     return ModeFigures(
         workload.mode,
         peak_bytes=None if full else max(sample.peak_bytes for sample in samples),
-        cache_bytes=max(caches) if workload.use_cache else None,
-        flops_ratio=sum(ratios) / len(ratios),
+        cache_bytes=workload.batch * cache_bytes if workload.use_cache else None,
+        flops_ratio=flops_ratio,
         out_of_memory=full,
     )
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llava.errors import BadInput, shown
 from llava.eval.terminal import say
@@ -16,6 +16,9 @@ from llava.judging import EXACT, LETTER
 from llava.mode_table import ModeFigures
 from vram.files import atomic_write
 from vram.units import format_bytes
+
+if TYPE_CHECKING:
+    from llava.answering import Answer  # which imports torch
 
 SCHEMA = 1
 
@@ -87,17 +90,24 @@ def summarise(answers: Sequence[Answered]) -> Summary:
 def mode_figures(mode: str, answers: Sequence[Answered], memory: Mapping[str, Any]) -> ModeFigures:
     """The figures of a mode that has answered all its questions."""
     summary = summarise(answers)
-    decoded = [answer for answer in answers if answer.prefill_seconds is not None and answer.tokens > 1]
-    seconds = sum(answer.seconds - (answer.prefill_seconds or 0) for answer in decoded)
+    prefill_seconds, decode_seconds = average_times(answers)
     return ModeFigures(
         mode,
         peak_bytes=memory["peak_bytes"],
         cache_bytes=max((answer.cache_bytes for answer in answers if answer.cache_bytes is not None), default=None),
-        prefill_seconds=_average(answer.prefill_seconds for answer in answers),
-        decode_seconds=seconds / sum(answer.tokens - 1 for answer in decoded) if decoded else None,
+        prefill_seconds=prefill_seconds,
+        decode_seconds=decode_seconds,
         flops_ratio=summary.flops_ratio,
         accuracy=summary.accuracy,
     )
+
+
+def average_times(answers: Sequence[Answered | Answer]) -> tuple[float | None, float | None]:
+    """Seconds of a prefill, and of a token after the first; None where no answer has them."""
+    decoded = [answer for answer in answers if answer.prefill_seconds is not None and answer.tokens > 1]
+    seconds = sum(answer.seconds - (answer.prefill_seconds or 0) for answer in decoded)
+    decode_seconds = seconds / sum(answer.tokens - 1 for answer in decoded) if decoded else None
+    return _average(answer.prefill_seconds for answer in answers), decode_seconds
 
 
 def _average(values: Iterable[float | None]) -> float | None:

@@ -167,7 +167,7 @@ def test_loading_that_fails_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_pa
 def test_without_a_cache_there_is_no_figure_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Never 0: the column is named as not measured."""
     assert EVAL(["--mode", "all", "--num-samples", "1", "--no-cache", "--max-new-tokens", "1"]) == 0
-    assert "not measured here: KV cache after the prompt, decode" in capsys.readouterr().out
+    assert "not measured here: KV cache after the prompt (none is kept); decode" in capsys.readouterr().out
     assert {row["cache_bytes"] for row in _read("eval-scivqa-all.json")["modes"]} == {None}
 
 

@@ -568,16 +568,21 @@ def test_all_modes_are_forecast_beside_one_another(tmp_path: Path, capsys: pytes
     assert {(row["prefill_ratio"], row["decode_seconds"], row["accuracy"]) for row in rows.values()} == {(None,) * 3}
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[-2 - len(MODES) : -2]] == [*MODES]
-    assert lines[-1] == "not measured here: prefill, decode, accuracy"
+    assert lines[-1] == "not measured here: prefill, decode, accuracy (nothing is computed on a simulated card)"
 
 
 def test_a_mode_that_does_not_fit_is_out_of_memory_in_its_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The others are forecast all the same, and nothing is saved of a peak that is not known; the exit code is 1."""
+    """The others are forecast all the same, and nothing is saved of a peak that is not known; the exit code is 1.
+
+    Each mode's peak is printed before the next mode is forecast.
+    """
     answer = Forecast.answer
+    printed: dict[str, str] = {}
 
     def too_much_for_baseline(self: Forecast, prompt: Prompt, tokens: int) -> SampleForecast:
+        printed.setdefault(self.answers.workload.mode, capsys.readouterr().out)
         full = "CUDA out of memory." if self.answers.workload.mode == "baseline" else ""
         return replace(answer(self, prompt, tokens), out_of_memory=full)
 
@@ -593,6 +598,8 @@ def test_a_mode_that_does_not_fit_is_out_of_memory_in_its_row(
     assert (rows["himap"]["peak_bytes"] > 0, rows["himap"]["peak_saved_bytes"]) == (True, None)
     assert [len(content["samples"][mode]) for mode in ("baseline", "himap")] == [1, 2]
     assert re.search(r"^baseline +out of memory  +\d", capsys.readouterr().out, re.MULTILINE)
+    assert printed["himap"] == "baseline: out of memory in sample 0\n"
+    assert re.fullmatch(r"himap: peak \S+ MiB, in sample \d of 2\n", printed["fastv"])
 
 
 def test_a_snapshot_is_of_one_mode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

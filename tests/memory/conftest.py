@@ -14,8 +14,11 @@ from himap import HimapLlavaForConditionalGeneration
 from llava.answering import Answerer
 from llava.modes import MODES, set_mode
 from llava.questions import Question
+from tests.memory.savings import savings
 from vram import Budget, Recording
 from vram.session import VramSession
+from vram.summary.reader import read_run
+from vram.text import terminal_columns
 
 BUDGETS = Path(__file__).parents[2] / "ci" / "budgets"
 
@@ -126,3 +129,11 @@ def budget_of(pytestconfig: pytest.Config, vram: VramSession, facts: dict[str, s
 
 def _minor(version: Any) -> str:
     return ".".join(str(version).split(".")[:2])
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print what each mode saves, from the report that this session has written."""
+    report = config.getoption("--vram-report")
+    if report is not None and Path(report).is_file():
+        for line in savings(read_run(Path(report)), terminal_columns(terminalreporter.isatty)):
+            terminalreporter.write_line(line)

@@ -7,15 +7,19 @@ from collections.abc import Callable
 import pytest
 
 from himap import HimapLlavaForConditionalGeneration
-from llava.answering import Answerer
+from llava.answering import Answer, Answerer
+from llava.eval.results import average_times
 from llava.modes import MODES, set_mode
+from llava.prompt_figures import prompt_figures
 from llava.questions import Question
 from vram import Recording, assert_ratio, replay
 from vram.meters import default_meter
+from vram.replaying.out_of_memory import is_out_of_memory
 from vram.session import VramSession
 
 CUSTOM = [mode for mode in MODES if mode.startswith("custom-")]
 _DROPPED = 3  # questions replayed with custom_drop
+_TIMED = 3  # questions answered once more in each mode: while memory is read, times are longer
 
 
 def with_images(questions: list[Question]) -> list[int]:
@@ -90,3 +94,40 @@ def test_custom_selection_saves_memory_where_it_drops(
     """With `custom_drop` the slots go, and every question with an image needs less than in baseline."""
     custom = dropped(mode, custom_drop=True)
     vram.assert_ratio(custom, undropped, at_most=0.99, besides_bytes=model_bytes(undropped))
+
+
+@pytest.fixture(scope="module")
+def times(
+    model: HimapLlavaForConditionalGeneration, answerer: Answerer, questions: list[Question]
+) -> dict[str, tuple[float | None, float | None]]:
+    """Seconds of a prefill and of a token in each mode. Modes take turns, so that a busy machine slows all alike."""
+    answers: dict[str, list[Answer]] = {mode: [] for mode in MODES}
+    for question in sorted(questions, key=lambda question: question.image is None)[:_TIMED]:
+        for mode, given in answers.items():
+            set_mode(model, mode)
+            try:
+                given.append(answerer.answer(question))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+    set_mode(model, "baseline")
+    return {mode: average_times(given) for mode, given in answers.items()}
+
+
+def test_the_figures_of_the_table_of_savings_are_reported(
+    vram: VramSession,
+    answerer: Answerer,
+    questions: list[Question],
+    recording: Recording,
+    mode: str,
+    switched: Callable[..., None],
+    times: dict[str, tuple[float | None, float | None]],
+) -> None:
+    """KV cache and FLOPs of the prompts, times of a few answers. Only custom selection may add FLOPs, a hundredth."""
+    switched(mode)
+    lengths = [answerer.prompts.lengths(question) for question in questions]
+    cache_bytes, flops_ratio = prompt_figures(answerer.model.config.text_config, answerer.model.dtype, lengths)
+    prefill_seconds, decode_seconds = times[mode]
+    notes = {"cache_bytes": cache_bytes, "flops_ratio": flops_ratio}
+    vram.note(recording, **notes, prefill_seconds=prefill_seconds, decode_seconds=decode_seconds)
+    assert 0 < flops_ratio <= (1.01 if mode in CUSTOM else 1)

@@ -19,6 +19,7 @@ from himap import HimapLlavaForConditionalGeneration
 from llava.answering import Answerer
 from llava.builder import load_pretrained_model
 from llava.modes import MODES, set_mode
+from llava.prompt_figures import prompt_figures
 from llava.questions import Question, embedded_questions
 from tests.memory.probes import AttentionProbe, cache_bytes_per_token
 from vram import Budget, Recording, judge_peak, replay
@@ -70,7 +71,10 @@ class Simulated:
                 facts={"attention": self.attention},
             )
             self.softmax_bytes[mode] = probe.softmax_peak_bytes
-            vram.note(self.recordings[mode], softmax_peak_bytes=probe.softmax_peak_bytes)
+            config, lengths = self.model.config.text_config, self.answerer.prompts.lengths(self.question)
+            cache_bytes, flops_ratio = prompt_figures(config, self.model.dtype, [lengths])  # in the mode of the step
+            notes = {"cache_bytes": cache_bytes, "flops_ratio": flops_ratio}
+            vram.note(self.recordings[mode], softmax_peak_bytes=probe.softmax_peak_bytes, **notes)
         return self.recordings[mode]
 
     def replayed(self, replay: Callable[..., Recording], mode: str, probe: AttentionProbe, **options: Any) -> Recording:
