@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 ACTION = ROOT / "action.yml"
 FILES = sorted((ROOT / "ci").glob("github-*.yml"))
 GUIDE = (ROOT / "docs" / "ci.md").read_text(encoding="utf-8")
+SHOWN = re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL)
 COMMAND = re.compile(r"(?<![\w./-])(?:ci|docs|tests)/[\w./-]*\w")
 OPTION = re.compile(r"--(?:vram|model|junit)[\w-]*")
 
@@ -76,10 +77,23 @@ def test_they_are_what_github_reads(tmp_path: Path) -> None:
         pytest.skip("check-jsonschema is not installed")
     assert cli.main(["init", str(tmp_path)]) == 0
     written = tmp_path / ".github" / "workflows" / "memory.yml"
-    for schema, files in (("workflows", [*FILES, written]), ("actions", [ACTION])):
+    on_gpu = tmp_path / "gpu.yml"
+    on_gpu.write_text(SHOWN[1])
+    for schema, files in (("workflows", [*FILES, written, on_gpu]), ("actions", [ACTION])):
         command = ["check-jsonschema", "--builtin-schema", f"vendor.github-{schema}", *files]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
+
+
+def test_the_guide_shows_what_a_project_gets(tmp_path: Path) -> None:
+    """The workflow that init writes, and the same for a GPU: at most 20 lines each; and every input of the action."""
+    (tmp_path / "setup.py").touch()
+    assert cli.main(["init", str(tmp_path)]) == 0
+    assert SHOWN[0] == (tmp_path / ".github" / "workflows" / "memory.yml").read_text(encoding="utf-8")
+    assert all(text.count("\n") <= 20 for text in SHOWN)
+    for name, about in yaml.safe_load(ACTION.read_text(encoding="utf-8"))["inputs"].items():
+        default = about["default"]
+        assert f"| `{name}` | {f'`{default}`' if default else 'none'} |" in GUIDE
 
 
 def test_actionlint_finds_nothing() -> None:

@@ -62,7 +62,7 @@ def init(arguments: argparse.Namespace) -> tuple[int, str]:
         _write(root, test, _template("test_memory.py.txt"), done)
         _write(root, "budgets.toml", _template("budgets.toml"), done)
         _configure(root, project, done)
-        workflow = _template("memory.yml").replace("VERSION", metadata.version("himap-vram")).replace("TESTS", test)
+        workflow = _template("memory.yml").replace("REF", _ref()).replace("TESTS", test)
         _write(root, ".github/workflows/memory.yml", workflow.replace("INSTALL", _install(root, project)), done)
         if (root / ".git").exists() and not _ignores(root / ".gitignore"):
             done.by_hand.append("add .benchmarks/, reports/ and vram-snapshots/ to .gitignore")
@@ -88,6 +88,14 @@ def _write(root: Path, name: str, text: str, done: _Done) -> None:
 def _tests(root: Path) -> str:
     """The folder of tests that is there; "tests" where there is none."""
     return next((name for name in ("tests", "test") if is_folder(str(root / name))), "tests")
+
+
+def _ref() -> str:
+    """The tag of the action that is of this version; the newest where this is a source tree that nobody installed."""
+    try:
+        return f"v{metadata.version('himap-vram')}"
+    except metadata.PackageNotFoundError:
+        return "main"
 
 
 def _ignores(path: Path) -> bool:

@@ -136,11 +136,11 @@ def missing_text(located: Located) -> str:
     return f"{located.entry.name}: in {located.run}, not measured in this run"
 
 
-def error_of(findings: Sequence[Finding]) -> MemoryRegression | Inconclusive | None:
-    """The error that a test with these findings ends with; None where there are none."""
+def error_of(findings: Sequence[Finding], lines: Sequence[str] = ()) -> MemoryRegression | Inconclusive | None:
+    """The error that a test with these findings ends with; None where there are none. `lines` explain a regression."""
     worse = [f"{shown(one.name)}: {text}" for one in findings if one.status == "over" for text in one.texts]
     if worse:
-        return MemoryRegression("\n".join(worse))
+        return MemoryRegression("\n".join([*worse, *lines]))
     unclear = [
         f"{shown(one.name)}{' is new' if one.status == 'new' else ''}: {text}" for one in findings for text in one.texts
     ]

@@ -91,7 +91,7 @@ class Keeping:
 
             findings = self._gate.findings(self._gather(item))
             self._note(item, findings)
-            error = error_of(findings)
+            error = error_of(findings, self._lines(item, findings))
             if error is not None:
                 raise_in(item, error)
         return result
@@ -115,6 +115,15 @@ class Keeping:
                 entry = of_marked(marked, self._measuring.environment(of_body=True))
                 if entry.key == finding.key:
                     item.stash[MARKED] = replace(marked, **_noted(finding))
+
+    def _lines(self, item: pytest.Item, findings: Sequence[Finding]) -> list[str]:
+        """The lines of code that the peaks of recordings over their base are made of."""
+        over = [finding.key for finding in findings if finding.status == "over"]
+        if not over or self._measuring.vram is None:
+            return []
+        made = self._gathering().by_index(item.nodeid, self._measuring.environment())
+        worse = [index for index, entry in made.items() if entry.key in over]
+        return [f"  {line}" for index in worse for line in self._measuring.summaries[index].peak_lines]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
