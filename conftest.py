@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,6 +53,7 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Refuse bad questions in one line, before a model is loaded."""
     config = session.config
+    _check_source(os.environ.get("VRAM_TESTED"))
     if config.getoption("--question-file") is not None or config.getoption("--image-folder") is not None:
         from llava.errors import BadInput
 
@@ -58,6 +61,15 @@ def pytest_sessionstart(session: pytest.Session) -> None:
             _questions(config)
         except BadInput as error:
             raise pytest.UsageError(str(error)) from None
+
+
+def _check_source(folder: str | None) -> None:
+    """Raise a usage error where the packages are not those in `folder`: the built wheel is meant, not the checkout."""
+    for name in ("himap", "llava", "vram") if folder else ():
+        spec = importlib.util.find_spec(name)
+        if spec is None or not Path(str(spec.origin)).is_relative_to(str(folder)):
+            where = spec.origin if spec is not None else "nowhere"
+            raise pytest.UsageError(f"VRAM_TESTED: {name} must come from {folder}, got it from {where}")
 
 
 def _questions(config: pytest.Config) -> list[Question]:

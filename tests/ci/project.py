@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.source import PACKAGES
+
 CI = Path(__file__).parents[2] / "ci"
 
 
@@ -19,7 +21,7 @@ class Project:
         shutil.copytree(CI, root / "ci", ignore=shutil.ignore_patterns("__pycache__", "budgets"))
         # The commands run it before anything is installed.
         (root / "vram" / "gating").mkdir(parents=True)
-        shutil.copy(CI.parent / "vram" / "gating" / "supervise.py", root / "vram" / "gating")
+        shutil.copy(PACKAGES / "vram" / "gating" / "supervise.py", root / "vram" / "gating")
         (root / "pyproject.toml").write_text("")
         (root / "pytest.ini").write_text("[pytest]\n")
         self.environment = root / "environment"
@@ -40,7 +42,7 @@ class Project:
 
     def run(self, command: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run a command of the `ci` folder to its end."""
-        known = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+        known = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "VRAM_"))}
         return subprocess.run(
             [self.root / "ci" / command, *arguments],
             cwd=self.root,

@@ -19,12 +19,11 @@ import torch
 from benchmarks import gpu
 from benchmarks.gpu import ATTENTIONS, TOKENS, compared, differences, main
 from llava.modes import MODES
-
-ROOT = Path(__file__).parents[2]
+from tests.source import PYTHON_PATH, ROOT
 
 
 def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | variables
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": PYTHON_PATH} | variables
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 

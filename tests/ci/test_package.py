@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 import vram
+from ci.built import differences, files_of
 from llava.eval import custom_selection_inference, eval_scivqa, forecast_memory
+from tests.source import PACKAGES
 from vram import extras
 from vram.cli import main
 
@@ -124,3 +126,30 @@ def test_an_index_shows_the_readme_with_links_that_work() -> None:
     assert all(link.startswith(("https://", "#")) for link in found)
     assert re.sub(r"https://github\.com/himap-vram/himap-vram/(blob|raw)/main/", "", described) == readme
     assert PROJECT["dynamic"] == ["readme"]
+
+
+def test_a_wheel_that_is_not_the_packages_is_refused(tmp_path: Path) -> None:
+    """A file that is missing (one of data, for instance) or left over; what Python compiled is none."""
+    for name in (
+        "himap/py.typed",
+        "vram/report/page.css",
+        "llava/__init__.py",
+        "llava/__pycache__/a.pyc",
+        "tests/a.py",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = files_of(tmp_path)
+    assert found == {"himap/py.typed", "vram/report/page.css", "llava/__init__.py"}
+    assert differences(found, found) == []
+    built = found - {"vram/report/page.css"} | {"vram/old.py"}
+    assert differences(found, built) == ["vram/report/page.css is missing", "vram/old.py is too much"]
+
+
+def test_tests_of_the_wheel_refuse_the_checkout(tmp_path: Path) -> None:
+    """Where the wheel is meant, a package that comes from elsewhere is a usage error that names both."""
+    check = runpy.run_path(str(ROOT / "conftest.py"))["_check_source"]
+    check(None)
+    check(str(PACKAGES))
+    with pytest.raises(pytest.UsageError, match=rf"VRAM_TESTED: himap must come from {tmp_path}, got it from .*himap"):
+        check(str(tmp_path))

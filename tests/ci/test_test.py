@@ -9,6 +9,7 @@ import pytest
 
 from tests.ci.project import Project
 
+WHEEL = " in tested, of wheel"  # what the stub of Python says of where it runs
 CHECKS = ("ruff", "mypy", "lint-imports")
 
 
@@ -19,9 +20,11 @@ def project(tmp_path: Path) -> Project:
     for name in CHECKS:
         variable = name.upper().replace("-", "_")
         project.program(project.environment / "bin" / name, f'echo {name} "$@"\nexit "${{{variable}:-0}}"')
-    cases = "*tests/memory) echo memory; exit ${MEMORY:-0};; *tests/llava) exit ${MODELS:-0};;"
+    cases = "*built.py*) mkdir -p build/tested; exit ${BUILD:-0};; *tests/llava) exit ${MODELS:-0};;"
+    cases += " *tests/memory) echo memory; exit ${MEMORY:-0};;"
     pytest_stub = f'case "$*" in {cases} esac\nexit "${{TESTS:-0}}"'
-    project.program(project.environment / "bin" / "python", f'echo python "$@"\n{pytest_stub}')
+    where = '${VRAM_TESTED:+ in $(basename "$PWD"), of $(basename "$VRAM_TESTED")}'
+    project.program(project.environment / "bin" / "python", f'echo "python $*{where}"\n{pytest_stub}')
     return project
 
 
@@ -31,18 +34,18 @@ def test_everything_runs_and_the_memory_suite_is_printed_last(project: Project) 
     lines = ended.stdout.splitlines()
 
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert re.fullmatch(r"python -m coverage run -m pytest --full -q (-n .* )?tests/vram", lines[0])
-    assert re.fullmatch(
-        r"python -m coverage run -m pytest --full -q (-n .* )?tests/ci tests/docs tests/himap tests/llava", lines[1]
-    )
-    assert lines[2:] == [
+    assert lines[0] == "python ci/built.py build"
+    assert re.fullmatch(rf"python -m coverage run -m pytest --full -q (-n .* )?tests/vram{WHEEL}", lines[1])
+    models = rf"python -m coverage run -m pytest --full -q (-n .* )?tests/ci tests/docs tests/himap tests/llava{WHEEL}"
+    assert re.fullmatch(models, lines[2])
+    assert lines[3:] == [
         "ruff check .",
         "ruff format --check .",
         "mypy",
         "lint-imports",
-        "python -m coverage combine --quiet",
-        "python -m coverage report --skip-covered",
-        "python -m coverage run -m pytest --full tests/memory",
+        f"python -m coverage combine --quiet{WHEEL}",
+        f"python -m coverage report --skip-covered{WHEEL}",
+        f"python -m coverage run -m pytest --full tests/memory{WHEEL}",
         "memory",
     ]
 
@@ -63,7 +66,14 @@ def test_whatever_fails_fails_the_run_and_the_rest_still_runs(project: Project, 
     ended = project.run("test", **{variable: "1"})
 
     assert (ended.returncode, ended.stderr) == (1, f"ci/test: failed: {part}\n")
-    assert len(ended.stdout.splitlines()) == 8
+    assert len(ended.stdout.splitlines()) == 9
+
+
+def test_a_wheel_that_cannot_be_built_is_not_tested(project: Project) -> None:
+    """Nothing else is tested instead of it."""
+    ended = project.run("test", BUILD="1")
+    assert (ended.returncode, ended.stderr) == (1, "ci/test: failed: build\n")
+    assert "pytest" not in ended.stdout
 
 
 def test_arguments_go_to_one_pytest(project: Project) -> None:

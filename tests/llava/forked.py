@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.source import PYTHON_PATH
 
 # A request is [module, arguments, folder, encoding of stdout], with stdout and stderr themselves. The answers are the
 # process's id, and at its end its exit code. The module is run as `python -m` runs it; torchrun forks its ranks too.
@@ -86,7 +86,7 @@ def serving() -> Iterator[socket.socket]:
     """The connection to a server; warnings are errors in it, and so in the programs."""
     ours, theirs = socket.socketpair()
     ours.settimeout(240)
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": PYTHON_PATH, "PYTHONWARNINGS": "error", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", _SERVER, str(theirs.fileno())]
     with subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()]) as process:
         theirs.close()

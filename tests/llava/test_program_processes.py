@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from llava.eval import custom_selection_inference, eval_scivqa
-from tests.llava.forked import ROOT, Forked
+from tests.llava.forked import Forked
+from tests.source import PYTHON_PATH
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    return os.environ | {"PYTHONPATH": PYTHON_PATH, "PYTHONWARNINGS": "error"}
 
 
 class Program:
@@ -134,7 +135,7 @@ def test_bad_usage_comes_at_once(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", script, "--num-chunks", "0"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | {"PYTHONPATH": PYTHON_PATH},
         capture_output=True,
         timeout=60,
         check=False,

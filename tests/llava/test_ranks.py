@@ -25,7 +25,8 @@ from llava.eval.preparation import load_options
 from llava.eval.ranks import Rank, RankReport, gather, line, read_report
 from llava.eval.results import Answered
 from llava.placement import placed
-from tests.llava.forked import ROOT, Forked
+from tests.llava.forked import Forked
+from tests.source import PYTHON_PATH
 
 # A rank of torchrun with questions that need no model: `FATE` says what becomes of each rank.
 SCRIPT = """
@@ -199,7 +200,7 @@ class TestProgramsAsProcesses:
         run = subprocess.run(
             [*launcher, "-m", "llava.eval.eval_scivqa", "--num-chunks", "0"],
             cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": PYTHON_PATH, "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             timeout=240,

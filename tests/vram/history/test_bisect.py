@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.source import PACKAGES, ROOT
+
 PLANTED = 3  # of commits 0 to 5
 # Stands for pytest: measures what the checkout says, or finds a checkout that can't be tested.
 FAKE = f"""#!{sys.executable}
 import sys
 from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
+sys.path[:0] = [{str(PACKAGES)!r}, {str(ROOT)!r}]
 from tests.vram.history.hammer import storage
 from tests.vram.history.made import entry, run_json
 text = Path("size.txt").read_text()
@@ -46,7 +47,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tools.mkdir()
     folder.mkdir()
     (tools / "pytest").write_text(FAKE)
-    (tools / "vram").write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m vram "$@"\n')
+    (tools / "vram").write_text(f'#!/bin/sh\nPYTHONPATH={PACKAGES} exec {sys.executable} -m vram "$@"\n')
     for tool in tools.iterdir():
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
