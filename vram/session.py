@@ -237,7 +237,7 @@ class VramSession:
 
     @property
     def facts(self) -> Mapping[str, str]:
-        """What a peak depends on besides the model, for the key of a budget: the device, and PyTorch without its patch.
+        """The facts that a peak depends on besides the model, for a budget's key: the device, PyTorch's minor version.
 
         `vram.budget("budgets.toml", **vram.facts, model="unet")` is another budget on another GPU.
         """

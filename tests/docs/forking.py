@@ -42,6 +42,7 @@ gc.enable()
 def run(arguments, folder, environment):
     # What one of them compiles, the plugin and pytest's, the next reads.
     sys.dont_write_bytecode, sys.pycache_prefix = False, address + "-compiled"
+    sys.executable = os.path.join(os.path.dirname(address), "bin", "python")  # so `vram gate` starts pytest here too
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
