@@ -23,6 +23,7 @@ from vram.history import store
 from vram.history.runs import RECORDED, History
 from vram.report.command import write_page, write_text
 from vram.report.gathered import gathered
+from vram.report.repository import repository
 from vram.summary import RunSummary
 from vram.summary.reader import read_run
 
@@ -211,7 +212,7 @@ def _report(request: Request, measured: RunSummary, verdict: str) -> None:
 
 
 def _write_page(path: Path, measured: RunSummary, verdict: str, read: Callable[[], History]) -> None:
-    page = gathered(measured, read())
+    page = gathered(measured, read(), repository())
     if page.run.recordings or page.run.tests or page.run.missing or page.history:
         write_page(path, page)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from vram.history.compare import Judged, judge
 from vram.history.entries import Entry, of_marked, of_summary
 from vram.history.keys import Key
-from vram.history.runs import History, Run
+from vram.history.runs import RECORDED, History, NoRun, Run
 from vram.summary import RecordingSummary, RunSummary
 
 
@@ -16,28 +16,46 @@ from vram.summary import RecordingSummary, RunSummary
 class Bases:
     """The report beside its base. `head` is the saved run that the report is of, None where it was not saved.
 
-    `recordings` and `tests` have one place for each of the report's; None where no run before it has that key.
+    `recordings` and `tests` have one place for each of the report's; None where no run before it has that key. The base
+    is called `name`.
     """
 
     head: Run | None = None
+    name: str = "the recorded base"
     recordings: Sequence[Judged | None] = ()
     tests: Sequence[Judged | None] = ()
     keys: Sequence[Key | None] = field(default=())
 
 
 def bases_of(run: RunSummary, history: History) -> Bases:
-    """Compare each recording and marked test of `run` with its recorded base, to the byte."""
+    """Compare each recording and marked test of `run` with its base, to the byte: with the recorded one among the runs
+    before it, or with the run that a gate compared it with."""
     made = [_entry(one, run, history) for one in run.recordings]
     marked = [of_marked(test, run.environment) for test in run.tests]
-    head = _saved(made, history) or (None if made else _saved(marked, history))
+    head = _named(run.saved.get("run"), history) or _saved(made, history) or (None if made else _saved(marked, history))
     earlier = history if head is None else history.before(head)
+    base = _named(run.saved.get("base"), history)
+    earlier = earlier if base is None else History([base])
 
     def judged(entry: Entry | None) -> Judged | None:
         base = None if entry is None else earlier.recorded(entry)
         return None if entry is None or base is None else judge(entry, base)
 
-    keys = [entry.key if entry is not None and entry.key in history.by_key else None for entry in made]
-    return Bases(head, [judged(entry) for entry in made], [judged(entry) for entry in marked], keys)
+    return Bases(
+        head=head,
+        name="the recorded base" if base is None else f"run {base.number}",
+        recordings=[judged(entry) for entry in made],
+        tests=[judged(entry) for entry in marked],
+        keys=[entry.key if entry is not None and entry.key in history.by_key else None for entry in made],
+    )
+
+
+def _named(name: str | None, history: History) -> Run | None:
+    """The run of this name; None where there is none, and for the recorded base, which is no one run."""
+    try:
+        return history.find(name) if name and name != RECORDED else None
+    except NoRun:
+        return None
 
 
 def _entry(one: RecordingSummary, run: RunSummary, history: History) -> Entry | None:

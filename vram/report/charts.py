@@ -7,7 +7,7 @@ size. Nothing here knows of HTML.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count, groupby, pairwise
 from math import ceil, floor
 from typing import Literal
@@ -16,14 +16,12 @@ from vram.text import exact_text, size_text
 from vram.units import format_bytes
 
 Figure = float | None  # None: not measured
-Beyond = Literal["", "\u2191", "\u2193"]
 _BINS = 400  # a plot is about so many pixels wide: more readings than two for each are not seen
 _MOST_LEVELS = 5
 _FRACTIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # of a unit, which two digits can say
 _MOST_TICKS = 8
 _MOST_BOUNDS = 30
 _NOISE = 0.05
-_SAME_LINE, _LABEL = 1.5, 10  # percent of the height: lines that look like one, and what a label covers
 _FAR = 4  # a rule further from the readings than so many times their span is named at the edge, not drawn
 
 
@@ -46,13 +44,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class PlacedRule:
-    """A rule at its place; `beyond` is an arrow where it is off the plot. Its label is at the right, or the `left`."""
+    """A rule at its place, None where it is beyond the plot; `text` then ends with an arrow."""
 
     kind: str
-    at: float
+    at: float | None
     text: str
-    beyond: Beyond = ""
-    left: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ class Scale:
         self._base, span = floor(low), high - floor(low)
         pad = 0.08 * span or max(1.0, 0.05 * abs(high))
         self._least = -min(pad, low) if low >= 0 else -pad
-        self._most = span + pad
+        self._most = span + 2 * pad  # room for labels
 
     def at(self, n_bytes: float) -> float:
         """The place of `n_bytes`, 0 at the top; outside 0 to 100 where it is beyond the plot."""
@@ -135,24 +131,13 @@ class Scale:
         return ticks, exact_text(origin) if origin else ""
 
     def placed(self, rules: Sequence[Rule]) -> list[PlacedRule]:
-        """The rules, those beyond the plot at its edge. Lines that can't be told apart share a label; labels that would
-        cover one another stand at the two sides."""
-        placed: list[PlacedRule] = []
-        for rule in rules:
-            one = self._placed(rule)
-            same = next((at for at, other in enumerate(placed) if abs(other.at - one.at) < _SAME_LINE), None)
-            if same is None:
-                close = any(abs(other.at - one.at) < _LABEL and not other.left for other in placed)
-                placed.append(replace(one, left=close))
-            else:
-                placed[same] = replace(placed[same], text=f"{placed[same].text}, {one.text}")
-        return placed
+        """The rules at their places, those beyond the plot with an arrow."""
+        return [self._placed(rule) for rule in rules]
 
     def _placed(self, rule: Rule) -> PlacedRule:
         at = self.at(rule.n_bytes)
-        beyond: Beyond = "\u2191" if at < 0 else "\u2193" if at > 100 else ""
-        arrow = beyond and f" {beyond}"
-        return PlacedRule(rule.kind, min(100.0, max(0.0, at)), rule.text + arrow, beyond)
+        beyond = " \u2191" if at < 0 else " \u2193" if at > 100 else ""
+        return PlacedRule(rule.kind, None if beyond else at, rule.text + beyond)
 
 
 def _unit(size: float) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -70,12 +69,21 @@ class Page:
 
     @property
     def base_text(self) -> str:
-        """How the recordings stand beside their base, in the words of `vram compare`: "3 same, 1 regressed"."""
+        """How the peaks stand to their base: "peaks beside the recorded base: 3 the same, 1 more"; "" without any.
+
+        Whether more is too much is for the gate to say, by its criteria, and is one of the reasons where it is.
+        """
         judged = [*self.bases.recordings, *self.bases.tests]
-        counts = Counter("new" if one is None else one.status for one in judged)
-        if not counts or set(counts) == {"new"}:
-            return ""
-        return "against the recorded base: " + ", ".join(f"{count} {status}" for status, count in counts.items())
+        known = [change for one in judged if one for change in one.changes if change.figure == PEAK]
+        moved = [change.head - change.base for change in known if change.head is not None and change.base is not None]
+        counts = {
+            "more": sum(more > 0 for more in moved),
+            "less": sum(more < 0 for more in moved),
+            "the same": moved.count(0),
+            "without one": len(judged) - len(moved),
+        }
+        words = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+        return f"peaks beside {self.bases.name}: {words}" if moved else ""
 
     @property
     def changes(self) -> list[str]:

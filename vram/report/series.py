@@ -11,7 +11,7 @@ from vram.history.entries import Entry
 from vram.history.keys import Key, name_of, place_of
 from vram.history.runs import Run, steps_of
 from vram.summary import NEEDS_ATTENTION
-from vram.text import rate_text, size_text
+from vram.text import apart, rate_text, size_text
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,12 @@ class Step:
 
     @property
     def text(self) -> str:
-        """ "peak 40.00 MiB -> 42.00 MiB since run 0007"; the commit is apart, as a page links it."""
-        before, after = figure_text(self.figure, self.before), figure_text(self.figure, self.after)
+        """ "peak 40.00 MiB -> 42.00 MiB since run 0007", to the byte where two digits would read alike. The commit is
+        apart, as a page links it."""
+        if self.figure == GROWTH:
+            before, after = rate_text(self.before), rate_text(self.after)
+        else:
+            before, after = apart(round(self.before), round(self.after))
         return f"{self.figure} {before} -> {after} since run {self.run.number}"
 
     @property

@@ -17,7 +17,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 PICTURE = Path(__file__).parents[3] / "docs" / "images" / "page.png"
-WIDTH, HEIGHT = 1000, 1055
+WIDTH, HEIGHT = 1000, 1070
 PROJECT = """
 import os
 

@@ -119,7 +119,7 @@ def test_what_is_not_there_is_said(report: Json) -> None:
     assert "No run is saved" in read.text
     assert not any("peak_above_start" in (plot.get("aria-label") or "") for plot in read.all("div"))
     assert "Peak of sample" not in read.text
-    assert "the base" not in read.text
+    assert "beside the" not in read.text
 
 
 def test_a_suite_without_a_decision_is_not_called_stable(report: Json) -> None:
@@ -313,9 +313,21 @@ def test_each_figure_stands_beside_its_base(report: Json, history: History) -> N
     text = html(page_of(report, history))
     assert "quiet | stable | 0 B | 42.00 MiB | - | +2,097,152 B (+5.00%) |" in visible_text(text)
     assert "saved as run 0012, 2026-01-12 10:00" in visible_text(text)
-    assert "against the recorded base: 1 regressed" in visible_text(text)
+    assert "peaks beside the recorded base: 1 more" in visible_text(text)
     assert "peak | 40.00 MiB | 42.00 MiB | +2,097,152 B (+5.00%)" in visible_text(text)
     assert any("requested_peak" in label and "base 40.00 MiB (run 0001)" in label for label in charts_of(text))
+
+
+def test_a_gate_with_a_base_of_its_own_is_shown_beside_that(report: Json, history: History) -> None:
+    """Where `vram gate --base 8` compared with run 0008, so does the page, and says so."""
+    report["modes"] = [with_peak(mode_of(report, "quiet"), 43 * MIB)]
+    report["saved"] = {"storage": "x", "run": "0012_made", "base": "8", "criteria": ["peak:9%"], "accepted": False}
+    text = visible_text(html(page_of(report, history)))
+    assert "saved as run 0012, 2026-01-12 10:00" in text
+    assert "peaks beside run 0008: 1 more" in text
+    assert "quiet | stable | 0 B | 43.00 MiB | - | +1,048,576 B (+2.38%) |" in text
+    report["saved"]["run"] = report["saved"]["base"] = "gone"
+    assert "peaks beside the recorded base: 1 more" in visible_text(html(page_of(report, history)))
 
 
 def test_a_report_that_was_not_saved_is_compared_with_what_was(report: Json, history: History) -> None:
@@ -325,7 +337,7 @@ def test_a_report_that_was_not_saved_is_compared_with_what_was(report: Json, his
     assert "quiet | stable | 0 B | 41.00 MiB | - | +1,048,576 B (+2.50%) |" in text
     assert "saved as" not in text
     report["modes"] = [mode_of(report, "quiet") | {"mode": "another"}]
-    assert "against the base" not in visible_text(html(page_of(report, history)))
+    assert "beside the" not in visible_text(html(page_of(report, history)))
 
 
 def test_commits_and_the_snapshot_are_links(report: Json, history: History, tmp_path: Path) -> None:
@@ -374,6 +386,18 @@ def test_a_history_of_any_kind_is_drawn() -> None:
     assert text.startswith("GPU memory: 3 figures over time; no report of a run")
     for label in ("a, 1 run", "b, 2 runs", "c, 1 run", "b | out of memory"):
         assert label in text, label
+
+
+def test_a_step_never_reads_like_none() -> None:
+    """14.11 GiB -> 14.11 GiB: where two digits would hide a change, it is told to the byte, in Markdown too."""
+    runs = [
+        Run(f"m/{number:04}_x.json", f"2026-01-{number:02}", "", False, [made_entry(peak)])
+        for number, peak in enumerate([14 * 1024 * MIB] * 3 + [14 * 1024 * MIB + 4096] * 3, start=1)
+    ]
+    page = gathered(None, History(runs))
+    change = "peak 15,032,385,536 B -> 15,032,389,632 B since run 0004"
+    assert change in visible_text(html(page))
+    assert change in markdown(page)
 
 
 def test_a_session_records_what_the_page_shows(report: Json) -> None:
