@@ -153,3 +153,15 @@ def test_tests_of_the_wheel_refuse_the_checkout(tmp_path: Path) -> None:
     check(str(PACKAGES))
     with pytest.raises(pytest.UsageError, match=rf"VRAM_TESTED: himap must come from {tmp_path}, got it from .*himap"):
         check(str(tmp_path))
+
+
+def test_the_oldest_and_newest_that_nox_runs_are_those_that_are_supported() -> None:
+    """Of Python, transformers and pytest: what pyproject.toml says."""
+    nox = pytest.importorskip("nox", reason="nox is not installed")
+    assert nox
+    sessions = runpy.run_path(str(ROOT / "noxfile.py"))
+    supported = {name_of(each): each for each in (*OPTIONAL["llava"], *OPTIONAL["test"])}
+    assert supported["transformers"] == f"transformers{sessions['NEWEST']}"
+    assert sessions["OLDEST"].partition(",")[0] == sessions["NEWEST"].partition(",")[0]
+    assert supported["pytest"] == "pytest>=8.3"
+    assert sessions["PYTHONS"][0] == PROJECT["requires-python"].removeprefix(">=")

@@ -110,7 +110,12 @@ def test_strangers_get_nothing(path: Path) -> None:
     GitHub's own, pinned; and no text of a pull request is pasted into a script."""
     text = path.read_text(encoding="utf-8")
     workflow = yaml.safe_load(text)
-    assert set(workflow[True]) <= {"push", "pull_request", "workflow_dispatch"}  # YAML reads the key `on` as true
+    assert set(workflow[True]) <= {
+        "push",
+        "pull_request",
+        "schedule",
+        "workflow_dispatch",
+    }  # YAML reads the key `on` as true
     assert "secrets." not in text
     assert workflow["permissions"] == {}
     for name, job in jobs(path).items():
@@ -123,6 +128,16 @@ def test_strangers_get_nothing(path: Path) -> None:
         assert "${{" not in each.get("run", ""), each
         if "checkout" in each.get("uses", ""):
             assert each["with"]["persist-credentials"] is False
+
+
+def test_known_faults_of_pinned_packages_are_looked_up_each_night() -> None:
+    """By pip-audit itself, of a fixed version, for every version that CI installs."""
+    path = ROOT / "ci" / "github-cpu.yml"
+    assert yaml.safe_load(path.read_text(encoding="utf-8"))[True]["schedule"]
+    audit = jobs(path)["audit"]
+    assert "github.event_name == 'schedule'" in audit["if"]
+    (command,) = [step["run"] for step in audit["steps"] if "run" in step]
+    assert re.search(r"pip-audit==[\d.]+ --requirement ci/constraints\.txt --no-deps", command)
 
 
 def test_our_machines_run_no_fork_and_one_job_a_gpu() -> None:
