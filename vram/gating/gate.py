@@ -7,7 +7,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from vram.escaping import shown
 from vram.exit_codes import BAD_INPUT, INTERRUPTED
 from vram.extras import remedy
 from vram.gating import supervise
-from vram.gating.outcome import Ended, outcome
+from vram.gating.outcome import FAILED, PASSED, Ended, outcome
 from vram.history import command as history
 from vram.history import store
 from vram.history.runs import RECORDED, History
@@ -43,7 +43,6 @@ EXITS = (
 NO_BASE = "none"
 _REPORTS = (Path("reports/memory.json"), Path("reports/memory.html"), Path("reports/memory.md"))
 _ACCEPTS = ("--vram-accept", "--vram-accept-force")
-_TRUE = ("", "0", "false")
 
 
 @dataclass(frozen=True)
@@ -70,12 +69,6 @@ class Request:
     def accepts(self) -> bool:
         """Whether the run becomes the base."""
         return any(argument.partition("=")[0] in _ACCEPTS for argument in self.pytest)
-
-    @property
-    def new_fails(self) -> bool:
-        """Whether what is new or missing is not fine: as --vram-new says, else in CI."""
-        in_ci = os.environ.get("CI", "").lower() not in _TRUE
-        return in_ci if self.new is None else self.new == "fail"
 
     @property
     def report(self) -> Path:
@@ -130,30 +123,40 @@ def gate(arguments: argparse.Namespace) -> tuple[int, str]:
 def run(request: Request) -> tuple[int, str]:
     """Exit code and verdict: one line, which begins with the command. Raises ValueError for bad input."""
     _check_installed(request)
-    for path in {*request.reports, request.report}:
-        path.unlink(missing_ok=True)  # of an earlier run
+    _remove({*request.reports, request.report})
     status, signals = supervise.run([sys.executable, "-m", "pytest", *_options(request), *request.pytest])
     if signals and signals[0] != SIGINT:
         # Whoever supervises says so itself.
         text = f"{request.command}: ended by {Signals(signals[0]).name}"
         return 128 + signals[0], "" if os.environ.get(supervise.MARK) else text
+    if status in (PASSED, FAILED) and not request.report.is_file():
+        raise ValueError(f"nothing was judged: pytest wrote no report ({request.report}), see above")
     measured = read_run(request.report) if request.report.is_file() else RunSummary()
     ended = Ended(
         INTERRUPTED if signals else status,
         replace(measured, interrupted=measured.interrupted or bool(signals)),
-        new_fails=request.new_fails,
+        new_fails=measured.missing_fails,
         accepted=bool(measured.saved.get("accepted", request.accepts)),
         base=request.base if request.compares else "",
         required=request.required,
         command=request.command,
     )
-    if ended.run.saved and not ended.run.interrupted:
+    if measured.saved and (measured.recordings or measured.tests) and not ended.run.interrupted:
         ended = _compared(request, ended)
     code, line = outcome(ended)
     verdict = shown(f"{request.command}: {line}")
     if not ended.run.interrupted:
         _report(request, ended.run, verdict)
     return code, verdict
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Reports of an earlier run would be taken for this one's."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise ValueError(f"{path} can't be written: {error.strerror or error}") from None
 
 
 def _check_installed(request: Request) -> None:

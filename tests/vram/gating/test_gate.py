@@ -115,6 +115,35 @@ def test_without_a_base_it_judges_alone(stranger: Stranger) -> None:
     )
 
 
+def test_what_can_not_be_judged_is_said(stranger: Stranger) -> None:
+    """A suite that measures nothing, a folder where the report should be, a pytest that only lists: none is fine, and
+    none is called what it is not."""
+    stranger.write("tests/test_plain.py", "def test_plain(): pass\n")
+    code, line, printed = stranger.gate()
+    assert (code, line.partition(": ")[2].partition(": ")[2]) == (
+        3,
+        "nothing was measured: no test used the fixture vram or one of its markers",
+    )
+    assert "no run is called" not in printed
+    code, _, printed = stranger.gate("--markers")
+    assert code == 2
+    assert printed.endswith("vram gate: nothing was judged: pytest wrote no report (reports/memory.json), see above\n")
+    (stranger.root / "page.html").mkdir()
+    code, _, printed = stranger.gate("--report", "page.html")
+    assert code == 2
+    assert printed.startswith("vram gate: page.html can't be written: ")
+
+
+def test_the_ini_file_says_that_what_is_new_fails(stranger: Stranger) -> None:
+    """As --vram-new does."""
+    suite(stranger)
+    assert stranger.gate("--vram-accept")[0] == 0
+    stranger.write("pytest.ini", "[pytest]\npythonpath = .\nvram_new = fail\n")
+    stranger.write("tests/test_more.py", TEST.format(plain="True").replace('forward", laps', 'backward", laps'))
+    assert stranger.gate()[0] == 3
+    assert stranger.gate("--vram-new=skip")[0] == 0
+
+
 def test_in_ci_what_is_new_is_not_fine(stranger: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
     """There, a recording beside others that have a base is inconclusive until somebody accepts it."""
     suite(stranger)
