@@ -9,7 +9,7 @@ from typing import Literal
 from vram.history.criteria import GROWTH, PEAK
 from vram.history.runs import History
 from vram.report.base import Bases, bases_of
-from vram.report.series import SavedRun, Series, saved_run, series_of
+from vram.report.series import SavedRun, Series, all_series, saved_run
 from vram.summary import RunSummary
 
 _MOST_EXPLANATION = 8  # lines that explain one recording
@@ -115,7 +115,7 @@ def gathered(run: RunSummary | None, history: History, repository: str = "") -> 
     run = run or RunSummary()
     return Page(
         run=run,
-        history=[series_of(key, runs) for key, runs in history.by_key.items()],
+        history=all_series(history),
         skipped=history.skipped,
         bases=bases_of(run, history),
         repository=repository,

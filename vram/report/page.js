@@ -62,6 +62,8 @@
   for (const plot of document.querySelectorAll(".plot")) {
     plot.tabIndex = 0;
     plot.setAttribute("role", "slider");
+    plot.setAttribute("aria-valuenow", 0);
+    plot.setAttribute("aria-valuetext", "arrow keys go through the runs");
     let show = null;
     const begin = (event) => {
       show = show || read(plot);

@@ -21,7 +21,7 @@ from vram.report.charts import spark
 from vram.report.dates import Axis, axis
 from vram.report.gathered import Page
 from vram.report.repository import commit_address
-from vram.summary import OUTCOMES
+from vram.report.series import RECENT
 from vram.text import apart, size_text
 
 # Nothing is fetched, and nothing runs but our one script, known by its hash.
@@ -76,7 +76,7 @@ def _templates() -> Environment:
         "changes_of": figures.changes_of,
         "change_text": figures.change_text,
         "shares": figures.shares,
-        "OUTCOMES": OUTCOMES,
+        "RECENT": RECENT,
     }
     return environment
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from vram.history.criteria import GROWTH, PEAK, figures
 from vram.history.entries import Entry
 from vram.history.keys import Key, name_of, place_of
-from vram.history.runs import Run, steps_of
+from vram.history.runs import History, Run, steps_of
 from vram.summary import NEEDS_ATTENTION
 from vram.text import apart, rate_text, size_text
+
+RECENT = 20  # a key that so many runs did not measure is of an earlier torch, or of a test that is gone
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Series:
-    """One key's figures over its runs, oldest first; None where a run did not measure one."""
+    """One key's figures over its runs, oldest first; None where a run did not measure one. `current` where one of the
+    history's newest runs measured it."""
 
     key: Key
     runs: Sequence[SavedRun]
     figures: Mapping[str, Sequence[float | None]]
     steps: Mapping[str, Sequence[Step]]
+    current: bool = True
+
+    @property
+    def rank(self) -> tuple[bool, bool, bool]:
+        """Its place among all: failed in its newest run, changed, neither; last what is no longer measured."""
+        return not self.current, not self.runs[-1].needs_attention, not self.steps
 
     @property
     def name(self) -> str:
@@ -136,8 +145,14 @@ def saved_run(run: Run, accepted: bool = False, outcome: str = "") -> SavedRun:
     return SavedRun(run.number, run.time, run.commit, run.dirty, accepted, outcome)
 
 
-def series_of(key: Key, runs: Sequence[tuple[Run, Entry]]) -> Series:
-    """One key's runs as a series; growth and peak first of its figures."""
+def all_series(history: History) -> list[Series]:
+    """Every key's series, those that somebody should look at first."""
+    recent = {id(run) for run in history.runs[-RECENT:]}
+    return sorted((_series(key, runs, recent) for key, runs in history.by_key.items()), key=lambda series: series.rank)
+
+
+def _series(key: Key, runs: Sequence[tuple[Run, Entry]], recent: Collection[int]) -> Series:
+    """One key's runs as a series; growth and peak first of its figures. `recent` are identities of runs."""
     saved = [saved_run(run, entry.accepted, entry.outcome_text) for run, entry in runs]
     by_run = [figures(entry) for _, entry in runs]
     measured = dict.fromkeys(name for one in by_run for name in one)
@@ -150,6 +165,7 @@ def series_of(key: Key, runs: Sequence[tuple[Run, Entry]]) -> Series:
             name: [Step(step.index, name, step.before, step.after, saved[step.index]) for step in steps]
             for name, steps in steps_of(runs).items()
         },
+        current=id(runs[-1][0]) in recent,
     )
 
 

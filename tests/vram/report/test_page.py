@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
@@ -72,6 +73,24 @@ def test_nothing_is_fetched(hostile_report: Json, history: History) -> None:
     assert [tag for tag, _ in read.found if tag in ("link", "img", "iframe", "object", "use")] == []
     policies = [meta.get("content") or "" for meta in read.all("meta") if meta.get("http-equiv")]
     assert [policy.startswith("default-src 'none'") for policy in policies] == [True]
+
+
+def test_text_is_legible_in_both_schemes() -> None:
+    """Every colour of text has a contrast of 4.5 to 1 or more to both grounds (WCAG AA), in light and dark."""
+    css = (Path(vram.report.__path__[0]) / "page.css").read_text(encoding="utf-8")
+    schemes = [dict(re.findall(r"--(\w+): #(\w{6})", block)) for block in re.findall(r":root[^{]*\{([^}]*)\}", css)]
+    assert len(schemes) == 3
+
+    def brightness(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (0, 2, 4)]
+        red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+        return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+    for scheme in schemes:
+        for text in ("ink", "faint", "good", "bad", "doubt", "accent"):
+            for ground in ("ground", "raised"):
+                low, high = sorted((brightness(scheme[text]), brightness(scheme[ground])))
+                assert (high + 0.05) / (low + 0.05) >= 4.5, (text, ground)
 
 
 def test_only_our_own_parts_are_printed_as_they_are() -> None:
@@ -386,6 +405,34 @@ def test_a_history_of_any_kind_is_drawn() -> None:
     assert text.startswith("GPU memory: 3 figures over time; no report of a run")
     for label in ("a, 1 run", "b, 2 runs", "c, 1 run", "b | out of memory"):
         assert label in text, label
+
+
+def test_keys_that_need_eyes_come_first_and_old_ones_fold() -> None:
+    """In the grid: what failed in its newest run, what changed, the others; then, folded, what the last 20 runs did not
+    measure, as the keys of an earlier torch."""
+    runs = [
+        Run(
+            f"m/{number:04}_x.json",
+            f"2026-01-{number:02}",
+            "",
+            False,
+            [
+                made_entry(mode="calm"),
+                made_entry(mode="moved", peak=1000 if number < 15 else 2000),
+                replace(made_entry(mode="failed"), outcome="grows"),
+            ],
+        )
+        for number in range(1, 26)
+    ]
+    runs[0] = Run("m/0001_x.json", "2026-01-01", "", False, [made_entry(mode="old"), *runs[0].entries])
+    text = html(gathered(None, History(runs)))
+    rows = [link.get("href") for link in Read(text).all("a") if (link.get("href") or "").startswith("#key-")]
+    names = re.findall(r'<a href="#key-\d+">(\w+)</a></th>', text)
+    assert rows == [f"#key-{index}" for index in range(4)]
+    assert names == ["failed", "moved", "calm", "old"]
+    fold = text.partition("and 1 key that the last 20 runs did not measure")
+    assert "old</a></th>" in fold[2]
+    assert "calm</a></th>" in fold[0]
 
 
 def test_a_step_never_reads_like_none() -> None:
