@@ -56,6 +56,22 @@ def _small_heap() -> None:
     gc.freeze()
 
 
+class _SmallHeap:
+    """In an inner run: hide what pytest and its plugins made until now, before the first of its tests begins."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self) -> None:
+        gc.collect()
+        gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _small_inner_heap(request: pytest.FixtureRequest) -> None:
+    """Inner runs replay too, and collect after each sample."""
+    if "pytester" in request.fixturenames and "whole_heap" not in request.fixturenames:
+        request.getfixturevalue("pytester").plugins.append(_SmallHeap())
+
+
 @pytest.fixture
 def whole_heap() -> Iterator[None]:
     """Nothing is hidden from the collector, as in a process where nobody has called `gc.freeze`."""
