@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
@@ -18,6 +19,7 @@ from vram.simulated.device import DEVICE, cuda_device, names_the_card, with_inde
 from vram.simulated.kernels.composite import one_hot, takes_one_hot
 from vram.simulated.known_values import KnownValues
 from vram.simulated.operations import is_real, tensors, unmodelled
+from vram.torch_hooks.dispatch import dispatches
 
 _TO_NUMPY: set[Any] = {torch.Tensor.numpy, torch.Tensor.__array__}
 _BY_ELEMENT: set[Any] = {torch.Tensor.apply_, torch.Tensor.map_, torch.Tensor.map2_}
@@ -72,7 +74,7 @@ class CardFunctions(TorchFunctionMode):
         """The function itself, on the card where that is named."""
         try:
             with self._turn() if any(map(names_the_card, (*args[1:], kwargs.get("device")))) else nullcontext():
-                if func in _SEEN_WHOLE and not torch.is_grad_enabled():
+                if func in _SEEN_WHOLE and not torch.is_grad_enabled() and not any(map(_dispatches, args)):
                     with torch._C._AutoDispatchBelowAutograd():
                         return func(*args, **kwargs)
                 return func(*args, **kwargs)
@@ -82,6 +84,10 @@ class CardFunctions(TorchFunctionMode):
             if any(words in str(error) for words in _WITHOUT_BYTES):
                 raise unmodelled(torch.overrides.resolve_name(func), args) from error
             raise
+
+
+def _dispatches(value: Any) -> bool:
+    return isinstance(value, Tensor) and dispatches(type(value))
 
 
 def _is_tensor(value: Any) -> bool:
@@ -165,7 +171,11 @@ def _recurrent(_: CardFunctions, func: Any, args: Any, kwargs: Any) -> Any:
     return _NOT_HANDLED
 
 
-def _deepcopy(mode: CardFunctions, _: Any, args: Any, kwargs: Any) -> Any:
+def _deepcopy(mode: CardFunctions, func: Any, args: Any, kwargs: Any) -> Any:
+    if _dispatches(args[0]):  # a copy of its parts, as torch makes it of tensors without an address; it asks for one
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
+            return func(*args, **kwargs)
     if not args[0].is_leaf or args[0].layout is not torch.strided:
         return _NOT_HANDLED
     return _deepcopied(mode.known_values, *args, **kwargs)

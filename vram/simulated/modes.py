@@ -15,7 +15,7 @@ from vram.frames import line_here
 from vram.simulated.kernels.composite import COMPOSED, RMS_NORM
 from vram.simulated.operations import tensors, unmodelled
 from vram.simulated.serialization import NO_BYTES
-from vram.torch_hooks.dispatch import DispatchMode, composite, in_parts
+from vram.torch_hooks.dispatch import DispatchMode, LeavingSubclasses, composite, dispatches, in_parts
 
 _aten = torch.ops.aten
 _LINEAR = _aten.linear.default
@@ -66,16 +66,18 @@ class CardMode(FakeTensorMode):  # type: ignore[no-untyped-call]
         return super().__enter__()
 
 
-class Follow(DispatchMode):
+class Follow(LeavingSubclasses):
     """Inside, every operation runs on the simulated card, taken apart where its parts allocate."""
 
-    supports_higher_order_operators = True
-
     def __init__(self, simulation: Simulation) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._simulation = simulation
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.is_left(func):
+            return NotImplemented
+        if any(map(dispatches, types)):  # its parts are what is on the card
+            return self.by_subclass(func, args, kwargs or {})
         if isinstance(func, HigherOrderOperator):
             raise unmodelled(func, args)
         try:

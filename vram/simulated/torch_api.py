@@ -16,17 +16,22 @@ from torch.multiprocessing import reductions
 from torch.nn.modules import lazy
 from torch.utils.data._utils import worker
 
+from vram.frames import line_here
 from vram.simulated.cuda_api import ONE_STREAM
 from vram.simulated.device import DEVICE, card_index
 from vram.simulated.known_values import KnownValues
 from vram.simulated.operations import is_real
 from vram.simulated.replacements import Places, always, for_real, refuse, refused_class
+from vram.torch_hooks.dispatch import dispatches
 
 _NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled, so measure on a GPU"
 _NO_FORWARD = "simulated CUDA does not model what forward-mode derivatives allocate: measure on a GPU"
 _NO_NESTED = "simulated CUDA does not model nested tensors: measure on a GPU, or pad"
 _NO_LAZY = "a simulated parameter has its size from the start: give the module its sizes, or measure on a GPU"
-_NO_SUBCLASS = "simulated CUDA does not model subclasses of Tensor: measure on a GPU"
+_NO_SUBCLASS = (
+    "simulated CUDA models subclasses of Tensor that are made of tensors (_make_wrapper_subclass), and no others: "
+    "measure on a GPU"
+)
 _EAGER = "simulated CUDA runs what torch.compile was given eagerly, and compiled code allocates otherwise"
 _NO_EXPORT = "simulated CUDA would count what torch.export makes while it traces: run the module itself"
 _NO_TRACE = "simulated CUDA has no values for what torch.jit.trace checks: trace outside, or run the module itself"
@@ -68,8 +73,21 @@ def _modules(mode: FakeTensorMode, known_values: KnownValues) -> Places:
         (torch.backends.cudnn, "is_acceptable"): always(False),  # of recurrent networks, which are refused
         (torch.nn.init, "_no_grad_trunc_normal_"): _drawn,
         (torch._C._nn, "_parse_to"): _with_numbers(torch._C._nn._parse_to),
+        (torch.Tensor, "_make_subclass"): staticmethod(_made_of_real(torch.Tensor._make_subclass)),
         (torch.utils, "swap_tensors"): _swapping(mode, known_values),
     }
+
+
+def _made_of_real(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Subclasses that are a tensor, and not made of some: of real ones alone."""
+
+    @functools.wraps(make)
+    def wrapped(cls: Any, data: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if isinstance(data, FakeTensor):
+            raise NotImplementedError(f"{_NO_SUBCLASS}; {cls.__name__} at {line_here()}")
+        return make(cls, data, *args, **kwargs)
+
+    return wrapped
 
 
 def _compilers() -> Places:
@@ -111,6 +129,9 @@ def _swapping(mode: FakeTensorMode, known_values: KnownValues) -> Callable[..., 
     memo = mode.fake_tensor_converter.meta_converter.tensor_memo  # what the mode knows its tensors by
 
     def swapping(first: torch.Tensor, second: torch.Tensor) -> None:
+        if dispatches(type(first)):  # made of parts: torch swaps them for real tensors too
+            swap(first, second)  # type: ignore[no-untyped-call]
+            return
         memo.clear()
         with known_values.swapping(first, second):
             try:

@@ -60,40 +60,53 @@ def _uncompiled(dispatch: Callable[..., Any]) -> Callable[..., Any]:
     return functools.wraps(dispatch)(run)
 
 
-class Following(DispatchMode):
-    """Shows the tensors of every operation of its thread, and of those it is made of, inputs before results."""
+class LeavingSubclasses(DispatchMode):
+    """A mode that leaves an operation to the code that a subclass of Tensor has for it, and sees what that runs."""
 
     supports_higher_order_operators = True
 
-    def __init__(self, seen: Callable[[torch.Tensor, Any, bool], None]) -> None:
-        """`seen` gets a tensor, the operation, and whether it is among the operation's results."""
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._seen = seen
         self._left: Any = None  # the operation that is left to a subclass
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is self._left:
+    def is_left(self, func: Any) -> bool:
+        """Whether it is the operation that is being left; once: return NotImplemented then."""
+        left = func is self._left
+        if left:
             self._left = None
-            return NotImplemented
-        if not (left := any(map(_dispatches, types))) and hides_parts(func, args):
-            with self:
-                return in_parts(func, args, kwargs or {})
-        # Inputs first: one that is new to us was made before, or elsewhere, and is no work of this operation's.
-        self._show(args, func, False)
-        if kwargs:
-            self._show(kwargs.values(), func, False)
-        result = func(*args, **(kwargs or {})) if not left else self._by_subclass(func, args, kwargs or {})
-        self._show((result,), func, True)
-        return result
+        return left
 
-    def _by_subclass(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The result of an operation that a subclass has code of its own for, which is followed too."""
+    def by_subclass(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of the subclass's code, which is followed too."""
         self._left = func
         try:
             with self:
                 return func(*args, **kwargs)
         finally:
             self._left = None
+
+
+class Following(LeavingSubclasses):
+    """Shows the tensors of every operation of its thread, and of those it is made of, inputs before results."""
+
+    def __init__(self, seen: Callable[[torch.Tensor, Any, bool], None]) -> None:
+        """`seen` gets a tensor, the operation, and whether it is among the operation's results."""
+        super().__init__()
+        self._seen = seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.is_left(func):
+            return NotImplemented
+        if not (left := any(map(dispatches, types))) and hides_parts(func, args):
+            with self:
+                return in_parts(func, args, kwargs or {})
+        # Inputs first: one that is new to us was made before, or elsewhere, and is no work of this operation's.
+        self._show(args, func, False)
+        if kwargs:
+            self._show(kwargs.values(), func, False)
+        result = func(*args, **(kwargs or {})) if not left else self.by_subclass(func, args, kwargs or {})
+        self._show((result,), func, True)
+        return result
 
     def _show(self, values: Iterable[Any], func: Any, made: bool) -> None:
         for value in values:
@@ -150,7 +163,7 @@ def hides_parts(func: Any, args: tuple[Any, ...]) -> bool:
     return not (plain and func._schema.name in _DIRECT)
 
 
-def _dispatches(kind: type[torch.Tensor]) -> bool:
+def dispatches(kind: type[torch.Tensor]) -> bool:
     """Whether a subclass has code of its own for every operation. PyTorch's fake tensors bring a mode for that."""
     own = kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
     return own and not kind.__module__.startswith("torch._subclasses.")
