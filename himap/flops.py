@@ -163,7 +163,7 @@ def _selection_flops(config: LlamaConfig, settings: Settings | None, sys: int, i
     # Each stage multiplies its rows' queries by the keys they see; both are the layer's own.
     products = 0
     for stage in settings.stages:
-        if stage.layer < config.num_hidden_layers:
+        if stage.layer < config.num_hidden_layers and stage.rank < img:  # else nothing is scored
             width = sys + img + text
             rows, seen = {"txt": (text, width), "img": (img, sys + img), "last": (1, width)}[stage.attention_from]
             products += rows * seen

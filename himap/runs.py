@@ -109,7 +109,7 @@ class Prefill(Run):
     def watching(self, layer_index: int) -> Iterator[None]:
         """While layer `layer_index` runs: where the next one begins a stage, the image is scored by its attention."""
         stage = self._stages.get(layer_index + 1)
-        if stage is None or stage.layer == self.model.config.num_hidden_layers:
+        if stage is None or stage.layer == self.model.config.num_hidden_layers or self._keeps_all(stage):
             yield
             return
         layer, entering = self.model.layers[layer_index], self.hidden
@@ -155,11 +155,18 @@ class Prefill(Run):
             self._mask = self._causal_mask(layer_index, past_key_values, padding_mask)
         return self._mask
 
+    def _keeps_all(self, stage: Stage) -> bool:
+        """Whether the stage has room for all image tokens that are left in each row: it needs no scores."""
+        return all(len(row.image) <= stage.rank for row in self._rows)
+
     def _prune(self, stage: Stage) -> None:
         scores, self._scores = self._scores, None
-        assert scores is not None, "the layer before a stage is always scored"
-        chosen = tuple(top_tokens(one, stage.rank) for one in scores)
-        self._drop_others(stage.layer, chosen)
+        if self._keeps_all(stage):
+            chosen = tuple(torch.arange(len(row.image), device=self.hidden.device) for row in self._rows)
+        else:
+            assert scores is not None, "the layer before a stage that prunes is always scored"
+            chosen = tuple(top_tokens(one, stage.rank) for one in scores)
+            self._drop_others(stage.layer, chosen)
         if self._left is not None:  # the stages may have been scored on different devices
             chosen = tuple(left[kept.to(left.device)] for left, kept in zip(self._left, chosen, strict=True))
         self._left = chosen

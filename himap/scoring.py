@@ -66,14 +66,25 @@ def _tile_sums(query_HRD: Tensor, key_GND: Tensor, first_row: int, columns: rang
     # Query heads that share a key head become rows of one product: broadcasting would copy the keys.
     query = (query_HRD.float() * scaling).reshape(key_heads, -1, size)
     logits = (query @ key_GND.float().transpose(-1, -2)).view(*query_HRD.shape[:2], length)
-    row_index_R = torch.arange(first_row, first_row + query_HRD.shape[1], device=logits.device)
-    key_index_N = torch.arange(length, device=logits.device)
-    logits.masked_fill_(key_index_N > row_index_R[:, None], float("-inf"))
+    # Keys before the first row are seen by all, and need no mask.
+    row_index_R = torch.arange(query_HRD.shape[1], device=logits.device)
+    later_index = torch.arange(length - first_row, device=logits.device)
+    logits[..., first_row:].masked_fill_(later_index > row_index_R[:, None], float("-inf"))
     attention = logits.softmax(dim=-1)
-    del logits  # makes room for the copy
-    # Each column in one piece: summed where they stand, columns past the last whole vector are added in another order,
-    # and equal attention gives them other last bits.
-    return attention[..., columns.start : columns.stop].movedim(-1, 0).flatten(1).contiguous().sum(dim=1)
+    del logits
+    return _sums_of_columns(attention[..., columns.start : columns.stop].flatten(0, 1))
+
+
+def _sums_of_columns(values_RC: Tensor) -> Tensor:
+    """Sums_C, computed in place. The second half of the rows is added to the first until one is left.
+
+    Not by `sum`: it adds columns past the last whole vector in another order, and equal attention gets other last bits.
+    """
+    while (count := values_RC.shape[0]) > 1:
+        half = (count + 1) // 2
+        values_RC[: count - half] += values_RC[half:]
+        values_RC = values_RC[:half]
+    return values_RC[0]
 
 
 def _tiles(

@@ -61,6 +61,17 @@ class Case:
         embeds = self.prompt.embeds if embeds is None else embeds
         return self.model(inputs_embeds=embeds, **({"use_cache": False} | cache)).logits[0]
 
+    def keeping_all(self) -> list[str]:
+        """For each scored stage of the reference the flag of its rank, where that keeps all tokens left; else ""."""
+        left, flags = self.prompt.img, []
+        for stage in ("txt", "img"):
+            if f"{stage}_scores" in self.vectors:
+                flag = f"hmap_v_attn_{stage}_rank"
+                rank = getattr(self.model.config, flag)
+                flags.append(flag if rank >= left else "")
+                left = min(left, rank)
+        return flags
+
     def absolute(self, kept: tuple[Tensor, ...] | None) -> np.ndarray:
         """Positions in the whole prompt, the only row, of image tokens `kept`."""
         assert kept is not None
@@ -107,7 +118,10 @@ def model(llama: HimapLlamaForCausalLM, request: pytest.FixtureRequest) -> Himap
 def test_himap_forward(
     model: HimapLlamaForCausalLM, name: str, mode: str, use_cache: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits, scores, kept tokens, every layer's length and the positions left are those of the reference."""
+    """Logits, scores, kept tokens, every layer's length and the positions left are those of the reference.
+
+    A stage that keeps all tokens is not scored; it is compared where it keeps one less, which its scores do not see.
+    """
     case = Case(model, name, mode)
     scores: list[Tensor] = []
     score = himap.runs.column_scores
@@ -115,13 +129,22 @@ def test_himap_forward(
 
     with watched_layers(model.model) as watched:
         logits = case.forward(use_cache=use_cache)
+    kept = model.model.kept
+    stages = case.keeping_all()
+    assert len(scores) == stages.count("")
+    for place, rank in enumerate(stages):
+        if rank:
+            seen, scores = scores, []
+            with monkeypatch.context() as patch:
+                patch.setattr(model.config, rank, getattr(model.config, rank) - 1)
+                case.forward(use_cache=use_cache)
+            scores = [*seen[:place], scores[place], *seen[place:]]
 
     vectors = case.vectors
     assert_allclose(logits, vectors["logits"], **LOGITS)
     assert watched.lengths == vectors["layer_seq_len"].tolist()
     positions = torch.from_numpy(vectors["final_pos"])[None]
     assert_array_equal(watched.cosines[-1], model.model.rotary_emb(case.prompt.embeds, position_ids=positions)[0])
-    kept = model.model.kept
     if mode == "baseline":
         assert kept is None
         return
