@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
@@ -70,6 +71,19 @@ def test_what_does_not_run_is_counted_and_says_why() -> None:
             else:
                 needs[reason.removeprefix("needs ")] += 1
     assert needs == NEEDS
+
+
+def test_every_extra_that_a_page_names_exists() -> None:
+    """`pip install himap-vram[history]`: pip only warns of an extra that is not there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = {
+        (page.name, extra)
+        for page in (*PAGES, ROOT / "action.yml")
+        for extras in re.findall(r"(?:himap-vram|GITHUB_ACTION_PATH)\[([\w,]+)\]", page.read_text(encoding="utf-8"))
+        for extra in extras.split(",")
+    }
+    assert {("start.md", "history"), ("action.yml", "history")} <= named
+    assert sorted(each for each in named if each[1] not in project["optional-dependencies"]) == []
 
 
 @pytest.mark.parametrize(
