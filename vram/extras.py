@@ -24,7 +24,9 @@ def missing(extra: str) -> str:
     names = [package for module, package in PACKAGES[extra].items() if importlib.util.find_spec(module) is None]
     if not names:
         return ""
-    return f"{' and '.join(names)} {'is' if len(names) == 1 else 'are'} not installed: {remedy(extra)}"
+    *others, last = names
+    listed = f"{', '.join(others)} and {last} are" if others else f"{last} is"
+    return f"{listed} not installed: {remedy(extra)}"
 
 
 def remedy(extra: str) -> str:

@@ -50,7 +50,7 @@ def test_the_session_and_the_meter_are_public() -> None:
 
 
 @pytest.mark.parametrize("program", [eval_scivqa, custom_selection_inference, forecast_memory])
-@pytest.mark.parametrize("missing", [["tqdm"], ["PIL", "transformers"]])
+@pytest.mark.parametrize("missing", [["tqdm"], ["PIL", "tqdm", "transformers"]])
 def test_a_program_without_its_extra_says_so_in_one_line(
     program: object, missing: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -61,10 +61,17 @@ def test_a_program_without_its_extra_says_so_in_one_line(
     said = capsys.readouterr()
     assert said.out == ""
     names = {"tqdm": "tqdm", "PIL": "pillow", "transformers": "transformers"}
-    listed = " and ".join(names[name] for name in missing)
+    listed = ", ".join(names[name] for name in missing).replace(", transformers", " and transformers")
     verb = "is" if len(missing) == 1 else "are"
     assert said.err.splitlines()[-1].endswith(f"error: {listed} {verb} not installed: pip install 'himap-vram[llava]'")
     assert len(said.err.splitlines()) == 1
+
+
+def test_himap_without_its_extra_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the last line of what Python prints, for `python -m himap.flops` too."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ImportError, match=r"^himap needs transformers: pip install 'himap-vram\[llava\]'$"):
+        runpy.run_path(str(PACKAGES / "himap" / "__init__.py"))
 
 
 def test_each_package_is_known_with_its_extra() -> None:
