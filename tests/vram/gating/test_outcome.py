@@ -90,7 +90,10 @@ def test_a_finding_comes_before_what_is_open(
 
 @pytest.mark.parametrize(("new_fails", "accepted", "code"), [(False, False, 0), (True, False, 3), (True, True, 0)])
 def test_something_new_or_missing_is_not_fine_where_it_fails(new_fails: bool, accepted: bool, code: int) -> None:
-    """No regression, and a recording that is new or missing: inconclusive, unless it was accepted."""
+    """No regression, and a recording that is new or missing: inconclusive, unless it was accepted; and a test that
+    failed although the run was accepted is not fine."""
+    run = RunSummary(recordings=measured().recordings, **failed("NotRecorded"))
+    assert outcome(Ended(1, run, 0, new_fails=new_fails, accepted=accepted, base="recorded"))[0] == 3
     ended = Ended(0, measured(), 0, absent=True, new_fails=new_fails, accepted=accepted, base="recorded")
     found, line = outcome(ended)
     assert found == code
@@ -115,6 +118,7 @@ def test_a_budget_nobody_recorded_is_named() -> None:
         (failed("MemoryGrowth") | {"failed_besides": 1}, 1, "by the suite: nothing needs attention: 3 stable; 1 test"),
         (failed("MemoryRegression"), 1, "found against the base (recorded)"),
         (failed("Undecided"), 3, "no decision on test_Undecided"),
+        (failed("NotRecorded") | {"tests": [MarkedSummary("t", 1, 1, new="x", new_fails=True)]}, 3, "something is new"),
         ({"missing": ["gone"], "missing_fails": True}, 3, "something is new or missing"),
         ({}, 1, "the suite failed for a reason that is not memory: see above; of memory: nothing needs attention"),
     ],
