@@ -7,9 +7,13 @@ import math
 import os
 import shlex
 from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from vram.files import is_file
 
 if TYPE_CHECKING:
     from vram.budgets.headroom import Headroom
@@ -103,8 +107,15 @@ def _escaped(text: str) -> str:
 
 def given_arguments(config: pytest.Config) -> list[str]:
     """The arguments of this run, before they are parsed: of ini file, environment and command line."""
-    in_environment = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
-    return [*config.getini("addopts"), *in_environment, *config.invocation_params.args]
+    arguments = shlex.split(os.environ.get("PYTEST_ADDOPTS", ""))
+    with suppress(ValueError):  # a plugin that is given as an object comes before the ini file is read
+        arguments += config.getini("addopts")
+    for argument in config.invocation_params.args:
+        arguments.append(argument)
+        if argument.startswith("@") and is_file(argument[1:]):  # one with an argument a line
+            with suppress(OSError):  # pytest says so itself
+                arguments += Path(argument[1:]).read_text(encoding="utf-8", errors="replace").splitlines()
+    return arguments
 
 
 def _ini_type(kind: type) -> Any:

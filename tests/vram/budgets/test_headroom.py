@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import tomllib
 from pathlib import Path
 
@@ -186,11 +187,23 @@ def test_headroom_comes_from_wherever_options_come(suite: pytest.Pytester, monke
     assert read_budget(suite.path / "budgets.toml", model="a").headroom == Headroom("64 MiB")
     suite.runpytest(*RUN, B).assert_outcomes(passed=1)
     assert read_budget(suite.path / "budgets.toml", model="b").headroom == Headroom("5%")
+    (suite.path / "arguments.txt").write_text("--vram-accept=+6%\n")
+    suite.runpytest(*RUN, B, "@arguments.txt").assert_outcomes(passed=1)
+    assert read_budget(suite.path / "budgets.toml", model="b").headroom == Headroom("6%")
     monkeypatch.setenv("CI", "true")
     refused = suite.runpytest(*RUN, B, "-o", "addopts=", "--vram-accept=+7%")
     refused.stderr.fnmatch_lines(["*--vram-accept: CI=true is set*"])
     suite.runpytest(*RUN, B, "--vram-accept-force").assert_outcomes(passed=1)
     assert read_budget(suite.path / "budgets.toml", model="b").headroom == Headroom("5%")
+
+
+def test_the_plugin_may_be_given_as_an_object(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To `pytest.main`, which registers it before it has read an ini file."""
+    pytester.makeini("[pytest]\naddopts = -q\n")
+    pytester.makepyfile("def test_one(pytestconfig): assert pytestconfig.getoption('--vram-accept') == '+2%'")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    code = "import pytest, vram.plugin as p; raise SystemExit(pytest.main(['--vram-accept=+2%'], plugins=[p]))"
+    assert pytester.run(sys.executable, "-c", code).ret == 0
 
 
 def test_a_relative_path_begins_at_rootdir(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
