@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
 
+from tests.vram.history.made import entry
+from vram.history.runs import History, Run
 from vram.report.charts import Rule, Scale, packed, spark, staircase, thinned
 from vram.report.dates import axis
+from vram.report.figures import history_chart, recording_charts
 from vram.report.repository import commit_address, repository, web_address
+from vram.report.series import all_series
+from vram.summary import ChannelSummary, Check, RecordingSummary
 
 KIB, GIB = 2**10, 2**30
 
@@ -72,6 +78,36 @@ def test_levels_never_read_alike(low: float, high: float, texts: list[str], orig
     assert [level.text for level in levels] == texts
     assert above.startswith(origin) if origin else above == ""
     assert all(-0.01 <= level.at <= 100 for level in levels)
+
+
+def test_a_limit_below_the_readings_is_drawn_there() -> None:
+    """A budget that is exceeded by twice what the readings move is a line below them, and they are above."""
+    scale = Scale([130 * KIB, 140 * KIB], [Rule("limit", 110 * KIB, "budget")])
+    (limit,) = scale.placed([Rule("limit", 110 * KIB, "budget")])
+    assert limit.at is not None
+    assert scale.at(130 * KIB) < limit.at <= 100
+
+
+def test_the_limit_of_a_recording_stands_above_what_others_keep() -> None:
+    """Readings are absolute: 10 KiB allowed beside 100 KiB of others is a line at 110 KiB, which a reading touches."""
+    check = Check("limit", "passed", "within", limit_bytes=10 * KIB, besides_bytes=100 * KIB)
+    peaks = ChannelSummary(True, [[100 * KIB, 110 * KIB]], 0)
+    (chart,) = recording_charts(RecordingSummary("a", channels={"requested_peak": peaks}, checks=(check,)), None)
+    (limit,) = chart.rules
+    assert limit.at == min(y for _, y in corners(chart.path))
+    assert limit.text == "limit 10.00 KiB, beside 100.00 KiB of others"
+
+
+def test_a_run_without_a_figure_is_marked() -> None:
+    """Where the second of three runs has no peak, the line breaks there and a cross says that something was."""
+    made = [entry(), replace(entry(), channels={}), entry()]
+    runs = [Run(f"m/{day:04}_x.json", f"2026-01-0{day}", "", False, [one]) for day, one in enumerate(made, start=1)]
+    (series,) = all_series(History(runs))
+    drawn = axis([run.time for run in runs], [run.number for run in runs])
+    chart = history_chart(series, "peak", drawn, None)
+    assert chart is not None
+    assert list(chart.gaps) == [drawn.places[1]] == [48.5]
+    assert chart.path.count("M") == 2
 
 
 def test_many_readings_keep_their_extremes() -> None:

@@ -337,6 +337,15 @@ def test_each_figure_stands_beside_its_base(report: Json, history: History) -> N
     assert any("requested_peak" in label and "base 40.00 MiB (run 0001)" in label for label in charts_of(text))
 
 
+def test_an_accepted_run_is_beside_the_base_before_it(report: Json, history: History) -> None:
+    """A run that became the base is not compared with itself."""
+    report["modes"] = [with_peak(mode_of(report, "quiet"), 42 * MIB)]
+    *earlier, newest = history.runs
+    accepted = replace(newest, entries=[replace(entry, accepted=True) for entry in newest.entries])
+    text = visible_text(html(page_of(report, History([*earlier, accepted]))))
+    assert "quiet | stable | 0 B | 42.00 MiB | - | +2,097,152 B (+5.00%) |" in text
+
+
 def test_a_gate_with_a_base_of_its_own_is_shown_beside_that(report: Json, history: History) -> None:
     """Where `vram gate --base 8` compared with run 0008, so does the page, and says so."""
     report["modes"] = [with_peak(mode_of(report, "quiet"), 43 * MIB)]
@@ -369,6 +378,10 @@ def test_commits_and_the_snapshot_are_links(report: Json, history: History, tmp_
     snapshots = [link for link in links if link.endswith(".pickle")]
     expected = os.path.relpath("vram-snapshots/leaks.pickle", tmp_path / "reports")
     assert [unquote(link).removeprefix("./") for link in snapshots] == [expected]
+    report["modes"] = [mode_of(report, "leaks")]
+    report["modes"][0]["explanation"]["snapshot"] = "javascript:alert(1)"
+    links = [link.get("href") or "" for link in Read(html(page_of(report))).all("a")]
+    assert "./javascript%3Aalert%281%29" in links
     assert not any("commit" in (link.get("href") or "") for link in Read(html(gathered(run, history))).all("a"))
 
 
