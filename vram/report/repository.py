@@ -7,7 +7,7 @@ import re
 import subprocess
 from urllib.parse import urlsplit
 
-_SCP = re.compile(r"(?:[\w.-]+@)?([\w.-]+):(?!//)([\w./~-]+)")  # git@github.com:owner/name.git
+_SCP = re.compile(r"(?:[\w.-]+@([\w.-]+)|([\w-]+(?:\.[\w-]+)+)):(?!//)([\w./~-]+)")  # git@github.com:owner/name.git
 
 
 def repository() -> str:
@@ -27,7 +27,7 @@ def web_address(address: str) -> str:
     """
     address = address.strip()
     scp = _SCP.fullmatch(address)
-    parts = urlsplit(f"https://{scp[1]}/{scp[2]}" if scp else address)
+    parts = urlsplit(f"https://{scp[1] or scp[2]}/{scp[3]}" if scp else address)
     if parts.scheme not in ("http", "https", "ssh", "git") or not parts.hostname:
         raise ValueError(f"a repository must be an http address, as in https://github.com/owner/name, got {address!r}")
     web = parts.scheme in ("http", "https")

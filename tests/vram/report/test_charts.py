@@ -176,6 +176,7 @@ def test_runs_without_dates_stand_in_their_order(times: list[str]) -> None:
         ("git@github.com:owner/name.git", "https://github.com/owner/name"),
         ("ssh://git@host.org:2222/owner/name.git", "https://host.org/owner/name"),
         ("https://user:secret@host.org:8443/group/name/", "https://host.org:8443/group/name"),
+        ("git@gitlab:group/name.git", "https://gitlab/group/name"),
         ("git://host.org/name.git", "https://host.org/name"),
     ],
 )
@@ -186,7 +187,17 @@ def test_commits_are_linked_without_a_secret(origin: str, address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "origin", ["", "/srv/git/name", "javascript:alert(1)", "C:\\git\\name", "file:///srv/x", "http://"]
+    "origin",
+    [
+        "",
+        "/srv/git/name",
+        "javascript:alert(1)",
+        "javascript:x",
+        "C:\\git\\name",
+        "C:/git/name",
+        "file:///srv/x",
+        "http://",
+    ],
 )
 def test_what_is_no_address_is_no_link(origin: str) -> None:
     """A folder of this machine, or a script: refused, with the rule; a commit that is none is not linked either."""
