@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code, text = _run(parsed)
     except ValueError as error:
-        print(shown(f"{parsed.prog}: {error}"), file=sys.stderr)
+        print(shown(f"{getattr(parsed, 'command', parsed.prog)}: {error}"), file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED

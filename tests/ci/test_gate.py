@@ -15,6 +15,13 @@ def test_it_is_stable(vram):
         recording = vram.replay(lambda n: torch.zeros(int(os.environ["SIZE"])), [1], name="only", laps=3)
     vram.assert_stable(recording)
 """
+# Instead of pytest: its arguments, and a report of nothing.
+STUB = """
+import sys
+print(sys.argv[1:])
+with open(sys.argv[sys.argv.index("--vram-report") + 1], "w") as file:
+    file.write('{"schema": 1, "environment": {}, "modes": [], "tests": []}')
+"""
 # Asking what the processor is takes longer than all the rest.
 CONFTEST = "def pytest_benchmark_generate_machine_info(): return {}\n"
 
@@ -41,7 +48,8 @@ def project(tmp_path: Path) -> Project:
 @pytest.mark.parametrize("command", ["gate", "memory"])
 def test_what_it_takes_goes_where_it_belongs(project: Project, command: str) -> None:
     """The base and the criteria to the gate, the rest to pytest; every mode must have a decision."""
-    (project.root / "pytest.py").write_text("import sys; print(sys.argv[1:])")
+    (project.root / "reports").mkdir()
+    (project.root / "pytest.py").write_text(STUB)
     ended = project.run(command, "-k", "a b", "--fail=peak:2%", "--vram-new", "skip", CI="true")
     assert (ended.returncode, ended.stderr) == (3, "")
     arguments, line = ended.stdout.splitlines()
@@ -60,6 +68,13 @@ def test_a_base_without_a_name_is_bad_usage(project: Project) -> None:
     ended = project.run("gate", "--base")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "--base" in ended.stderr
+
+
+def test_bad_input_is_said_by_the_command_that_was_called(project: Project) -> None:
+    """A suite that wrote no report judged nothing."""
+    (project.root / "pytest.py").write_text("")
+    ended = project.run("gate")
+    assert (ended.returncode, ended.stderr.partition(":")[0]) == (2, "ci/gate")
 
 
 def test_modes_that_can_not_be_read_end_it(project: Project) -> None:
