@@ -12,6 +12,7 @@ from shutil import copytree
 from unittest import SkipTest
 
 import pytest
+from sybil.example import SybilFailure
 
 from tests.docs.blocks import ROOT, Project, agree
 from tests.docs.forking import commands
@@ -36,15 +37,19 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield scripts
 
 
+def run(project: Project, page: Path) -> None:
+    for example in project.parse(page):
+        with suppress(SkipTest):
+            example.evaluate()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_the_page_runs(page: Path, programs: Path, tmp_path: Path) -> None:
     """In the order of the page, each with the exit code and the output that the page shows."""
     project = Project(tmp_path, programs, BEGUN / page.stem)
     if page.stem == "examples":
         copytree(ROOT / "examples", tmp_path / "examples")
-    for example in project.parse(page):
-        with suppress(SkipTest):
-            example.evaluate()
+    run(project, page)
 
 
 def test_every_example_is_run_and_shown() -> None:
@@ -71,6 +76,25 @@ def test_what_does_not_run_is_counted_and_says_why() -> None:
             else:
                 needs[reason.removeprefix("needs ")] += 1
     assert needs == NEEDS
+
+
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        ("```bash\necho a\n```\n\n```text\nb\n```\n", "it prints something else:\na"),
+        ("```bash\nexit 3\n```\n", "exit code 3, and not 0"),
+        ("<!-- exit code: 1 -->\n```bash\ntrue\n```\n", "exit code 0, and not 1"),
+        ("```bash\nfalse\ntrue\n```\n", "exit code 1, and not 0"),
+        ("```text\na\n```\n", "no block before it prints this"),
+        ("```console\n$ true\n```\n", "got 'console'"),
+        ('```python\n--8<-- "examples/none.py"\n```\n', "there is no file examples/none.py"),
+    ],
+)
+def test_a_page_that_is_wrong_fails(page: str, says: str, tmp_path: Path) -> None:
+    """The failure says what is wrong, and where."""
+    (tmp_path / "page.md").write_text(page)
+    with pytest.raises(SybilFailure, match=re.escape(says)):
+        run(Project(tmp_path, tmp_path, tmp_path / "none"), tmp_path / "page.md")
 
 
 def test_every_extra_that_a_page_names_exists() -> None:
