@@ -1,4 +1,4 @@
-"""What pages show of runs that take minutes is what was recorded of such runs."""
+"""Pages show what was recorded of runs that take minutes."""
 
 from __future__ import annotations
 

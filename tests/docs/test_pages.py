@@ -53,7 +53,7 @@ def test_every_block_of_the_page_runs(page: Path, programs: Path, tmp_path: Path
 
 
 def test_every_example_is_run_and_shown() -> None:
-    """By the page of the examples: each folder, with each of its files."""
+    """The page of the examples has each folder, with each of its files."""
     page = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
     folders = [path.parent for path in (ROOT / "examples").glob("*/pyproject.toml")]
     assert len(folders) == 3

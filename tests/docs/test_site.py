@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 class Elements(HTMLParser):
-    """What a page fetches, the ids of its elements, and where its links lead."""
+    """Lists what a page fetches, the ids of its elements, and where its links lead."""
 
     def __init__(self) -> None:
         super().__init__()
