@@ -66,10 +66,14 @@ class _SmallHeap:
 
 
 @pytest.fixture(autouse=True)
-def _small_inner_heap(request: pytest.FixtureRequest) -> None:
+def _small_inner_heap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inner runs replay too, and collect after each sample."""
     if "pytester" in request.fixturenames and "whole_heap" not in request.fixturenames:
-        request.getfixturevalue("pytester").plugins.append(_SmallHeap())
+        pytester = request.getfixturevalue("pytester")
+        run = pytester.inline_run
+        monkeypatch.setattr(
+            pytester, "inline_run", lambda *args, plugins=(), **how: run(*args, plugins=[*plugins, _SmallHeap()], **how)
+        )
 
 
 @pytest.fixture
