@@ -23,6 +23,7 @@ from vram.text import terminal_columns
 
 _WARM_UP_TOKENS = 2  # a prefill and a step
 _REASONS = {"KV cache after the prompt": "none is kept", "accuracy": "no question has a label"}
+_NO_QUESTIONS = dict.fromkeys((*_REASONS, "prefill", "decode", "FLOPs"), "no question was answered")
 
 
 def evaluate_all(options: argparse.Namespace, *, prog: str) -> None:
@@ -40,7 +41,8 @@ def evaluate_all(options: argparse.Namespace, *, prog: str) -> None:
     write_json(file, _as_json(rows, runs, complete=not failed))
     if not failed:
         partial_file(table).unlink(missing_ok=True)
-    for line in table_lines(rows, terminal_columns(sys.stdout.isatty()), _REASONS):
+    reasons = _REASONS if runs[0].questions else _NO_QUESTIONS
+    for line in table_lines(rows, terminal_columns(sys.stdout.isatty()), reasons):
         say(line)
     say(f"Table: {file}")
     if failed:

@@ -164,6 +164,13 @@ def test_loading_that_fails_ends_the_run(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a-baseline.json"]
 
 
+def test_a_share_without_questions_has_no_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    """The reason is that nothing was answered, not that no cache is kept or that labels are missing."""
+    assert EVAL(["--mode", "all", "--num-chunks", "30", "--chunk-idx", "29"]) == 0
+    reason = "KV cache after the prompt, prefill, decode, FLOPs, accuracy (no question was answered)"
+    assert f"not measured here: {reason}" in capsys.readouterr().out
+
+
 def test_without_a_cache_there_is_no_figure_of_it(capsys: pytest.CaptureFixture[str]) -> None:
     """Never 0: the column is named as not measured."""
     assert EVAL(["--mode", "all", "--num-samples", "1", "--no-cache", "--max-new-tokens", "1"]) == 0
