@@ -14,6 +14,7 @@ import torch
 import torch._dynamo
 
 import vram
+from vram.torch_hooks import storages
 
 # An in-process inner pytest unloads what it imported: what each of them would import anew, for seconds, is here.
 for module in walk_packages(vram.__path__, "vram."):
@@ -54,6 +55,14 @@ def _small_heap() -> None:
     """Hide from the collector what earlier tests left alive: replays collect all the time, and so do inner runs."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_search_of_the_frozen() -> Iterator[None]:
+    """What these tests freeze has no tensors that count: a search through all of it at each start takes long."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(storages, "_frozen", SimpleNamespace(tensors=list))
+        yield
 
 
 class _SmallHeap:

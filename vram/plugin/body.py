@@ -25,7 +25,7 @@ from vram.plugin.markers import MarkerLimits
 from vram.replaying.collector import unfrozen
 from vram.replaying.measurement import measured_by
 from vram.summary.at_peak import peak_lines
-from vram.torch_hooks.storages import has_bytes, storages_of
+from vram.torch_hooks.storages import has_bytes, living_tensors, storages_of
 from vram.units import format_bytes
 
 _RUNNER = f"{os.sep}_pytest{os.sep}"  # in the names of pytest's own files
@@ -145,12 +145,9 @@ def _storages(device: torch.device, *, fake: bool) -> dict[int, tuple[Any, str]]
     """Storages by address, with the dtype and shape of the largest tensor on each. `fake` ones are on no device."""
     storages: dict[int, tuple[Any, str]] = {}
     largest: dict[int, int] = {}
-    objects = gc.get_objects()
-    # Types are compared: isinstance would run the __class__ property of any lazy proxy, and take much longer.
-    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
     # A subclass answers by code of its own, which may raise.
     with torch._C.DisableTorchFunctionSubclass():
-        for tensor in [each for each in objects if type(each) in kinds]:
+        for tensor in living_tensors():
             if tensor.device.type != device.type or device.index not in (None, tensor.device.index):
                 continue
             for storage in storages_of(tensor):

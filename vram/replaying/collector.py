@@ -6,14 +6,12 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-# Python 3.12 counts immortal objects among the frozen, 375 at its start. Who freezes a process that has imported torch
-# hides hundreds of thousands.
-_MOST_IMMORTAL = 10_000
+from vram.torch_hooks.storages import MOST_IMMORTAL
 
 
 def frozen() -> bool:
     """Whether somebody has called `gc.freeze`."""
-    return gc.get_freeze_count() > _MOST_IMMORTAL
+    return gc.get_freeze_count() > MOST_IMMORTAL
 
 
 @contextmanager

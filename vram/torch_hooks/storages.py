@@ -21,6 +21,9 @@ _PARTS = {
     torch.sparse_csc: _COMPRESSED_COLUMNS,
     torch.sparse_bsc: _COMPRESSED_COLUMNS,
 }
+# Python 3.12 counts immortal objects among the frozen, 375 at its start. Who freezes a process that has imported torch
+# hides hundreds of thousands.
+MOST_IMMORTAL = 10_000
 
 
 class LivingStorages(Generic[_T]):
@@ -76,9 +79,37 @@ class LivingStorages(Generic[_T]):
             self._ended(n_bytes, self._values.pop(address))
 
 
+class _Frozen:
+    """Tensors that `gc.freeze` has hidden from Python's collector, as far as they are alive."""
+
+    def __init__(self) -> None:
+        self._count = 0  # of frozen objects, when they were looked through last; those that die lower it
+        self._tensors: list[weakref.ref[torch.Tensor]] = []
+
+    def tensors(self) -> list[torch.Tensor]:
+        count = gc.get_freeze_count()
+        if count <= MOST_IMMORTAL:
+            self._tensors = []
+        elif count > self._count:
+            # Nothing lists frozen objects, and nothing freezes the same ones again: what was made since is frozen too.
+            gc.unfreeze()
+            tensors = tensors_among(gc.get_objects())
+            gc.freeze()
+            count, self._tensors = gc.get_freeze_count(), [weakref.ref(tensor) for tensor in tensors]
+        self._count = count
+        return [tensor for tensor in (known() for known in self._tensors) if tensor is not None]
+
+
+_frozen = _Frozen()
+
+
 def living_tensors() -> list[torch.Tensor]:
-    """All tensors that Python's collector sees; a list of one's own, to be let go of before holders are looked for."""
-    return tensors_among(gc.get_objects())
+    """All tensors that Python's collector sees, and those that `gc.freeze` hides from it.
+
+    A list of one's own, to be let go of before holders are looked for.
+    """
+    seen = tensors_among(gc.get_objects())
+    return list({id(tensor): tensor for tensor in (*_frozen.tensors(), *seen)}.values())
 
 
 def tensors_among(objects: Sequence[Any]) -> list[torch.Tensor]:
