@@ -94,7 +94,7 @@ def test_from_the_first_run_to_a_regression(project: Project) -> None:
         3,
         "ci/gate: inconclusive: nothing to compare with; make a run of good code the base with ci/gate --vram-accept",
     )
-    verdict = "ci/gate: a regression was found against the base (recorded): 1 of 1 need attention: 1 regression"
+    verdict = "ci/gate: a regression was found against the base (recorded): 1 of 1 needs attention: 1 regression"
     assert gate(project, *quick, SIZE="1001", CI="") == (1, verdict)
     assert len(list(project.root.glob(".benchmarks/*/000*.json"))) == 2
     comment = (project.root / "reports" / "memory.md").read_text(encoding="utf-8")

@@ -95,7 +95,8 @@ class RunSummary:
         parts += [f"{missing} missing"] if missing else []
         total = len(self.recordings) + len(self.tests) + missing
         if self.standing == "failing":
-            begin = f"{self._failing} of {total} need attention"
+            needs = "needs" if self._failing == 1 else "need"
+            begin = f"{self._failing} of {total} {needs} attention"
         elif self.standing == "open":
             begin = f"no decision on {self._open} of {total}"
         else:

@@ -57,7 +57,7 @@ def test_from_the_first_run_to_a_regression(stranger: Stranger, monkeypatch: pyt
     suite(stranger, size=1500)
     code, line, printed = stranger.gate("tests")
     assert code == 1
-    assert line.startswith("vram gate: a regression was found against the base (recorded): 1 of 1 need attention")
+    assert line.startswith("vram gate: a regression was found against the base (recorded): 1 of 1 needs attention")
     assert "+2,000 B (+50.00%)" in printed
     text = comment.read_text(encoding="utf-8")
     assert text.startswith(line + "\n")

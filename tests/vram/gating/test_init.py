@@ -43,7 +43,7 @@ def test_it_works_as_it_is_and_finds_what_is_planted(stranger: Stranger, monkeyp
     test.write_text(planted.replace("import torch\n", "import torch\n\nKEPT = []\n"), encoding="utf-8")
     code, line, _ = stranger.gate()
     assert code == 1
-    assert "found by the suite: 1 of 1 need attention: 1 grows" in line
+    assert "found by the suite: 1 of 1 needs attention: 1 grows" in line
     comment = stranger.root / "reports" / "memory.md"
     assert "held by: list 'KEPT'" in comment.read_text(encoding="utf-8")
 

@@ -80,7 +80,7 @@ def test_a_budget_that_nobody_recorded(
     (first, _) = report(pytester)["modes"]
     assert (first["outcome"], first["new_fails"]) == ("new", fails)
     assert report(pytester)["headline"] == (
-        "1 of 2 need attention: 1 new, 1 stable" if fails else "no decision on 1 of 2: 1 new, 1 stable"
+        "1 of 2 needs attention: 1 new, 1 stable" if fails else "no decision on 1 of 2: 1 new, 1 stable"
     )
     assert [failure["kind"] for failure in report(pytester)["failures"]] == ["NotRecorded"] * fails
 
@@ -132,7 +132,7 @@ def test_a_recording_that_a_passing_test_no_longer_makes(
     line = f"{name}: in run 0001, not measured in this run"
     result.stdout.fnmatch_lines([line])
     assert report(pytester)["missing"] == [line.replace("[[]", "[")]
-    begin = "1 of 3 need attention" if new == "fail" else "no decision on 1 of 3"
+    begin = "1 of 3 needs attention" if new == "fail" else "no decision on 1 of 3"
     assert report(pytester)["headline"].startswith(f"{begin}: ")
     assert report(pytester)["headline"].endswith(", 1 missing")
     assert ("::error title=missing recording::" in result.stdout.str()) == (new == "fail")

@@ -151,7 +151,7 @@ def test_a_suite_without_a_decision_is_not_called_stable(report: Json) -> None:
 def test_out_of_memory_is_explained(report: Json) -> None:
     """With the line and what was alive, on both surfaces."""
     page = page_of(report, None, "dies")
-    assert page.headline == "1 of 1 need attention: 1 out of memory"
+    assert page.headline == "1 of 1 needs attention: 1 out of memory"
     for text in (Read(html(page)).text, markdown(page)):
         assert "asking for 48.00 MiB" in text
         assert "test_suite.py:28" in text

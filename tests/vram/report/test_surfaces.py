@@ -155,7 +155,7 @@ def test_one_run_on_every_surface(pytester: pytest.Pytester, monkeypatch: pytest
     assert properties["test_level"]["vram.of 1024.verdict"] == "stable"
     assert properties["test_other"] == {}
     summary = (pytester.path / "summary.md").read_text()
-    assert summary.startswith("before\n## GPU memory: 1 of 3 need attention: ")
+    assert summary.startswith("before\n## GPU memory: 1 of 3 needs attention: ")
     assert f"| {test} | over limit: kept 1,024 B over | 1.00 KiB | - | 1.00 KiB | 0 B |" in summary
     assert "| of 256 | stable | 0 B |" in summary
 
