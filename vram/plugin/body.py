@@ -40,7 +40,7 @@ class MeasuredBody:
 
     Negative `kept_bytes` were alive before and are not any more. `kept` names the tensors, where too many were kept.
     `nothing_allocated`: nothing was taken or given back on the device. `at_peak` has lines on what was alive at a peak
-    over the limit.
+    over the limit, or at any that is compared.
     """
 
     peak_bytes: int | None = None
@@ -51,8 +51,12 @@ class MeasuredBody:
 
 
 @contextmanager
-def measured(limits: MarkerLimits, device: str, let_go: Callable[[], None]) -> Iterator[MeasuredBody]:
+def measured(
+    limits: MarkerLimits, device: str, let_go: Callable[[], None], *, compared: bool = False
+) -> Iterator[MeasuredBody]:
     """Measure the block as `limits` need it. `let_go` drops what the test runner itself keeps of the body.
+
+    `compared`: the figures are held to a base, so the lines are needed though the limits are kept.
 
     A body that itself resets the peak statistics of a real GPU hides what it needed before that.
     """
@@ -63,13 +67,14 @@ def measured(limits: MarkerLimits, device: str, let_go: Callable[[], None]) -> I
     if leaks:
         _clear_workspaces(device)
     before = Leftovers(device) if leaks else None
-    limited = limits.limit_bytes is not None
+    limited = limits.limit_bytes is not None or compared
     lined = LinedTensorMeter(_RUNNER) if limited and device == "cpu" else None
     tracer = tracer_for(device) if limited and device.startswith("simulated") else None
     with measured_by(lined or default_meter(device)) as measurement:
         with tracer or nullcontext(), tracer.watching(0) if tracer else nullcontext():
             yield body
-        if limits.limit_bytes is not None and measurement.peak_bytes - measurement.before_bytes > limits.limit_bytes:
+        peak_bytes = measurement.peak_bytes - measurement.before_bytes
+        if compared or (limits.limit_bytes is not None and peak_bytes > limits.limit_bytes):
             body.at_peak = _at_peak(lined or tracer, measurement.before_bytes)
         if before is not None:
             _clear_workspaces(device)

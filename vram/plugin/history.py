@@ -117,13 +117,15 @@ class Keeping:
                     item.stash[MARKED] = replace(marked, **_noted(finding))
 
     def _lines(self, item: pytest.Item, findings: Sequence[Finding]) -> list[str]:
-        """The lines of code that the peaks of recordings over their base are made of."""
+        """The lines of code that the peaks over their base are made of: of recordings, and of the test's body."""
         over = [finding.key for finding in findings if finding.status == "over"]
+        marked = item.stash.get(MARKED, None)
+        lines = [f"  {line}" for line in (marked.lines if marked is not None and marked.regressions else ())]
         if not over or self._measuring.vram is None:
-            return []
+            return lines
         made = self._gathering().by_index(item.nodeid, self._measuring.environment())
         worse = [index for index, entry in made.items() if entry.key in over]
-        return [f"  {line}" for index in worse for line in self._measuring.summaries[index].peak_lines]
+        return lines + [f"  {line}" for index in worse for line in self._measuring.summaries[index].peak_lines]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:

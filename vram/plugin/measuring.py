@@ -254,7 +254,7 @@ class Measuring:
             return
         from vram.plugin.body import measured
 
-        with measured(limits, self.device(), _let_go_of_logs) as body:
+        with measured(limits, self.device(), _let_go_of_logs, compared=self.above_base is not None) as body:
             yield
         assert body.peak_bytes is not None
         error = judge(limits, body.peak_bytes, body.kept_bytes, body.kept, body.at_peak) or self._unseen(limits, body)
@@ -265,6 +265,7 @@ class Measuring:
             body.kept_bytes,
             limits.allow_bytes,
             inconclusive="nothing was allocated" if isinstance(error, Inconclusive) else "",
+            lines=tuple(line.removeprefix("  ") for line in (*body.at_peak, *body.kept)),
         )
         if error is not None:
             raise_in(item, error)

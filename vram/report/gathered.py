@@ -55,6 +55,10 @@ class Page:
                 *(f"  {line}" for line in (*one.explanation_lines, *one.peak_lines)[:_MOST_EXPLANATION]),
             )
         ]
+        for test in self.run.failed_tests:
+            if test.cause_lines:
+                lines += [f"{test.test}: {test.outcome_text}"]
+                lines += [f"  {line}" for line in test.cause_lines[:_MOST_EXPLANATION]]
         return [*lines, *self.run.missing]
 
     @property

@@ -14,7 +14,8 @@ class MarkedSummary:
     """One test with markers: bytes above what was alive when its body began, and those it left behind.
 
     `regressions` say what it needs more than its base in the history; `new`, that it has none, which failed the test
-    where `new_fails`; `inconclusive`, why the figures say nothing, or could not be compared.
+    where `new_fails`; `inconclusive`, why the figures say nothing, or could not be compared. `lines` say what was alive
+    at the peak and what was kept, as far as it was looked for.
     """
 
     test: str
@@ -27,6 +28,17 @@ class MarkedSummary:
     new: str = ""
     inconclusive: str = ""
     new_fails: bool = False
+    lines: tuple[str, ...] = ()
+
+    @property
+    def cause_lines(self) -> list[str]:
+        """What explains that it failed."""
+        return list(self.lines) if self.over or self.regressions else []
+
+    @property
+    def causes(self) -> list[str]:
+        """The same in short, without titles."""
+        return [line.strip() for line in self.cause_lines if not line.endswith(":")]
 
     @property
     def over(self) -> list[str]:
@@ -76,4 +88,10 @@ class MarkedSummary:
 
     def to_json(self) -> dict[str, Any]:
         """One entry of the report's `tests` (schema 1)."""
-        return {**asdict(self), "verdict": self.verdict, "outcome": self.outcome, "regressions": list(self.regressions)}
+        return {
+            **asdict(self),
+            "verdict": self.verdict,
+            "outcome": self.outcome,
+            "regressions": list(self.regressions),
+            "lines": list(self.lines),
+        }

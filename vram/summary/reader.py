@@ -149,12 +149,13 @@ def recording_from_json(data: Mapping[str, Any]) -> RecordingSummary:
 def marked_from_json(data: Mapping[str, Any]) -> MarkedSummary:
     """Read back `MarkedSummary.to_json`. Raises ValueError that names the field that is wrong."""
     _fits(data, _TEST)
-    regressions = data.get("regressions") or []
-    _fits(regressions, [str], f"regressions of {data['test'][:40]}")
+    texts = {name: data.get(name) or [] for name in ("regressions", "lines")}
+    for name, of_test in texts.items():
+        _fits(of_test, [str], f"{name} of {data['test'][:40]}")
     for name, shape in _TEST_OPTIONAL.items():
         if data.get(name) is not None:
             _fits(data[name], shape, f"{name} of {data['test'][:40]}")
-    return MarkedSummary(**{**_only(MarkedSummary, data), "regressions": tuple(regressions)})
+    return MarkedSummary(**{**_only(MarkedSummary, data), **{name: tuple(lines) for name, lines in texts.items()}})
 
 
 def _checks(data: Mapping[str, Any]) -> tuple[Check, ...]:

@@ -13,6 +13,9 @@ import vram
 from vram import cli
 from vram.history import store
 from vram.history.runs import Run
+from vram.report.gathered import gathered
+from vram.report.markdown import markdown
+from vram.summary.reader import read_run
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
 
@@ -238,3 +241,39 @@ def test_the_gate_on_times_is_of_times_alone(pytester: pytest.Pytester) -> None:
     assert timed.ret != 0
     timed.stderr.fnmatch_lines(["*Performance has regressed:*", "*test_timed*"])
     timed.stderr.no_fnmatch_line("*shared*")
+
+
+MARKED = """
+    import os
+    import pytest
+    import torch
+    SIZE = int(os.environ.get("SIZE", "1000"))
+
+    def work(): return torch.zeros(SIZE)
+
+    @pytest.mark.vram_limit("1 GiB")
+    def test_limited(): work()
+    @pytest.mark.vram_leak_free
+    def test_leak_free(): work()
+"""
+
+
+@pytest.mark.parametrize("device", ["cpu", "simulated"])
+def test_a_marked_test_that_needs_more_than_its_base_names_the_line(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """Within its limits, and worse than before: the failure, the report and the comment say where."""
+    where = "" if device == "cpu" else ', device="cuda"'
+    pytester.makepyfile(test_suite=MARKED.replace("(SIZE)", f"(SIZE{where})"))
+    run = ("--vram-device", device, "--benchmark-quiet", "--benchmark-autosave", "--vram-report", "r.json")
+    pytester.runpytest_inprocess(*run).assert_outcomes(passed=2)
+    monkeypatch.setenv("SIZE", "2000")
+    result = pytester.runpytest_inprocess(*run, "--vram-compare")
+    result.assert_outcomes(failed=2)
+    line = "test_suite.py:6 work: aten.zeros float32 [2000]"
+    result.stdout.fnmatch_lines(["E *alive at the peak*:", f"E *7.81 KiB in 1: {line.replace('[', '[[]')}"] * 2)
+    run_ = read_run(pytester.path / "r.json")
+    assert [test.outcome for test in run_.tests] == ["regression", "regression"]
+    assert all(line in "\n".join(test.cause_lines) for test in run_.tests)
+    comment = markdown(gathered(run_, store.read(f"file://{pytester.path}/.benchmarks")))
+    assert comment.count(line) == 2

@@ -311,7 +311,8 @@ def charts_of(text: str) -> list[str]:
 
 def test_the_first_screen_is_the_answer(report: Json, history: History) -> None:
     """Before any table: a sentence for each recording that failed or has no decision and each marked test that failed,
-    worst first, without saying its outcome twice; the line that grows and its holder; and the saved run."""
+    worst first, without saying its outcome twice; the line that grows and its holder, or is alive at
+    the peak; and the saved run."""
     text = visible_text(html(page_of(report, history))).partition("\nRecordings\n")[0]
     sentences = text.split("\n")[2:]
     assert sentences[0].startswith("out of memory dies: out of memory in sample 1 of lap 0, asking for 48.00 MiB")
@@ -323,7 +324,8 @@ def test_the_first_screen_is_the_answer(report: Json, history: History) -> None:
     assert sentences[4].startswith("alive at the peak of sample 0, run again with tracing: ")
     assert sentences[5] == "inconclusive unread: driver was not measured: a CPU has no driver that counts memory"
     assert sentences[6] == "over limit test_suite.py::test_marked: peak 2,976 B over"
-    assert sentences[7].startswith("measured: CPU tensors")
+    assert sentences[7] == "3.91 KiB in 1: test_suite.py:57 test_marked: aten.zeros float32 [1000]"
+    assert sentences[8].startswith("measured: CPU tensors")
 
 
 def test_each_figure_stands_beside_its_base(report: Json, history: History) -> None:
