@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pkgutil import walk_packages
 from types import SimpleNamespace
+from typing import Any
 
 import hypothesis.strategies  # noqa: F401 - see below
 import pytest
@@ -65,24 +66,19 @@ def _no_search_of_the_frozen() -> Iterator[None]:
         yield
 
 
-class _SmallHeap:
-    """In an inner run: hide what pytest and its plugins made until now, before the first of its tests begins."""
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtestloop(self) -> None:
-        gc.collect()
-        gc.freeze()
-
-
 @pytest.fixture(autouse=True)
 def _small_inner_heap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inner runs replay too, and collect after each sample."""
+    """Inner runs replay too, and collect after each sample: all that is there before them is hidden."""
     if "pytester" in request.fixturenames and "whole_heap" not in request.fixturenames:
         pytester = request.getfixturevalue("pytester")
         run = pytester.inline_run
-        monkeypatch.setattr(
-            pytester, "inline_run", lambda *args, plugins=(), **how: run(*args, plugins=[*plugins, _SmallHeap()], **how)
-        )
+
+        def hidden(*arguments: Any, **options: Any) -> Any:
+            gc.collect()
+            gc.freeze()
+            return run(*arguments, **options)
+
+        monkeypatch.setattr(pytester, "inline_run", hidden)
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vram.torch_hooks.storages import MOST_IMMORTAL
+from vram.torch_hooks.frozen import frozen_count
 
 
 def frozen() -> bool:
     """Whether somebody has called `gc.freeze`."""
-    return gc.get_freeze_count() > MOST_IMMORTAL
+    return frozen_count() > 0
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from vram.torch_hooks.frozen import frozen_count
+
 _T = TypeVar("_T")
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _COMPRESSED_ROWS = ("crow_indices", "col_indices", "values")
@@ -21,9 +23,6 @@ _PARTS = {
     torch.sparse_csc: _COMPRESSED_COLUMNS,
     torch.sparse_bsc: _COMPRESSED_COLUMNS,
 }
-# Python 3.12 counts immortal objects among the frozen, 375 at its start. Who freezes a process that has imported torch
-# hides hundreds of thousands.
-MOST_IMMORTAL = 10_000
 
 
 class LivingStorages(Generic[_T]):
@@ -87,15 +86,15 @@ class _Frozen:
         self._tensors: list[weakref.ref[torch.Tensor]] = []
 
     def tensors(self) -> list[torch.Tensor]:
-        count = gc.get_freeze_count()
-        if count <= MOST_IMMORTAL:
+        count = frozen_count()
+        if not count:
             self._tensors = []
         elif count > self._count:
             # Nothing lists frozen objects, and nothing freezes the same ones again: what was made since is frozen too.
             gc.unfreeze()
             tensors = tensors_among(gc.get_objects())
             gc.freeze()
-            count, self._tensors = gc.get_freeze_count(), [weakref.ref(tensor) for tensor in tensors]
+            count, self._tensors = frozen_count(), [weakref.ref(tensor) for tensor in tensors]
         self._count = count
         return [tensor for tensor in (known() for known in self._tensors) if tensor is not None]
 
