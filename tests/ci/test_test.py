@@ -20,7 +20,8 @@ def project(tmp_path: Path) -> Project:
     for name in CHECKS:
         variable = name.upper().replace("-", "_")
         project.program(project.environment / "bin" / name, f'echo {name} "$@"\nexit "${{{variable}:-0}}"')
-    cases = "*built.py*) mkdir -p build/tested; exit ${BUILD:-0};; *tests/llava) exit ${MODELS:-0};; *tests/docs) exit ${COMMANDS:-0};;"
+    cases = "*built.py*) mkdir -p build/tested; exit ${BUILD:-0};;"
+    cases += " *tests/llava) exit ${MODELS:-0};; *tests/docs) exit ${COMMANDS:-0};;"
     cases += " *tests/memory) echo memory; exit ${MEMORY:-0};;"
     pytest_stub = f'case "$*" in {cases} esac\nexit "${{TESTS:-0}}"'
     where = '${VRAM_TESTED:+ in $(basename "$PWD"), of $(basename "$VRAM_TESTED")}'
