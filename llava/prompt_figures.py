@@ -1,4 +1,4 @@
-"""What reading prompts costs in the mode that is on, by formula: needs no weights and no card."""
+"""The cost of reading prompts in the mode that is on, by formula: needs no weights and no card."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def _commit() -> str:
 
 
 def _compared(request: Request, ended: Ended) -> Ended:
-    """What is compared is printed as `vram compare` prints it."""
+    """Compare with the base, and print that as `vram compare` does."""
     saved = ended.run.saved
     arguments = argparse.Namespace(
         base=saved["base"], head=saved["run"], fail=saved["criteria"], storage=saved["storage"], json=False

@@ -32,7 +32,7 @@ _WITH_SECTION = {"tox.ini": "pytest", "setup.cfg": "tool:pytest"}
 
 @dataclass
 class _Done:
-    """What became of each file, a line each, and what is left to do by hand."""
+    """A line for each file that was written or left alone, and for what is left to do by hand."""
 
     written: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
@@ -111,7 +111,7 @@ def _install(root: Path, project: Mapping[str, Any] | None) -> str:
 
 
 def _parsed(path: Path) -> Mapping[str, Any] | None:
-    """What pyproject.toml says; None where it can't be read, {} where there is none."""
+    """The contents of pyproject.toml; None where it can't be read, {} where there is none."""
     try:
         return tomllib.loads(path.read_bytes().decode()) if path.exists() else {}
     except (OSError, ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""What a report's recordings and tests are compared with on a page: the recorded base of the runs before it."""
+"""The recorded base that a page compares a report's recordings and tests with: that of the runs before it."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def _limit(check: Check) -> Rule | None:
 
 
 def mark_charts(one: RecordingSummary) -> list[tuple[str, int, Chart]]:
-    """What was alive at each mark of the sample that needs most: name of the mark, the sample, the chart."""
+    """Name of each mark, the sample that needs most there, and the chart of the bytes that were alive."""
     charts = []
     for name, mark in one.marks.items():
         channels = mark["channels"]

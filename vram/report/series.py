@@ -92,7 +92,7 @@ class Series:
 
     @property
     def name(self) -> str:
-        """What was measured."""
+        """Name of the recording or test."""
         return name_of(self.key)
 
     @property

@@ -32,7 +32,7 @@ class MarkedSummary:
 
     @property
     def cause_lines(self) -> list[str]:
-        """What explains that it failed."""
+        """Lines that explain why it failed; none where it did not."""
         return list(self.lines) if self.over or self.regressions else []
 
     @property
