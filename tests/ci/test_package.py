@@ -32,7 +32,7 @@ def name_of(requirement: str) -> str:
 
 
 def test_the_version_has_one_source(capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the module, of the command, of the installed distribution."""
+    """The module, the command and the installed distribution have the same version."""
     assert vram.__version__ == version("himap-vram")
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
@@ -75,7 +75,7 @@ def test_himap_without_its_extra_says_so(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_each_package_is_known_with_its_extra() -> None:
-    """What programs name is what the extras bring, and each of it can be imported by the name that is looked for."""
+    """Programs name the packages that the extras bring, and each can be imported by the name that is looked for."""
     for extra, packages in extras.PACKAGES.items():
         assert set(packages.values()) <= {name_of(requirement) for requirement in OPTIONAL[extra]}
     for extra in ("lora", "meters", "history"):
@@ -163,7 +163,7 @@ def test_tests_of_the_wheel_refuse_the_checkout(tmp_path: Path) -> None:
 
 
 def test_the_oldest_and_newest_that_nox_runs_are_those_that_are_supported() -> None:
-    """Of Python, transformers and pytest: what pyproject.toml says."""
+    """The sessions have the versions of Python, transformers and pytest that pyproject.toml allows."""
     nox = pytest.importorskip("nox", reason="nox is not installed")
     assert nox
     sessions = runpy.run_path(str(ROOT / "noxfile.py"))

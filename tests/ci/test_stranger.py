@@ -71,7 +71,7 @@ class Machine:
 
 
 def test_a_project_from_init_to_a_planted_regression(wheel: Path, tmp_path: Path) -> None:
-    """What the wheel holds suffices: init, the action's steps with the workflow's arguments, an accepted base, and then
+    """The wheel suffices: init, the action's steps with the workflow's arguments, an accepted base, and then
     a peak that somebody made higher: exit 1, with the page and a comment that names the line. docs/ci.md shows what is
     printed. (Over 3 s: pytest and torch start twice, in processes, as they do on a runner.)"""
     says, regression, explained, accepted = SHOWN

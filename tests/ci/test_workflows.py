@@ -72,7 +72,7 @@ def test_there_are_two() -> None:
 
 
 def test_they_are_what_github_reads(tmp_path: Path) -> None:
-    """By GitHub's schemas, which check-jsonschema brings: the workflows, that of `vram init`, and the action."""
+    """The workflows, that of `vram init` and the action fit GitHub's schemas, which check-jsonschema brings."""
     if shutil.which("check-jsonschema") is None:
         pytest.skip("check-jsonschema is not installed")
     assert cli.main(["init", str(tmp_path)]) == 0
@@ -131,7 +131,7 @@ def test_strangers_get_nothing(path: Path) -> None:
 
 
 def test_known_faults_of_pinned_packages_are_looked_up_each_night() -> None:
-    """By pip-audit itself, of a fixed version, for every version that CI installs."""
+    """pip-audit checks every version that CI installs, and has a fixed version itself."""
     path = ROOT / "ci" / "github-cpu.yml"
     assert yaml.safe_load(path.read_text(encoding="utf-8"))[True]["schedule"]
     audit = jobs(path)["audit"]
@@ -178,7 +178,7 @@ def test_what_the_action_takes_is_what_it_is_given(path: Path) -> None:
 
 
 def test_the_pinned_torch_is_one_of_the_matrix() -> None:
-    """What users get is what the GPUs measure."""
+    """The GPUs measure the package that users get."""
     pinned = re.search(r"^torch==(\S+)$", (ROOT / "ci" / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned is not None
     assert pinned[1] in jobs(ROOT / "ci" / "github-gpu.yml")["gate"]["strategy"]["matrix"]["torch"]

@@ -85,7 +85,7 @@ def test_a_headroom_is_stored_beside_the_figure(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", ""])
 def test_line_ends_stay(tmp_path: Path, end: str) -> None:
-    """Of a file from Windows, and of a figure in the last line without any."""
+    """A file from Windows keeps its line ends, and a last line without any is no trouble."""
     path = tmp_path / "b.toml"
     path.write_bytes(f'[[budget]]{end or chr(10)}model = "a"{end or chr(10)}peak_bytes = 7{end}'.encode())
     accept(read_budget(path, model="a"), 8, parse_headroom("5%"))
@@ -95,7 +95,7 @@ def test_line_ends_stay(tmp_path: Path, end: str) -> None:
 
 @pytest.mark.parametrize("value", ['"2 GB"', "true", "-1", "[1]", '""', "1.5"])
 def test_a_file_with_a_headroom_that_is_none_is_refused(tmp_path: Path, value: str) -> None:
-    """By name; a guess would be a limit that nobody reviewed."""
+    """The error names it; a guess would be a limit that nobody reviewed."""
     path = tmp_path / "b.toml"
     path.write_text(f'[[budget]]\nmodel = "a"\npeak_bytes = 7\nheadroom = {value}\n')
     with pytest.raises(ValueError, match=r"a headroom must be .* in .*b\.toml"):

@@ -181,7 +181,7 @@ def test_runs_without_dates_stand_in_their_order(times: list[str]) -> None:
     ],
 )
 def test_commits_are_linked_without_a_secret(origin: str, address: str) -> None:
-    """What git clones from becomes the repository's page; a password in it goes nowhere."""
+    """The address that git clones from becomes the repository's page; a password in it goes nowhere."""
     assert web_address(origin) == address
     assert commit_address(address, "a" * 40) == f"{address}/commit/{'a' * 40}"
 

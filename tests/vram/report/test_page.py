@@ -305,7 +305,7 @@ def test_a_place_that_cannot_be_written_is_one_line(
 
 
 def charts_of(text: str) -> list[str]:
-    """What charts are called to those who can't see them."""
+    """Charts have names for those who can't see them."""
     return [plot.get("aria-label") or "" for plot in Read(text).all("div") if plot.get("role") == "img"]
 
 

@@ -137,7 +137,7 @@ def test_the_tables_of_a_run_fit(suite: pytest.Pytester, monkeypatch: pytest.Mon
 
 
 def test_help_reads_as_it_is_meant(pytester: pytest.Pytester) -> None:
-    """Of options and of the ini file's lines: a percent sign is one, and each option of the plugin is there."""
+    """A percent sign is one, for options and for the ini file's lines, and each option of the plugin is there."""
     text = pytester.runpytest("--help").stdout.str()
     assert "%%" not in text
     assert text.count("peak:2%") == 2
