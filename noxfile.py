@@ -1,4 +1,4 @@
-"""Tests on other versions than the pinned ones: `pip install nox`, then `nox` for all sessions or `nox -s NAME`.
+"""Tests on other versions than the pinned ones: `nox` for all sessions (extra `dev`), or `nox -s NAME`.
 
     nox -s pythons                  the plugin's tests on each Python that is here
     nox -s transformers             HiMAP and LLaVA on the oldest and the newest supported transformers
