@@ -25,7 +25,7 @@ from llava.modes import MODES
 from vram.cards import find_card
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
 from vram.replaying.collector import no_collections
-from vram.simulated.allocator import refuse_environment
+from vram.simulated.allocator_settings import refuse_environment
 
 _MAX_SAMPLES = 2**20
 

@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from vram.cards import Card, find_card
 from vram.frames import line_here
-from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory, refuse_environment
-from vram.simulated.cuda_api import cuda_places
+from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory
+from vram.simulated.allocator_settings import refuse_environment
+from vram.simulated.cuda_api import cuda_places, refuse_calls
 from vram.simulated.device import DEVICE, other_card
 from vram.simulated.functions import CardFunctions
 from vram.simulated.kernels.attention import FusedAttention, parts
@@ -79,6 +80,7 @@ class SimulatedCuda:
         _warn_untested()
         self.card = find_card(card) if isinstance(card, str) else card
         refuse_environment(os.environ)
+        refuse_calls()
         self.allocator = CachingAllocator(self.card.total_bytes, self.card.context_bytes)
         self.device = device
         # If set, called with an operation's name and its result wherever a storage is taken: the tag of its block.

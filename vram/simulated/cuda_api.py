@@ -11,15 +11,18 @@ import torch
 
 from vram.cards import Card
 from vram.simulated.allocator import CachingAllocator, Stat
+from vram.simulated.allocator_settings import refuse_settings
 from vram.simulated.device import card_index
 from vram.simulated.replacements import Places, always, of_the_card, refuse, refused_class
 
 ONE_STREAM = "simulated CUDA has one stream: several, events and graphs are not modelled, so measure on a GPU"
 _NO_HOST = "simulated CUDA does not model pinned memory: measure on a GPU"
 _NO_SUMMARY = "simulated CUDA has no figures by pool: see torch.cuda.memory_stats()"
+_NO_ALLOCATOR = "simulated CUDA models PyTorch's own caching allocator, and no other: measure on a GPU"
 _NO_RAW = "simulated CUDA has no addresses to hand out: allocate tensors"
 _NO_HISTORY = "simulated CUDA records no history of allocations: vram explains growth and peaks by line"
 _NEWER = {"host_memory_stats"}  # which not every torch has
+_SET, _GET = "_accelerator_setAllocatorSettings", "_accelerator_getAllocatorSettings"
 _STATS = {"allocations": "allocation", "segments": "segment"}  # by our names, torch's
 _WITHOUT_EFFECT = (  # nothing is drawn, and nothing waits
     *("_lazy_init", "get_rng_state", "set_rng_state", "manual_seed", "manual_seed_all", "seed", "seed_all"),
@@ -49,10 +52,30 @@ def cuda_places(card: Card, allocator: CachingAllocator) -> Places:
     places |= {(memory, name): function for name, function in functions.items() if hasattr(memory, name)}
     places[memory, "_snapshot"] = lambda *_, **__: allocator.snapshot()
     places[memory, "_record_memory_history"] = lambda *_, **__: warnings.warn(_NO_HISTORY, stacklevel=2)
+    for name, function in _settings_functions().items():
+        places |= {(owner, name): function for owner in (torch.cuda, memory, torch._C) if hasattr(owner, name)}
     for name in ("Stream", "Event", "CUDAGraph", "MemPool"):
         places[torch.cuda, name] = refused_class(getattr(torch.cuda, name), ONE_STREAM)
     places |= {(torch.cuda, name): refuse(ONE_STREAM) for name in ("current_stream", "default_stream")}
     return places
+
+
+def _settings() -> str:
+    """The settings of the last call, or those of the environment when torch first read it."""
+    return str(getattr(torch._C, _GET)()) if hasattr(torch._C, _GET) else ""
+
+
+_OF_ENVIRONMENT = _settings()  # read now, so that later texts are a call's
+
+
+def refuse_calls() -> None:
+    """Raise ValueError where a call before the simulation made a setting that could change a figure."""
+    text = _settings()
+    if text != _OF_ENVIRONMENT:
+        try:
+            refuse_settings(text)
+        except ValueError as error:
+            raise ValueError(f"torch.cuda.memory._set_allocator_settings: {error}") from None
 
 
 def memory_stats(allocator: CachingAllocator) -> dict[str, int]:
@@ -129,6 +152,14 @@ def _memory_functions(card: Card, allocator: CachingAllocator) -> _Functions:
         "caching_allocator_alloc": refuse(_NO_RAW),
         "empty_cache": allocator.empty_cache,
     }
+
+
+def _settings_functions() -> _Functions:
+    """Functions that change the allocator's settings, or use another one, wherever torch has them."""
+    others = ("caching_allocator_enable", "caching_allocator_disabled", "change_current_allocator", "use_mem_pool")
+    functions = dict.fromkeys((*others, "CUDAPluggableAllocator", "_use_uvm"), refuse(_NO_ALLOCATOR))
+    settings = ("_set_allocator_settings", _SET, "_cuda_cudaCachingAllocator_set_allocator_settings")
+    return functions | dict.fromkeys(settings, refuse_settings) | {"caching_allocator_delete": refuse(_NO_RAW)}
 
 
 def _set_fraction(card: Card, allocator: CachingAllocator) -> Callable[..., None]:

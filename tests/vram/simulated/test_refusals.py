@@ -41,6 +41,11 @@ UNMODELLED: dict[str, Callable[[], Any]] = {
     "an event": lambda: torch.cuda.Event(enable_timing=True),
     "a graph": lambda: torch.cuda.CUDAGraph(),
     "the current stream": lambda: torch.cuda.current_stream().synchronize(),
+    "no caching": lambda: torch.cuda.memory.caching_allocator_enable(False),
+    "no caching for a while": lambda: torch.cuda.memory.caching_allocator_disabled(),
+    "another allocator": lambda: torch.cuda.memory.change_current_allocator(None),  # type: ignore[arg-type]
+    "another allocator's library": lambda: torch.cuda.memory.CUDAPluggableAllocator("a.so", "malloc", "free"),
+    "a pool of its own": lambda: torch.cuda.use_mem_pool(None),  # type: ignore[arg-type]
     "a split where a tensor says": lambda: on_card(8).tensor_split(torch.tensor([2, 5])),
 }
 
@@ -58,6 +63,30 @@ def test_what_was_quantised_outside_does_not_come_to_the_card() -> None:
     quantised = torch.quantize_per_tensor(torch.zeros(8), 0.1, 0, torch.qint8)
     with device(), pytest.raises(NotImplementedError, match="measure on a GPU"):
         quantised.cuda()
+
+
+SETTERS: dict[str, Callable[[str], Any]] = {
+    "of torch.cuda": lambda text: torch.cuda.memory._set_allocator_settings(text),
+    "of every accelerator": lambda text: torch._C._accelerator_setAllocatorSettings(text),
+}
+
+
+@pytest.mark.parametrize("set_to", SETTERS.values(), ids=SETTERS)
+def test_settings_by_call_are_refused_as_those_of_the_environment(set_to: Callable[[str], Any]) -> None:
+    """Inside, at the call; before, at the start. What changes no figure passes."""
+    before = torch._C._accelerator_getAllocatorSettings()
+    with device():
+        set_to("backend:native")
+        with pytest.raises(ValueError, match="got backend:cudaMallocAsync .* measure on a GPU"):
+            set_to("backend:cudaMallocAsync")
+    try:
+        torch._C._accelerator_setAllocatorSettings("throw_on_cudamalloc_oom:True")
+        with pytest.raises(ValueError, match=r"^torch.cuda.memory._set_allocator_settings: .*throw_on_cuda"):
+            device()
+        torch._C._accelerator_setAllocatorSettings("throw_on_cudamalloc_oom:False")
+        device()
+    finally:
+        torch._C._accelerator_setAllocatorSettings(before)
 
 
 ASKED_OF_ANOTHER: dict[str, Callable[[], object]] = {
