@@ -77,7 +77,7 @@ def test_settings_by_call_are_refused_as_those_of_the_environment(set_to: Callab
     before = torch._C._accelerator_getAllocatorSettings()
     with device():
         set_to("backend:native")
-        with pytest.raises(ValueError, match="got backend:cudaMallocAsync .* measure on a GPU"):
+        with pytest.raises(ValueError, match=r"got backend:cudaMallocAsync .* measure on a GPU"):
             set_to("backend:cudaMallocAsync")
     try:
         torch._C._accelerator_setAllocatorSettings("throw_on_cudamalloc_oom:True")
