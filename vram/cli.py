@@ -14,6 +14,7 @@ from typing import NoReturn
 import vram
 from vram.escaping import shown
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
+from vram.gating import bisect as bisecting
 from vram.gating import gate as gating
 from vram.gating import init as starting
 from vram.history import command as history
@@ -37,6 +38,15 @@ class _Command:
 _COMMANDS = (
     _Command("init", starting.SUMMARY, starting.INIT, starting.add_init, starting.init, starting.EXITS),
     _Command("gate", gating.SUMMARY, gating.GATE, gating.add_gate, gating.gate, gating.EXITS, runs_pytest=True),
+    _Command(
+        "bisect",
+        bisecting.SUMMARY,
+        bisecting.BISECT,
+        bisecting.add_bisect,
+        bisecting.bisect,
+        bisecting.EXITS,
+        runs_pytest=True,
+    ),
     _Command(
         "compare",
         "compare the newest run with the one before it, or with BASE",
