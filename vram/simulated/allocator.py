@@ -10,6 +10,8 @@ settings:
   of that size, the one at the lowest address.
 - What is left of a block is split off where it is at least 512 B (small) or more than 1 MiB (large); else it stays in
   the block, and `allocated_bytes` counts it. Freed neighbours join at once.
+- A block that another stream uses (`record_stream`) waits when it is freed, until the next request or until the cache
+  is emptied. A card would also wait for the other stream's work: here all work is done when it is issued.
 - Where cudaMalloc fails, every segment that is wholly cached goes back to the card, and it is tried once more (a
   *retry*); then the request is out of memory, and the segments stay given back.
 
@@ -17,8 +19,7 @@ Assumed of the driver: cudaMalloc hands out whole pages of 2 MiB, which all segm
 whenever that much is free: physical memory does not fragment. Each segment's address is above all earlier ones. A
 card may place them otherwise, and then choose another of two cached blocks of one size.
 
-Not modelled: `record_stream` (a freed block that another stream still uses), CUDA graphs and private pools, peers,
-several devices. Settings that change a figure are refused by name.
+Not modelled: CUDA graphs and private pools, peers, several devices. Settings that change a figure are refused by name.
 """
 
 from __future__ import annotations
@@ -39,6 +40,16 @@ _OWN_SEGMENT_BYTES = 10 * _MIB  # kMinLargeAlloc
 _PAGE_BYTES = 2 * _MIB  # kRoundLarge, and the driver's page
 _EXBIBYTE = 2**60
 _FIRST_ADDRESS = 0x7F00_0000_0000  # where the driver puts segments on Linux; no figure depends on it
+
+_FIGURES = (
+    "allocated_bytes",
+    "requested_bytes",
+    "reserved_bytes",
+    "inactive_split_bytes",
+    "allocations",
+    "segments",
+    "inactive_split",
+)
 
 
 class SimulatedOutOfMemory(Exception):
@@ -94,14 +105,16 @@ class Block:
     """A piece of a segment: in use from `malloc` to `free`, then cached, alone or as part of a larger one.
 
     `size` is what `allocated_bytes` counts, `requested` what the caller passed, in bytes; `tag` is the caller's own.
-    Once freed it belongs to the allocator, and its address and size may change.
+    Once freed it belongs to the allocator, and its address and size may change. `users` are other streams that use it;
+    with some, a free leaves it `allocated` and `pending` for a while.
     """
 
-    __slots__ = ("address", "allocated", "next", "previous", "requested", "segment", "size", "tag")
+    __slots__ = ("address", "allocated", "next", "pending", "previous", "requested", "segment", "size", "tag", "users")
 
     def __init__(self, address: int, size: int, segment: Segment | None) -> None:
         self.address, self.size, self.segment = address, size, segment
-        self.requested, self.allocated = 0, False
+        self.requested, self.allocated, self.pending = 0, False, False
+        self.users: set[int] | None = None
         self.previous: Block | None = None
         self.next: Block | None = None
         self.tag: Any = None
@@ -112,17 +125,17 @@ class Block:
         return self.segment.stream if self.segment else 0
 
     def __repr__(self) -> str:
-        state = "allocated" if self.allocated else "cached"
+        state = "pending" if self.pending else "allocated" if self.allocated else "cached"
         return f"<Block {self.address:#x} {self.size} B {state}, {self.requested} B requested>"
 
 
 class Segment:
     """One result of cudaMalloc."""
 
-    __slots__ = ("address", "first", "free", "size", "small", "stream")
+    __slots__ = ("address", "first", "free", "pool", "size", "stream")
 
-    def __init__(self, address: int, size: int, stream: int, small: bool, free: _Free) -> None:
-        self.address, self.size, self.stream, self.small = address, size, stream, small
+    def __init__(self, address: int, size: int, stream: int, pool: Pool, free: _Free) -> None:
+        self.address, self.size, self.stream, self.pool = address, size, stream, pool
         self.free = free  # the cached blocks of its stream and pool
         self.first = Block(address, size, self)
 
@@ -144,7 +157,7 @@ class Stat:
 
 @dataclass(frozen=True)
 class Stats:
-    """`torch.cuda.memory_stats`, the `all` pool: bytes, then counts. Active is allocated: no other stream waits."""
+    """`torch.cuda.memory_stats`, the `all` pool: bytes, then counts. Active: allocated, or waiting for a stream."""
 
     allocated_bytes: Stat
     requested_bytes: Stat
@@ -157,19 +170,73 @@ class Stats:
     inactive_split: Stat
     alloc_retries: int
     ooms: int
+    sync_all_streams: int
+
+
+class Count:
+    """A figure of one pool: now, its peak, and what was added since the totals were reset."""
+
+    __slots__ = ("_before", "allocated", "current", "peak")
+
+    def __init__(self) -> None:
+        self.current = self.peak = self.allocated = self._before = 0
+
+    @property
+    def freed(self) -> int:
+        """What was taken away since the totals were reset."""
+        return self._before + self.allocated - self.current
+
+    def change(self, by: int) -> None:
+        """Add, or take away."""
+        self.current += by
+        if by > 0:
+            self.allocated += by
+            if self.current > self.peak:
+                self.peak = self.current
+
+    def reset_totals(self) -> None:
+        """Count what is added and taken away from zero."""
+        self.allocated, self._before = 0, self.current
+
+
+class Pool:
+    """Figures of the small requests, or of the large ones, over all streams."""
+
+    __slots__ = ("pending", "pending_bytes", "small", *_FIGURES)
+
+    def __init__(self, small: bool) -> None:
+        self.small = small
+        self.allocated_bytes, self.requested_bytes, self.allocations = Count(), Count(), Count()
+        self.reserved_bytes, self.segments = Count(), Count()
+        self.inactive_split_bytes, self.inactive_split = Count(), Count()
+        # Freed blocks that wait for a stream. There are none where a block is allocated, so that the peak of active is
+        # that of allocated, or what it was when peaks were reset, which is kept in their peak.
+        self.pending_bytes, self.pending = Count(), Count()
+
+    @property
+    def active_bytes(self) -> Count:
+        """Bytes in use by their owner or by another stream."""
+        return _active(self.allocated_bytes, self.pending_bytes)
+
+    @property
+    def active(self) -> Count:
+        """Blocks in use by their owner or by another stream."""
+        return _active(self.allocations, self.pending)
+
+    def counts(self) -> Iterator[Count]:
+        """Every count that is kept."""
+        return (getattr(self, name) for name in ("pending", "pending_bytes", *_FIGURES))
+
+
+def _active(allocated: Count, pending: Count) -> Count:
+    active = Count()
+    active.current, active.peak = allocated.current + pending.current, max(allocated.peak, pending.peak)
+    active.allocated, active._before = allocated.allocated, allocated._before + pending._before
+    return active
 
 
 # The cached blocks of one pool and stream, ascending; addresses differ, so that blocks are never compared.
 _Free = list[tuple[int, int, Block]]
-_FIGURES = (
-    "allocated_bytes",
-    "requested_bytes",
-    "reserved_bytes",
-    "inactive_split_bytes",
-    "allocations",
-    "segments",
-    "inactive_split",
-)
 
 
 class CachingAllocator:
@@ -201,12 +268,15 @@ class CachingAllocator:
         self.allocations = self.segments = self.inactive_split = 0
         self._peak_allocated_bytes = self._peak_requested_bytes = self._peak_reserved_bytes = 0
         self._peak_inactive_split_bytes = self._peak_allocations = self._peak_segments = self._peak_inactive_split = 0
-        self._retries = self._ooms = 0
+        self._peak_active_bytes = self._peak_active = 0  # when peaks were reset; later ones are those of allocated
+        self._retries = self._ooms = self._syncs = 0
+        self.pools = Pool(small=False), Pool(small=True)
         self._free: dict[tuple[bool, int], _Free] = {}
         self._segments: dict[int, Segment] = {}  # by address; in the order of addresses
         self._next_address = _FIRST_ADDRESS
         self._busy = False
         self._waiting: list[Block] = []  # freed, and not yet put back
+        self._pending: list[Block] = []  # freed, and waiting for other streams
 
     @property
     def free_bytes(self) -> int:
@@ -236,14 +306,17 @@ class CachingAllocator:
             return empty
         if n_bytes >= _EXBIBYTE:  # without a cudaMalloc, so that no cache is given back
             raise self._full(n_bytes, n_bytes, tag)
+        if self._pending:
+            self._end_pending()
         size = -(-n_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
         small = size <= _SMALL_BYTES
+        pool = self.pools[small]
         free = self._free.get((small, stream))
         if free is None:
             free = self._free[small, stream] = []
         at = bisect_left(free, (size,))
-        cached = free.pop(at)[2] if at < len(free) else self._new_segment(size, stream, small, free, n_bytes, tag)
-        block = self._split(cached, size, small, free)
+        cached = free.pop(at)[2] if at < len(free) else self._new_segment(size, stream, pool, free, n_bytes, tag)
+        block = self._split(cached, size, pool, free)
         block.allocated, block.requested, block.tag = True, n_bytes, tag
 
         self.allocated_bytes += block.size
@@ -255,29 +328,30 @@ class CachingAllocator:
             self._peak_requested_bytes = self.requested_bytes
         if self.allocations > self._peak_allocations:
             self._peak_allocations = self.allocations
+        pool.allocated_bytes.change(block.size)
+        pool.requested_bytes.change(n_bytes)
+        pool.allocations.change(1)
         if self.observer is not None:
             self.observer("malloc", block)
         return block
 
-    def _split(self, cached: Block, size: int, small: bool, free: _Free) -> Block:
+    def _split(self, cached: Block, size: int, pool: Pool, free: _Free) -> Block:
         """A block of `size` bytes from the start of a cached one, whose rest stays cached where it is large enough."""
         segment, previous, rest = cached.segment, cached.previous, cached.size - size
         assert segment is not None
-        if previous is not None or cached.next is not None:
-            self.inactive_split_bytes -= cached.size
-            self.inactive_split -= 1
-        if rest < _BLOCK_BYTES if small else rest <= _SMALL_BYTES:
+        was_split = previous is not None or cached.next is not None
+        if rest < _BLOCK_BYTES if pool.small else rest <= _SMALL_BYTES:
             block = Block(cached.address, cached.size, segment)
             after = cached.next
+            if was_split:
+                self._change_inactive(pool, -cached.size, -1)
         else:
             block = Block(cached.address, size, segment)
             after = cached
             cached.address += size
             cached.size = rest
             insort(free, (rest, cached.address, cached))
-            self.inactive_split_bytes += rest
-            self.inactive_split += 1
-            self._see_inactive()
+            self._change_inactive(pool, *((-size, 0) if was_split else (rest, 1)))
         block.previous, block.next = previous, after
         if previous is None:
             segment.first = block
@@ -287,7 +361,7 @@ class CachingAllocator:
             after.previous = block
         return block
 
-    def take_scratch(self, sizes: Iterable[int], why: Any = None, tag: Any = None) -> None:
+    def take_scratch(self, sizes: Iterable[int], why: Any = None, tag: Any = None, stream: int = 0) -> None:
         """Take blocks of `sizes` bytes together, and free them at once. Raises as `malloc`, and then keeps none.
 
         `on_scratch` gets `why`.
@@ -297,11 +371,16 @@ class CachingAllocator:
         self.taking_scratch, blocks = True, []
         try:
             for n_bytes in sizes:
-                blocks.append(self.malloc(n_bytes, tag=tag))
+                blocks.append(self.malloc(n_bytes, stream, tag))
         finally:
             for block in blocks:
                 self.free(block)
             self.taking_scratch = False
+
+    def record_stream(self, block: Block, stream: int) -> None:
+        """Let another stream use `block`: once freed, it waits for that one's work."""
+        if block.segment is not None and stream != block.segment.stream:
+            block.users = (block.users or set()) | {stream}
 
     def free(self, block: Block) -> None:
         """Put `block` back into the cache. Raises ValueError where it is not in use (freed before).
@@ -322,48 +401,83 @@ class CachingAllocator:
                 self._busy = False
 
     def _put_back(self, block: Block) -> None:
-        if not block.allocated:
+        if not block.allocated or block.pending:
             raise ValueError(f"a block must be freed once, got {block!r}")
         if block.segment is None:
             block.allocated = False
             return
         if self.observer is not None:
             self.observer("free", block)
+        pool = block.segment.pool
+        self.allocated_bytes -= block.size
+        self.allocations -= 1
+        pool.allocated_bytes.current -= block.size
+        pool.allocations.current -= 1
+        if block.users:
+            block.pending = True
+            self._pending.append(block)
+            pool.pending_bytes.current += block.size
+            pool.pending.current += 1
+        else:
+            self._cache(block, block.segment)
+
+    def _end_pending(self) -> None:
+        """Cache blocks that waited for other streams, whose work is done."""
+        pending, self._pending = self._pending, []
+        for block in pending:
+            assert block.segment is not None
+            block.users, block.pending = None, False
+            block.segment.pool.pending_bytes.current -= block.size
+            block.segment.pool.pending.current -= 1
+            self._cache(block, block.segment)
+
+    def _cache(self, block: Block, segment: Segment) -> None:
+        """Put a block back, joined with its cached neighbours."""
+        free, pool = segment.free, segment.pool
         block.allocated = False
         block.tag = None
-        free = block.segment.free
-        self.allocated_bytes -= block.size
         self.requested_bytes -= block.requested
-        self.allocations -= 1
-        previous, after = block.previous, block.next
+        pool.requested_bytes.current -= block.requested
+        previous, after, before = block.previous, block.next, block.size
+        joined = 0
         if previous is not None and not previous.allocated:
-            self._uncache(previous, free)
+            del free[bisect_left(free, (previous.size, previous.address))]
+            joined += 1
             previous.size += block.size
             previous.next = after
             if after is not None:
                 after.previous = previous
             block = previous
         if after is not None and not after.allocated:
-            self._uncache(after, free)
+            del free[bisect_left(free, (after.size, after.address))]
+            joined += 1
             block.size += after.size
             block.next = after.next
             if after.next is not None:
                 after.next.previous = block
         insort(free, (block.size, block.address, block))
         if block.previous is not None or block.next is not None:
-            self.inactive_split_bytes += block.size
-            self.inactive_split += 1
-            self._see_inactive()
+            self._change_inactive(pool, before, 1 - joined)
+        elif joined:
+            self._change_inactive(pool, before - block.size, -joined)
 
     def empty_cache(self) -> None:
         """Give every segment that is wholly cached back to the card."""
         if self.observer is not None:
             self.observer("empty_cache", None)
-        self._release_segments()
+        self._busy = True
+        try:
+            self._release_segments()
+        finally:
+            self._busy = False
+            self._settle()
 
     def reset_accumulated(self) -> None:
-        """Count retries and out of memory errors from zero."""
-        self._retries = self._ooms = 0
+        """Count retries, out of memory errors, and what pools were given and gave back, from zero."""
+        self._retries = self._ooms = self._syncs = 0
+        for pool in self.pools:
+            for count in pool.counts():
+                count.reset_totals()
 
     def reset_peak(self) -> None:
         """Let every peak start again from the current figure."""
@@ -371,6 +485,13 @@ class CachingAllocator:
             keep()
         for name in _FIGURES:
             setattr(self, f"_peak_{name}", getattr(self, name))
+        for pool in self.pools:
+            for count in pool.counts():
+                count.peak = count.current
+            pool.pending_bytes.peak += pool.allocated_bytes.current
+            pool.pending.peak += pool.allocations.current
+        self._peak_active_bytes = sum(pool.active_bytes.current for pool in self.pools)
+        self._peak_active = sum(pool.active.current for pool in self.pools)
 
     @property
     def stats(self) -> Stats:
@@ -378,10 +499,16 @@ class CachingAllocator:
         stats = {name: Stat(getattr(self, name), getattr(self, f"_peak_{name}")) for name in _FIGURES}
         return Stats(
             **stats,
-            active_bytes=stats["allocated_bytes"],
-            active=stats["allocations"],
+            active_bytes=Stat(
+                sum(pool.active_bytes.current for pool in self.pools),
+                max(self._peak_active_bytes, self._peak_allocated_bytes),
+            ),
+            active=Stat(
+                sum(pool.active.current for pool in self.pools), max(self._peak_active, self._peak_allocations)
+            ),
             alloc_retries=self._retries,
             ooms=self._ooms,
+            sync_all_streams=self._syncs,
         )
 
     def blocks(self) -> Iterator[Block]:
@@ -401,7 +528,7 @@ class CachingAllocator:
             "external_annotations": [],
         }
 
-    def _new_segment(self, size: int, stream: int, small: bool, free: _Free, n_bytes: int, tag: Any) -> Block:
+    def _new_segment(self, size: int, stream: int, pool: Pool, free: _Free, n_bytes: int, tag: Any) -> Block:
         needed_bytes = segment_bytes(size)
         if not self._has_room(needed_bytes):
             self._release_segments()
@@ -409,13 +536,15 @@ class CachingAllocator:
             if not self._has_room(needed_bytes):
                 self._ooms += 1
                 raise self._full(n_bytes, needed_bytes, tag)
-        segment = Segment(self._next_address, needed_bytes, stream, small, free)
+        segment = Segment(self._next_address, needed_bytes, stream, pool, free)
         self._segments[segment.address] = segment
         self._next_address += needed_bytes
         self.reserved_bytes += needed_bytes
         self.segments += 1
         self._peak_reserved_bytes = max(self._peak_reserved_bytes, self.reserved_bytes)
         self._peak_segments = max(self._peak_segments, self.segments)
+        pool.reserved_bytes.change(needed_bytes)
+        pool.segments.change(1)
         return segment.first
 
     def _full(self, n_bytes: int, needed_bytes: int, tag: Any) -> SimulatedOutOfMemory:
@@ -436,6 +565,8 @@ class CachingAllocator:
         return needed_bytes <= min(self.free_bytes, allowed_bytes - self.reserved_bytes)
 
     def _release_segments(self) -> None:
+        self._syncs += 1
+        self._end_pending()
         for segment in list(self._segments.values()):
             first = segment.first
             if first.next is None and not first.allocated:
@@ -444,14 +575,15 @@ class CachingAllocator:
                 del self._segments[segment.address]
                 self.reserved_bytes -= segment.size
                 self.segments -= 1
+                segment.pool.reserved_bytes.change(-segment.size)
+                segment.pool.segments.change(-1)
 
-    def _uncache(self, block: Block, free: _Free) -> None:
-        """Take a cached neighbour, so part of a split segment, out of the cache."""
-        del free[bisect_left(free, (block.size, block.address))]
-        self.inactive_split_bytes -= block.size
-        self.inactive_split -= 1
-
-    def _see_inactive(self) -> None:
+    def _change_inactive(self, pool: Pool, n_bytes: int, n: int) -> None:
+        """Count cached parts of segments that are in use."""
+        self.inactive_split_bytes += n_bytes
+        self.inactive_split += n
+        pool.inactive_split_bytes.change(n_bytes)
+        pool.inactive_split.change(n)
         if self.inactive_split_bytes > self._peak_inactive_split_bytes:
             self._peak_inactive_split_bytes = self.inactive_split_bytes
         if self.inactive_split > self._peak_inactive_split:
@@ -460,17 +592,16 @@ class CachingAllocator:
 
 def _segment_entry(segment: Segment, frames: Callable[[Any], list[dict[str, Any]]] | None) -> dict[str, Any]:
     blocks = list(segment.blocks())
-    used = [block for block in blocks if block.allocated]
-    used_bytes = sum(block.size for block in used)
+    active = [block for block in blocks if block.allocated]
     return {
         "device": 0,
         "address": segment.address,
         "total_size": segment.size,
-        "allocated_size": used_bytes,
-        "active_size": used_bytes,
-        "requested_size": sum(block.requested for block in used),
+        "allocated_size": sum(block.size for block in active if not block.pending),
+        "active_size": sum(block.size for block in active),
+        "requested_size": sum(block.requested for block in active),
         "stream": segment.stream,
-        "segment_type": "small" if segment.small else "large",
+        "segment_type": "small" if segment.pool.small else "large",
         "segment_pool_id": (0, 0),
         "is_expandable": False,
         "frames": [],
@@ -479,7 +610,11 @@ def _segment_entry(segment: Segment, frames: Callable[[Any], list[dict[str, Any]
                 "address": block.address,
                 "size": block.size,
                 "requested_size": block.requested if block.allocated else 0,
-                "state": "active_allocated" if block.allocated else "inactive",
+                "state": "active_pending_free"
+                if block.pending
+                else "active_allocated"
+                if block.allocated
+                else "inactive",
                 "frames": frames(block.tag) if frames and block.allocated else [],
             }
             for block in blocks

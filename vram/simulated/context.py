@@ -32,6 +32,7 @@ from vram.simulated.modes import CardMode, Elsewhere, Follow
 from vram.simulated.operations import is_custom, is_quantised, tensors, touches_real_memory_alone, unmodelled
 from vram.simulated.replacements import replaced
 from vram.simulated.serialization import Storages, file_places
+from vram.simulated.streams import Streams
 from vram.simulated.torch_api import torch_places
 from vram.simulated.torch_build import check, fill_cuda_guard, made_on_the_cpu, release
 from vram.simulated.trace import Scratch
@@ -63,7 +64,7 @@ class SimulatedCuda:
     decide (see `vram.simulated.known_values`). Where no room is left, `torch.OutOfMemoryError` says so in CUDA's words.
 
     Threads that are started inside are followed. Real tensors stay real where only their own memory is read or
-    written. Not modelled: several streams, CUDA graphs, scratch memory of kernels beside cuBLAS's workspaces and what
+    written. Not modelled: CUDA graphs, scratch memory of kernels beside cuBLAS's workspaces and what
     `vram.simulated.kernels` knows. Refused: recurrent networks, backward passes and forward-mode derivatives, quantised
     tensors, settings of the allocator, other cards than the one, its tensors outside. Compiled code and the fused path
     of nn.TransformerEncoder warn.
@@ -90,7 +91,9 @@ class SimulatedCuda:
         # Held during an operation, as fake tensors' mode is not for several threads. Finalizers may come in between.
         self._running = threading.RLock()
         self._living = LivingStorages[Block](lambda _, block: self._give_back(block))
-        self._workspaces = {"cuBLAS", "cuBLASLt"} if cublas_workspace else set()  # still to be taken
+        self.streams = Streams()
+        self._has_workspaces = cublas_workspace
+        self._workspaces: set[tuple[str, int]] = set()  # that are taken, by library and stream
         self._depth = 0
         self._modes = ExitStack()
 
@@ -112,6 +115,7 @@ class SimulatedCuda:
                 stack.enter_context(self._mode)
                 storages = Storages(self._unknown, self._cloned, self._moved, self._taking_part)
                 places = cuda_places(self.card, self.allocator) | torch_places(self._mode, self._known_values)
+                places |= self.streams.places(self._use_by_stream)
                 stack.enter_context(replaced(places | file_places(storages)))
                 stack.enter_context(Follow(self))
                 stack.enter_context(CardFunctions(self._known_values))
@@ -177,19 +181,23 @@ class SimulatedCuda:
             self._put(storage, self._take(storage.nbytes()))
 
     def take_workspace(self, lt: bool = True) -> None:
-        """cuBLAS takes its workspace now, and not at the first matrix product: no figure depends on who comes first.
+        """cuBLAS takes its workspace of the current stream now, and not at the first matrix product there: no figure
+        depends on who comes first.
 
         `lt`: that of cuBLASLt too, where it has one of its own.
         """
-        setting = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-        self._take_for("cuBLAS", workspace_bytes(self.card.compute_capability, _VERSION, setting))
-        if lt:
-            self._take_for("cuBLASLt", lt_workspace_bytes(_VERSION))
+        stream = self.streams.current.stream_id
+        libraries = ("cuBLAS", "cuBLASLt")[: 1 + lt] if self._has_workspaces else ()
+        for library in libraries:
+            if (library, stream) not in self._workspaces:
+                self._workspaces.add((library, stream))  # it stays for good, as no tensor's
+                self._take(self._workspace_bytes(library))
 
-    def _take_for(self, library: str, n_bytes: int) -> None:
-        if library in self._workspaces:
-            self._workspaces.remove(library)  # it stays for good, as no tensor's
-            self._take(n_bytes)
+    def _workspace_bytes(self, library: str) -> int:
+        if library == "cuBLASLt":
+            return lt_workspace_bytes(_VERSION)
+        setting = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+        return workspace_bytes(self.card.compute_capability, _VERSION, setting)
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operation: its result is followed, and its storage taken from the allocator."""
@@ -233,7 +241,7 @@ class SimulatedCuda:
             _warn_of_custom(func)
             self._take_parts(func, args, result)
             meanwhile = self._run_besides(scratch(call))
-            if self._workspaces and is_product(func):
+            if self._has_workspaces and is_product(func):
                 self.take_workspace(lt=takes_lt(func, args, kwargs))
             del meanwhile
 
@@ -254,7 +262,8 @@ class SimulatedCuda:
             rule, length = split
             sizes = rule.sizes_at(length)
             tag = self._tag(func, result[0]) if sizes or self.allocator.on_scratch else None
-            self._in_cuda_words(self.allocator.take_scratch, sizes, Scratch(rule, length, tag), tag)
+            stream = self.streams.current.stream_id
+            self._in_cuda_words(self.allocator.take_scratch, sizes, Scratch(rule, length, tag, stream), tag, stream)
 
     def _by_index(self, func: Any, args: Any) -> tuple[Any, Any]:
         """Boolean indexing with masks that are known, as a card does it: by where they are true."""
@@ -294,7 +303,14 @@ class SimulatedCuda:
         return self.describe(func._schema.name.replace("::", "."), tensor) if self.describe else None
 
     def _take(self, n_bytes: int, tag: object = None) -> Block:
-        return self._in_cuda_words(self.allocator.malloc, n_bytes, tag=tag)
+        return self._in_cuda_words(self.allocator.malloc, n_bytes, self.streams.current.stream_id, tag)
+
+    def _use_by_stream(self, tensor: Tensor, stream: int) -> None:
+        """Let a stream use a tensor's storage: freed, its block waits for the next request."""
+        with self._running:
+            block = self._living.get(tensor.untyped_storage())
+            if block is not None:
+                self.allocator.record_stream(block, stream)
 
     @staticmethod
     def _in_cuda_words(take: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:

@@ -14,8 +14,8 @@ from vram.simulated.allocator import CachingAllocator, Stat
 from vram.simulated.allocator_settings import refuse_settings
 from vram.simulated.device import card_index
 from vram.simulated.replacements import Places, always, of_the_card, refuse, refused_class
+from vram.simulated.streams import NO_GRAPHS, without_graphs
 
-ONE_STREAM = "simulated CUDA has one stream: several, events and graphs are not modelled, so measure on a GPU"
 _NO_HOST = "simulated CUDA does not model pinned memory: measure on a GPU"
 _NO_SUMMARY = "simulated CUDA has no figures by pool: see torch.cuda.memory_stats()"
 _NO_ALLOCATOR = "simulated CUDA models PyTorch's own caching allocator, and no other: measure on a GPU"
@@ -54,10 +54,10 @@ def cuda_places(card: Card, allocator: CachingAllocator) -> Places:
     places[memory, "_record_memory_history"] = lambda *_, **__: warnings.warn(_NO_HISTORY, stacklevel=2)
     for name, function in _settings_functions().items():
         places |= {(owner, name): function for owner in (torch.cuda, memory, torch._C) if hasattr(owner, name)}
-    for name in ("Stream", "Event", "CUDAGraph", "MemPool"):
-        places[torch.cuda, name] = refused_class(getattr(torch.cuda, name), ONE_STREAM)
-    places |= {(torch.cuda, name): refuse(ONE_STREAM) for name in ("current_stream", "default_stream")}
-    return places
+    for owner, name in ((torch.cuda, "CUDAGraph"), (torch.cuda, "MemPool"), (torch.accelerator, "Graph")):
+        if hasattr(owner, name):
+            places[owner, name] = refused_class(getattr(owner, name), NO_GRAPHS)
+    return places | without_graphs()
 
 
 def _settings() -> str:
@@ -123,8 +123,6 @@ def _device_functions(card: Card) -> _Functions:
         "is_bf16_supported": always(card.compute_capability >= (8, 0)),
         "can_device_access_peer": always(False),
         "get_sync_debug_mode": always(0),
-        "graph_pool_handle": refuse(ONE_STREAM),
-        "is_current_stream_capturing": always(False),
     }
 
 
@@ -184,5 +182,4 @@ def _accelerator_functions(cuda: _Functions) -> _Functions:
     names |= {name: name for name in cuda if name != "get_device_capability"}  # there, that is about dtypes
     functions = {name: cuda[other] for name, other in names.items() if hasattr(torch.accelerator, name)}
     functions["current_accelerator"] = lambda check_available=False: torch.device("cuda")
-    functions["current_stream"] = lambda *_: SimpleNamespace(is_capturing=lambda: False)  # optimizers ask for it
     return functions

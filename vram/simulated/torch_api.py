@@ -17,11 +17,10 @@ from torch.nn.modules import lazy
 from torch.utils.data._utils import worker
 
 from vram.frames import line_here
-from vram.simulated.cuda_api import ONE_STREAM
 from vram.simulated.device import DEVICE, card_index
 from vram.simulated.known_values import KnownValues
 from vram.simulated.operations import is_real
-from vram.simulated.replacements import Places, always, for_real, refuse, refused_class
+from vram.simulated.replacements import Places, always, for_real, refuse
 from vram.torch_hooks.dispatch import dispatches
 
 _NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled, so measure on a GPU"
@@ -59,8 +58,7 @@ def _refusals() -> Places:
         _NO_EXPORT: (torch.export, ("export",)),
         _NO_TRACE: (torch.jit, ("trace", "trace_module")),
     }
-    places: Places = {(owner, name): refuse(why) for why, (owner, names) in refused.items() for name in names}
-    return places | {(torch, name): refused_class(getattr(torch, name), ONE_STREAM) for name in ("Stream", "Event")}
+    return {(owner, name): refuse(why) for why, (owner, names) in refused.items() for name in names}
 
 
 def _modules(mode: FakeTensorMode, known_values: KnownValues) -> Places:

@@ -21,6 +21,9 @@ Blocks are known by the trace that allocated them and their number in it, never 
 earlier ones: those of a trace cut with a name are found by that name, also where the trace so called is of another
 recording; others by how many traces ago they were left, and then the trace played so long ago must have left a block of
 that number and size. Where lengths differ, cut before and after the free, and `drop`.
+
+`record_stream` is no part of a trace: a block that waits for another stream is back at the next request, so that peaks,
+blocks and segments are the same without.
 """
 
 from __future__ import annotations
@@ -52,6 +55,7 @@ class Scratch:
     sizes: ScratchSizes
     length: int
     tag: Any = None
+    stream: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ def _sizes(trace: Trace) -> npt.NDArray[np.int64]:
 
 def _bare(other: _Outside | Scratch | str) -> object:
     if isinstance(other, Scratch):
-        return other.sizes
+        return other.sizes, other.stream
     if isinstance(other, _Outside):
         return "named" if other.trace else (other.back, other.number)
     return other
@@ -312,7 +316,7 @@ class Replay:
     def _other(self, other: _Outside | Scratch | str, position: int) -> None:
         """An operation that is neither a malloc nor the free of a block of the same trace."""
         if isinstance(other, Scratch):
-            self._allocator.take_scratch(other.sizes.sizes_at(other.length), other, other.tag)
+            self._allocator.take_scratch(other.sizes.sizes_at(other.length), other, other.tag, other.stream)
         elif isinstance(other, _Outside):
             self._free_outside(other, position)
         elif other != _NOTHING:

@@ -41,6 +41,10 @@ class LivingStorages(Generic[_T]):
     def __contains__(self, storage: torch.UntypedStorage) -> bool:
         return storage._cdata in self.sizes
 
+    def get(self, storage: torch.UntypedStorage) -> _T | None:
+        """The value of a storage; None where it is not followed."""
+        return self._values.get(storage._cdata)
+
     def changed(self, storage: torch.UntypedStorage) -> bool:
         """Whether a storage is new, or has another size than it had."""
         return self.sizes.get(storage._cdata) != storage.nbytes()

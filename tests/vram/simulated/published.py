@@ -198,6 +198,22 @@ def steps_of_attention() -> str:
     return ", ".join(f"{step // _MIB}" for step in steps) if context.numel() + mask.numel() else ""
 
 
+def transfers(reusing: bool) -> str:
+    """Reserved GB after each of eight calls that pack into two buffers of 1 GiB, on two streams of their own."""
+    found, streams = [], [torch.cuda.Stream() for _ in range(2)]
+    for _ in range(8):
+        if not reusing:
+            streams = [torch.cuda.Stream() for _ in range(2)]
+        buffers = []
+        for stream in streams:
+            with torch.cuda.stream(stream):
+                buffers.append(torch.empty(_GIB, dtype=torch.uint8, device=_CUDA))
+            stream.synchronize()
+        del buffers
+        found.append(f"{torch.cuda.memory_reserved() / _GIB:.0f}")
+    return ", ".join(found)
+
+
 def kibibytes() -> str:
     x = torch.randn(1024, device=_CUDA)
     return f"{torch.cuda.memory_reserved()}, {now()}" if x.numel() else ""
@@ -258,6 +274,14 @@ ROWS = (
     Published(
         f"{_GITHUB}facebookresearch/xformers/pull/267", "?", "attention, three of their shapes, MiB",
         "2.0947265625, 8.3759765625, 1.3583984375", vanilla_attention, why=_TIMER, workspace=False,
+    ),
+    Published(
+        f"{_GITHUB}vllm-project/vllm/issues/52950", "?", "2 GiB on new streams, eight times: reserved, GiB",
+        "2, 4, 6, 8, 10, 12, 14, 16", lambda: transfers(reusing=False),
+    ),
+    Published(
+        f"{_GITHUB}vllm-project/vllm/pull/52951", "?", "the same on streams that are reused, GiB",
+        "2, 2, 2, 2, 2, 2, 2, 2", lambda: transfers(reusing=True),
     ),
     Published(
         f"{_DOCS}model_memory_anatomy", "V100", "bert-large's weights, reserved (by NVML), MiB", "1288", bert_large,

@@ -197,17 +197,15 @@ def test_figures_and_history_that_it_has_not_are_refused_by_name(tmp_path: Path)
 
 
 def test_what_it_does_not_model_it_says() -> None:
-    """cuDNN's recurrent networks, streams, compiled code and the encoder's fused path: never a wrong figure in
+    """cuDNN's recurrent networks, graphs, compiled code and the encoder's fused path: never a wrong figure in
     silence."""
     encoder = nn.TransformerEncoderLayer(16, 2, batch_first=True).eval()
     with device(), torch.inference_mode():
         x = torch.zeros(1, 4, 16, device="cuda")
         with pytest.raises(NotImplementedError, match="cuDNN's lstm"):
             nn.LSTM(16, 16).cuda()(x)
-        with pytest.raises(NotImplementedError, match="one stream"):
-            torch.cuda.Stream()
-        with pytest.raises(NotImplementedError, match="one stream"):
-            torch.Event("cuda")
+        with pytest.raises(NotImplementedError, match="CUDA graphs"):
+            torch.cuda.CUDAGraph()
         with pytest.warns(UserWarning, match="compiled code allocates otherwise"):
             torch.compile(nn.Linear(16, 16).cuda())(x)
         padded = torch.tensor([[False, False, True, True]], device="cuda")

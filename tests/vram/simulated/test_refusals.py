@@ -37,10 +37,6 @@ UNMODELLED: dict[str, Callable[[], Any]] = {
     "forward mode": forward_mode,
     "backward": lambda: nn.Linear(3, 3, device="cuda")(on_card(3)).sum().backward(),
     "a gradient": lambda: torch.autograd.grad(nn.Linear(3, 3, device="cuda")(on_card(3)).sum(), []),
-    "a stream": lambda: torch.cuda.Stream(),
-    "an event": lambda: torch.cuda.Event(enable_timing=True),
-    "a graph": lambda: torch.cuda.CUDAGraph(),
-    "the current stream": lambda: torch.cuda.current_stream().synchronize(),
     "no caching": lambda: torch.cuda.memory.caching_allocator_enable(False),
     "no caching for a while": lambda: torch.cuda.memory.caching_allocator_disabled(),
     "another allocator": lambda: torch.cuda.memory.change_current_allocator(None),  # type: ignore[arg-type]
