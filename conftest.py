@@ -93,7 +93,7 @@ def questions(pytestconfig: pytest.Config) -> list[Question]:
 
 @pytest.fixture(scope="session")
 def others_bytes(vram: VramSession) -> int:
-    """What other tests' tensors hold before the session's model is loaded: no part of its budgets."""
+    """Bytes of other tests' tensors before the session's model is loaded: no part of its budgets."""
     with vram.measure() as measured:
         return int(measured.before_bytes)
 

@@ -1,4 +1,4 @@
-"""What measuring costs: `python benchmarks/overhead.py`. The tables are docs/overhead.md's.
+"""Costs of measuring: `python benchmarks/overhead.py`. The tables are docs/overhead.md's.
 
 Meters of a GPU are timed with stand-ins for it, by the calls that a replay makes: their share of a sample is counted,
 not measured. The tensor meter is timed on a real model of random weights on the CPU, beside the peers that are
@@ -78,7 +78,7 @@ def gpu_meters() -> Iterator[tuple[str, Meter]]:
 
 
 def a_sample(meter: Meter) -> None:
-    """What a replay asks of a meter for one sample."""
+    """Calls of a replay to a meter for one sample."""
     meter.reset_peak()
     with meter.watching():
         pass
@@ -147,7 +147,7 @@ def works() -> dict[str, Callable[[], object]]:
 
 
 def arounds(folder: Path) -> Iterator[tuple[str, Around | str]]:
-    """What work is done under, or why it can't be. What is set up once a replay is not timed: see `taking_turns`."""
+    """The block that work is done under, or why it can't be. Set-up of a replay is not timed: see `taking_turns`."""
     yield "nothing", nullcontext
     meter = TensorMeter().__enter__()
     yield "tensor meter", meter.watching

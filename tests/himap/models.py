@@ -121,7 +121,7 @@ def custom_on(config: Any, prompt: Prompt | None = None, **flags: Any) -> None:
 
 @dataclass
 class Watched:
-    """What went into each decoder layer."""
+    """Inputs of each decoder layer."""
 
     hidden: list[Tensor] = field(default_factory=list)
     cosines: list[Tensor] = field(default_factory=list)

@@ -53,7 +53,7 @@ class Custom:
 
 @dataclass
 class Answer:
-    """What one prompt gives."""
+    """Outputs for one prompt."""
 
     logits: Array = field(init=False)  # (N, V), of the tokens left after the last layer
     positions: list[int] = field(init=False)  # theirs in the whole prompt, ascending

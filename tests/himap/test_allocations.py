@@ -100,7 +100,7 @@ def test_another_mode_is_seen(llava: HimapLlavaForConditionalGeneration, switch_
 def test_scoring_takes_no_more_than_the_mlp(
     llava: HimapLlavaForConditionalGeneration, monkeypatch: pytest.MonkeyPatch, largest: int
 ) -> None:
-    """Of both stages the tile is what the layer's MLP makes of its tokens, or 32 MiB: scoring sets no peak."""
+    """The tile of both stages is what the layer's MLP makes of its tokens, or 32 MiB: scoring sets no peak."""
     tiles: list[int] = []
 
     def spied(*args: Any, tile_bytes: int, **options: Any) -> torch.Tensor:
@@ -125,7 +125,7 @@ def test_one_more_byte_is_seen(llava: HimapLlavaForConditionalGeneration) -> Non
 
 
 def test_a_storage_is_freed_when_its_tensor_is() -> None:
-    """What is held longer is seen as held longer: frees stand in the order where tensors die, views included."""
+    """A tensor that is kept longer is seen so: frees stand in the order where tensors die, views included."""
 
     def work() -> None:
         first = torch.ones(4)

@@ -79,7 +79,7 @@ def test_generation_token_for_token(pair: tuple[HimapLlamaForCausalLM, LlamaForC
 def test_batches_and_padding_are_none_of_our_business(
     pair: tuple[HimapLlamaForCausalLM, LlamaForCausalLM],
 ) -> None:
-    """What pruning refuses, the baseline takes as plain transformers does."""
+    """The baseline takes what pruning refuses as plain transformers does."""
     ids = torch.tensor([[0, 0, 5, 6, 7], [9, 8, 7, 6, 5]])
     mask = (ids != 0).long()
 

@@ -54,7 +54,7 @@ class Rows:
         return {"inputs_embeds": embeds, "image_mask": mask}
 
     def batch(self) -> dict[str, Tensor]:
-        """What padding holds must not matter: it is large and not a number of any prompt's."""
+        """Values of padding must not matter: it is large and not a number of any prompt's."""
         rows = [self.alone(index) for index in range(len(self._lengths))]
         missing = [self.width - row["inputs_embeds"].shape[1] for row in rows]
         real = [torch.ones(1, self.width - some, dtype=torch.int64) for some in missing]

@@ -285,7 +285,7 @@ class TestRefusals:
         assert on_cache(llama, cache, embedded(llama, 7)).shape[0] == 1
 
     def test_a_crop_into_the_image(self, llama: HimapLlamaForCausalLM) -> None:
-        """What is left of the choice would be anyone's guess."""
+        """The rest of the choice would be anyone's guess."""
         himap_on(llama.config, PROMPT)
         cache = DynamicCache()
         on_cache(llama, cache, PROMPT.embeds)

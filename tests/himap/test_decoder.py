@@ -1,4 +1,4 @@
-"""What the decoder does with a mode on: refusals, no-ops, first indices, positions, captured outputs."""
+"""The decoder with a mode on: refusals, no-ops, first indices, positions, captured outputs."""
 
 from __future__ import annotations
 

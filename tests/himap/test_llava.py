@@ -395,7 +395,7 @@ class TestCheckpoints:
     def test_to_plain_transformers_and_back(
         self, llava: HimapLlavaForConditionalGeneration, folder: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
-        """What we save, plain transformers loads, and what it saves, we load: the same logits throughout."""
+        """Plain transformers loads what we save, and we load what it saves: the same logits throughout."""
         expected = llava(**llava_inputs()).logits
 
         plain, info = LlavaForConditionalGeneration.from_pretrained(folder, output_loading_info=True)

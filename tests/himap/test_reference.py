@@ -158,7 +158,7 @@ class Case:
 
 
 class Tape:
-    """What each row of a batch has said so far, None for padding; inputs made of it, and what they are to give."""
+    """The tokens of each row of a batch so far, None for padding; inputs made of it, and what they are to give."""
 
     def __init__(self, case: Case) -> None:
         self.case, self.ours = case, case.model.ours

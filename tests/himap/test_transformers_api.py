@@ -1,4 +1,4 @@
-"""What we need of transformers beside its public API is looked for at import."""
+"""Members of transformers beside its public API are looked for at import."""
 
 from __future__ import annotations
 

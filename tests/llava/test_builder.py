@@ -227,7 +227,7 @@ def test_sampling_defaults_of_a_checkpoint_are_dropped(folder: Path) -> None:
      ("auto", torch.float16)],
 )  # fmt: skip
 def test_dtypes(folder: Path, dtype: Any, wanted: torch.dtype) -> None:
-    """By name, as a torch dtype, the checkpoint's own, or by the device: float32 on the CPU."""
+    """Chosen by name, as a torch dtype, as the checkpoint's own, or by the device: float32 on the CPU."""
     _change_weights(folder, lambda weights: weights.update({k: v.half() for k, v in weights.items()}))
     _edit(folder / "config.json", dtype="float16")
 

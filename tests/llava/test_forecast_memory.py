@@ -289,7 +289,7 @@ def test_repeated_answers_need_what_simulated_ones_do(tmp_path: Path) -> None:
 def test_prompts_of_a_question_file_are_counted(
     tmp_path: Path, write_questions: Any, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the model's tokenizer, a question without an image as text only."""
+    """The model's tokenizer counts; a question without an image is text only."""
     from llava.builder import open_checkpoint
     from llava.prompting import Prompts
     from llava.questions import load_questions

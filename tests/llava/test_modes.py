@@ -129,7 +129,7 @@ def test_a_bad_flag_leaves_the_model_in_baseline(
 
 
 def test_a_mode_starts_from_its_defaults(model: HimapLlavaForConditionalGeneration) -> None:
-    """What an earlier call set does not linger."""
+    """A setting of an earlier call does not linger."""
     set_mode(model, "custom-fps", custom_kept_tokens=3, custom_drop=True, custom_first_index=5)
     set_mode(model, "custom-fps")
 

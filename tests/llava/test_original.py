@@ -151,7 +151,7 @@ class TestWhole:
         assert torch.equal(_logits(model), _logits(plain))
 
     def test_the_config_is_read_by_hand(self, original: Path) -> None:
-        """What the file says reaches the model; nothing is a default of transformers' LLaVA."""
+        """Every setting of the file reaches the model; nothing is a default of transformers' LLaVA."""
         _edit(
             original / "config.json",
             mm_vision_select_layer=-3,
@@ -500,7 +500,7 @@ def test_a_renamed_key_of_the_tower(tmp_path: Path, plain: LlavaForConditionalGe
     ],
 )  # fmt: skip
 def test_configs_that_are_not_ours(original: Path, changes: dict[str, Any], rule: str) -> None:
-    """What we can't know or can't do is refused with its key, not guessed."""
+    """A setting that we can't know or can't do is refused with its key, not guessed."""
     _edit(original / "config.json", **changes)
 
     with pytest.raises(BadInput, match=rule) as caught:

@@ -156,7 +156,7 @@ class TestQuantised:
             assert (quantization.bnb_4bit_quant_type, quantization.bnb_4bit_use_double_quant) == ("nf4", True)
 
     def test_a_checkpoint_that_is_quantised_already(self, folder: Path) -> None:
-        """What its own config asks for is refused in one line where the packages are not there."""
+        """A quantisation of its own config is refused in one line where the packages are not there."""
         config = json.loads((folder / "config.json").read_text())
         quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
         (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))

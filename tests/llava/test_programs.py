@@ -226,7 +226,7 @@ def test_runs_repeat_and_modes_differ(workplace: Path) -> None:
 def test_every_flag_reaches_the_model(
     main: Main, argv: str, flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch, checkpoint: Checkpoint
 ) -> None:
-    """What the command line says is what the model's config holds when it answers, and what the results say."""
+    """Options of the command line are in the model's config when it answers, and what the results say."""
     system = _system_length(checkpoint)
     argv, flags = argv.replace("35", str(system)), {k: system if v == 35 else v for k, v in flags.items()}
     seen: dict[str, Any] = {}
@@ -604,7 +604,7 @@ def test_the_questions_are_never_overwritten(write_questions: Callable[..., Path
 
 
 def test_broken_weights_write_nothing(folder: Path, workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What only loading can find is bad input too: exit 2, one line, nothing written."""
+    """A fault that only loading can find is bad input too: exit 2, one line, nothing written."""
     weights = load_file(folder / "model.safetensors")
     del weights["language_model.lm_head.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -218,7 +218,7 @@ def test_an_image_over_pillows_pixel_limit_is_refused(
 
 
 def test_links_and_detours_inside_the_folder_are_fine(write_questions: Write, images: Path) -> None:
-    """What counts is where a name ends up, not how it gets there."""
+    """A name counts by where it ends up, not how it gets there."""
     (images / "sub").mkdir()
     (images / "link.png").symlink_to("good.png")
     names = ["link.png", "sub/../good.png", "./good.png"]

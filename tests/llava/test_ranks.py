@@ -216,7 +216,7 @@ class TestProgramsAsProcesses:
 
 class TestFailures:
     def test_the_others_finish_and_are_kept(self, tmp_path: Path, torchrun: Callable[..., Torchrun]) -> None:
-        """Of five ranks one runs out of memory, one hangs, one never starts, and rank 0, which gathers, is killed by
+        """One of five ranks runs out of memory, one hangs, one never starts, and rank 0, which gathers, is killed by
         SIGKILL: the fifth answers all its questions, what the others had is kept, and each is named with its rest.
 
         Takes long, as ranks are given up after 8 s."""
@@ -243,7 +243,7 @@ class TestFailures:
         assert list(kept.answers) == [1]
 
     def test_a_supervisor_is_killed(self, tmp_path: Path, torchrun: Callable[..., Torchrun]) -> None:
-        """What torchrun started itself dies by SIGKILL, torchrun says SIGTERM to the others: they finish all the same,
+        """A process of torchrun's own dies by SIGKILL, torchrun says SIGTERM to the others: they finish all the same,
         what the dead rank reported is kept, and its other process does not outlive it."""
         script = _script(tmp_path, {1: "loses its supervisor"}, questions=8, seconds=0.8)
         started = time.monotonic()

@@ -55,7 +55,7 @@ def step(answerer: Answerer) -> Callable[[Question], object]:
 def facts(
     pytestconfig: pytest.Config, model: HimapLlavaForConditionalGeneration, questions: list[Question]
 ) -> dict[str, str]:
-    """What must be equal, beside the machine, for two runs to be compared."""
+    """Facts that must be equal, beside the machine, for two runs to be compared."""
     asked: Path | None = pytestconfig.getoption("--question-file")
     return {
         "model": Path(pytestconfig.getoption("--model-path")).name,

@@ -1,4 +1,4 @@
-"""What is looked at while a sample runs: operations, functions entered, bytes per token."""
+"""Probes while a sample runs: operations, functions entered, bytes per token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each mode saves, as the suite's report has it: the programs' own table, for each model that was recorded."""
+"""Savings of each mode, as the suite's report has them: the programs' own table, for each model that was recorded."""
 
 from __future__ import annotations
 

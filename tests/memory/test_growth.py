@@ -32,7 +32,7 @@ def test_peak_is_within_its_budget(
 
 
 def test_driver_memory_does_not_grow(vram: VramSession, recording: Recording) -> None:
-    """What the driver counts for this process, beside what PyTorch reserved, does not grow either."""
+    """The driver's count for this process, beside what PyTorch reserved, does not grow either."""
     if "driver" not in recording.channels:
         pytest.skip(f"driver not measured: {recording.absent.get('driver', 'no meter reads it')}")
     verdict = vram.judge(recording)["driver"]

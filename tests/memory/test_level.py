@@ -30,7 +30,7 @@ def with_images(questions: list[Question]) -> list[int]:
 
 
 def model_bytes(recording: Recording) -> int:
-    """What is alive before the first sample: the weights, which no mode saves."""
+    """Memory alive before the first sample: the weights, which no mode saves."""
     return recording.before["requested"]
 
 
@@ -55,7 +55,7 @@ def test_pruning_saves_memory(
 def test_custom_selection_filled_with_zeros_saves_nothing(
     vram: VramSession, recordings: Callable[[str], Recording], questions: list[Question], mode: str
 ) -> None:
-    """By design: the slots of what was not kept stay, as zeros. It needs what baseline needs, to a hundredth."""
+    """The slots of what was not kept stay, by design, as zeros. It needs what baseline needs, to a hundredth."""
     custom, baseline = recordings(mode), recordings("baseline")
     some, weights = with_images(questions), model_bytes(baseline)
     vram.assert_ratio(custom, baseline, at_most=1.01, besides_bytes=weights, samples=some)

@@ -60,7 +60,7 @@ def _small_heap() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_search_of_the_frozen() -> Iterator[None]:
-    """What these tests freeze has no tensors that count: a search through all of it at each start takes long."""
+    """Nothing that these tests freeze has tensors that count, and a search at each start takes long."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(storages, "_frozen", SimpleNamespace(tensors=list))
         yield

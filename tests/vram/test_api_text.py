@@ -1,4 +1,4 @@
-"""What a failing check says, whole; and which readings and tolerances it goes by. Figures are worked out by hand."""
+"""The whole text of a failing check; and which readings and tolerances it goes by. Figures are worked out by hand."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_undecided_is_told_whole() -> None:
     ],
 )
 def test_the_forecast_counts_from_the_last_reading(recording: vram.Recording, line: str) -> None:
-    """Of a card whose size is known: what is free after the last sample, by the rate."""
+    """For a card whose size is known: what is free after the last sample, by the rate."""
     assert line in told(recording)
 
 

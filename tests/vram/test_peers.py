@@ -48,7 +48,7 @@ MiB = 2**20
 
 
 def failures(reports: Any) -> dict[str, str]:
-    """By test, the words of those that failed; "" for those that passed."""
+    """The words of each test that failed; "" for those that passed."""
     calls = [report for report in reports.getreports("pytest_runtest_logreport") if report.when == "call"]
     return {report.nodeid.partition("::")[2]: str(report.longrepr) if report.failed else "" for report in calls}
 
@@ -206,7 +206,7 @@ def test_what_is_released_is_exactly_gone() -> None:
 
 
 def judged(series: list[int]) -> Verdict:
-    """What the rule says of readings in MiB, 20 samples a lap."""
+    """The rule's verdict on readings in MiB, 20 samples a lap."""
     return vram.judge_growth(np.array(series, dtype=np.int64).reshape(-1, 20) * MiB)
 
 
@@ -314,7 +314,7 @@ ODD_FAILURES = {
 
 
 def test_odd_bodies(pytester: pytest.Pytester) -> None:
-    """What a test does to its fixtures, to PyTorch's defaults, to the collector, to its outcome, to `vram` itself."""
+    """Changes by a test of its fixtures, PyTorch's defaults, the collector, its outcome, `vram` itself."""
     pytester.makepyfile(ODD)
     failed = failures(pytester.inline_run("--vram-device", "cpu", "-W", "ignore::UserWarning"))
     assert len(failed) == 18

@@ -27,7 +27,7 @@ def test_a_size_is_read_in_binary_units(text: str | int, n_bytes: int) -> None:
 
 
 def test_the_units_are_listed() -> None:
-    """What would have been read."""
+    """The figure that would have been read."""
     with pytest.raises(ValueError, match="one of B, KiB, MiB, GiB, TiB, as in \"48 MiB\", got '1 KB'"):
         parse_bytes("1 KB")
 

@@ -141,7 +141,7 @@ class _Tests:
         (self._plugin / "vram_imported.py").write_bytes(Path(imported.__file__).read_bytes())
 
     def measured(self, commit: str) -> Run | str:
-        """What the commit's tests measured, or the reason why they did not."""
+        """Run of the commit's tests, or the reason why there is none."""
         _git(self.checkout, "checkout", "--quiet", "--detach", "--force", commit)
         _git(self.checkout, "clean", "--quiet", "-ffdx")
         folder, elsewhere = self.checkout / self._within, self._plugin / f"{commit}.txt"

@@ -189,7 +189,7 @@ def test_a_figure_that_is_none_is_refused(tmp_path: Path, n_bytes: Any) -> None:
     ],
 )
 def test_a_file_that_says_no_clear_limits_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
-    """By name, and it stays as it is: no guess at what a reviewed limit might be."""
+    """The error names it, and it stays as it is: no guess at what a reviewed limit might be."""
     path = tmp_path / "b.toml"
     path.write_bytes(data)
     with pytest.raises(ValueError, match=message) as refused:
@@ -369,7 +369,7 @@ def test_an_accept_alone_has_a_diff_and_no_figures(pytester: pytest.Pytester) ->
 def test_budgets_that_cannot_be_written_are_told_and_tests_judged(
     suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the budget that is there: over it fails, within it passes, new is skipped. Nothing claims to be accepted."""
+    """The budget that is there decides: over it fails, within it passes, new is skipped; nothing is accepted."""
     suite.runpytest(*RUN, "--vram-accept", A).assert_outcomes(passed=1)
     monkeypatch.setattr(Path, "replace", _read_only)
     monkeypatch.setenv("SIZE", "1001")

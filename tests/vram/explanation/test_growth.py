@@ -1,4 +1,4 @@
-"""What a failing growth test says of lines and holders, and what its rerun leaves alone. Planted leaks: the zoo."""
+"""A failing growth test names lines and holders, and what its rerun leaves alone. Planted leaks: the zoo."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_stable_step_is_not_run_again() -> None:
 
 
 def test_a_ring_buffer_beside_a_leak_is_not_accused() -> None:
-    """What is replaced all the time is alive at the end too, and no growth."""
+    """A tensor that is replaced all the time is alive at the end too, and no growth."""
     kept: list[torch.Tensor] = []
     ring: list[torch.Tensor] = []
 

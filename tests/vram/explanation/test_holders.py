@@ -266,7 +266,7 @@ def nested(tensor: torch.Tensor, times: int, wrap: Callable[[Any], object]) -> o
     ],
 )
 def test_a_chain_of_links_that_are_alike_is_counted(make: Callable[[torch.Tensor], object], words: str) -> None:
-    """Of one kind, or of two or three by turns, if there are three rounds; the name at its end is told."""
+    """Holders of one kind, or of two or three by turns, if there are three rounds; the name at its end is told."""
     found = of(lambda tensor: put(make(tensor)))
     assert re.search(words.format(here=HERE), found), found
 
@@ -370,7 +370,7 @@ def test_gradients_and_graphs_keep_what_no_object_holds() -> None:
 
 
 def test_a_graph_is_named_by_what_keeps_it_and_not_by_the_search_itself() -> None:
-    """Of a chain of graphs only the last result is held; what lies between is not called its own holder."""
+    """Only the last result of a chain of graphs is kept; what lies between is not called its own holder."""
     hidden = torch.ones(4, requires_grad=True)
     total = torch.zeros(())
     for _ in range(3):
@@ -482,7 +482,7 @@ def test_a_tensor_that_answers_nothing_hides_no_other(kept: Callable[[torch.Tens
 
 
 def test_where_no_name_is_found_the_end_says_so() -> None:
-    """What native code keeps, no object refers to."""
+    """No object refers to what native code keeps."""
     made = torch.zeros(4)
     keeper = iter(functools.partial(print, [made]), None)
     storage = made.untyped_storage()

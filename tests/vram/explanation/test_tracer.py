@@ -1,4 +1,4 @@
-"""What a tracer knows of each storage: who made it, when, and whether it is alive."""
+"""A tracer knows of each storage: who made it, when, and whether it is alive."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def test_a_tensor_made_from_data_says_so(make: Any) -> None:
 
 
 def test_marks_are_counted_within_a_run() -> None:
-    """What is made after the second "token" says so; a new run starts again."""
+    """An allocation after the second "token" says so; a new run starts again."""
     with TensorTracer() as tracer:
         kept = []
         for run in range(2):
@@ -213,7 +213,7 @@ def test_a_tracer_keeps_nothing_alive() -> None:
 
 
 def test_the_peak_is_of_what_was_alive_at_once() -> None:
-    """By hand: 5 there, +3, +4, -3, +2 peaks after the second, with 5, 3 and 4 alive."""
+    """Worked out by hand: 5 there, +3, +4, -3, +2 peaks after the second, with 5, 3 and 4 alive."""
     five, three, four, two = (Allocation(n, "", (), "", (), run=0) for n in (5, 3, 4, 2))
     events = [Event("alloc", 1, three), Event("alloc", 2, four), Event("free", 1, three), Event("alloc", 3, two)]
     assert at_peak([(0, five)], events) == [five, three, four]

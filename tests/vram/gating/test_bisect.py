@@ -109,7 +109,7 @@ def test_the_commit_is_named_to_the_byte(repository: Path, capfd: pytest.Capture
 
 
 def test_the_repository_stays_as_it_is(repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What is changed and not committed, a bisection that goes on, and no worktree or saved run more; from a folder of
+    """A change that is not committed, a bisection that goes on, and no worktree or saved run more; from a folder of
     the repository the tests run in that folder."""
     sizes(repository, "1000", "1000", "1001", "1001", "1001")
     git(repository, "bisect", "start", "HEAD", "HEAD~3")

@@ -119,7 +119,7 @@ def test_other_keys_are_not_compared(vram_command: Vram, tmp_path: Path) -> None
 
 
 def test_a_new_key_beside_known_ones_is_told(vram_command: Vram, tmp_path: Path) -> None:
-    """What is known decides; what is new is said to be new; what is gone is said to be gone."""
+    """A known key decides; what is new is said to be new; what is gone is said to be gone."""
     saved(tmp_path, [entry(), entry(mode="gone")], [entry(), entry(mode="fresh")])
     code, out, _ = vram_command("compare")
     assert code == 0

@@ -82,7 +82,7 @@ def test_exactly_what_is_allowed_passes_and_one_byte_more_fails(
 
 
 def test_both_figures_are_shown() -> None:
-    """What it was, what it is, by how much it is over: to the byte."""
+    """The line says what it was, what it is, by how much it is over: to the byte."""
     text = str(changes(entry(2049), entry(2048))["peak"])
     assert text == ("peak 2.00 KiB (2,049 B), 1 B (0.05%) more than 2.00 KiB (2,048 B) in run 0001; allowed 0 more")
 

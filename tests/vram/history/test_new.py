@@ -1,4 +1,4 @@
-"""What has no budget, no base or no recording yet is not passed: with `--vram-new fail`, as in CI, it fails the run."""
+"""A recording without a budget or a base is not passed: with `--vram-new fail`, as in CI, it fails the run."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_tests_that_were_not_run_miss_nothing(pytester: pytest.Pytester, monkeyp
 
 
 def test_another_machine_misses_nothing(pytester: pytest.Pytester) -> None:
-    """What was measured elsewhere is new here, and nothing of it is missing."""
+    """A run that was measured elsewhere is new here, and nothing of it is missing."""
     pytester.runpytest(*RUN, *NO_BUDGET, *SAVE).assert_outcomes(passed=3)
     (file,) = pytester.path.glob(".benchmarks/*/*.json")
     file.write_text(file.read_text().replace('"platform": "', '"platform": "Other '))

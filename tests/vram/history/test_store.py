@@ -124,7 +124,7 @@ def test_runs_are_ordered_by_their_time(tmp_path: Path) -> None:
 
 
 class _Session:
-    """What is used of pytest-benchmark's session object."""
+    """Members that are used of pytest-benchmark's session object."""
 
     def __init__(self, folder: Path) -> None:
         from pytest_benchmark.storage.file import FileStorage
@@ -144,7 +144,7 @@ def _not_a_folder(folder: Path) -> None:
 
 
 def _too_large(folder: Path) -> None:
-    """What a full disk does: the write fails half-way."""
+    """The disk is full: the write fails half-way."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (500, resource.RLIM_INFINITY))
@@ -180,6 +180,6 @@ def test_a_run_that_cannot_be_saved_is_an_error_in_words(tmp_path: Path, spoilt:
 
 
 def test_a_session_of_another_pytest_benchmark_is_refused_by_name() -> None:
-    """What is used of it without a promise is checked, and what is missing named."""
+    """Everything that is used of it without a promise is checked, and what is missing named."""
     with pytest.raises(RuntimeError, match="has no storage, save, autosave, json"):
         Saver(type("Session", (), {"benchmarks": []})())

@@ -45,7 +45,7 @@ def test_the_host_channel_is_the_rss_of_this_process() -> None:
 
 @pytest.mark.parametrize(("range_mib", "tolerance_mib"), [(0, 16), (5, 16), (6, 18), (40, 120)])
 def test_the_tolerance_is_16_mib_or_three_times_the_idle_range(range_mib: int, tolerance_mib: int) -> None:
-    """What the figure moves by while nothing is done is its noise."""
+    """Its noise is what the figure moves by while nothing is done."""
     with HostMeter(process=FakeProcess(cycle([500 * MiB, (500 + range_mib) * MiB]))) as meter:
         assert meter.tolerance_bytes == {"host": tolerance_mib * MiB}
 

@@ -1,4 +1,4 @@
-"""What each meter counts, on the real thing where this machine has it."""
+"""Each meter counts what it promises, on the real thing where this machine has it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_storage_counts_once_however_many_tensors_view_it() -> None:
 
 
 def test_a_view_of_an_older_storage_is_not_new() -> None:
-    """What was alive before the meter started is in the first figure, also when only touched later."""
+    """Tensors that were alive before the meter started are in the first figure, also when only touched later."""
     older = torch.zeros(1000)
     with TensorMeter() as meter, meter.watching():
         before = meter.read()
@@ -95,7 +95,7 @@ def in_a_task(work: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize("run", [in_a_thread, in_a_pool, in_a_timer, in_a_thread_of_a_thread, in_a_task])
 def test_threads_that_start_meanwhile_are_followed(run: Callable[[Callable[[], object]], None]) -> None:
-    """What they keep counts, and what they drop shows in the peak."""
+    """Memory that they keep counts, and what they drop shows in the peak."""
     kept: list[torch.Tensor] = []
 
     def work() -> None:
@@ -386,7 +386,7 @@ def test_the_cuda_meter_on_a_real_card() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_replay_on_a_real_card_leaves_the_peak_of_a_measurement_around_it() -> None:
-    """What was needed before the replay, and is freed, stays the peak of the block."""
+    """Memory that was needed before the replay, and is freed, stays the peak of the block."""
     with vram.measure("cuda:0") as measured:
         torch.zeros(3 * MiB, device="cuda:0")
         vram.replay(lambda n: torch.zeros(n, device="cuda:0"), [1000], laps=1, meters=[CudaMeter("cuda:0")])

@@ -172,7 +172,7 @@ def test_in_a_container_the_pid_outside_is_tried_first() -> None:
 
 
 def test_in_a_container_the_only_process_is_this_one() -> None:
-    """By a PID that means nothing here; from then on it is followed, and others may come."""
+    """The process is found by a PID that means nothing here; from then on it is followed, and others may come."""
     nvml = FakeNvml({31337: 400 * MiB})
     with meter_of(nvml, contained=True) as meter:
         assert meter.read() == {"driver": 400 * MiB}
@@ -292,7 +292,7 @@ def test_an_error_during_the_replay_is_the_reason() -> None:
 
 
 def test_a_meter_can_be_used_again() -> None:
-    """What spoiled one replay does not spoil the next; NVML is closed as often as it was opened."""
+    """A fault that spoiled one replay does not spoil the next; NVML is closed as often as it was opened."""
     nvml = FakeNvml({})
     meter = meter_of(nvml)
     with meter:

@@ -188,7 +188,7 @@ def test_a_body_is_held_to_its_markers(pytester: pytest.Pytester) -> None:
 
 
 def test_markers_that_cannot_be_read_are_collection_errors(pytester: pytest.Pytester) -> None:
-    """Of their own module or class, before anything runs; other modules are collected."""
+    """An error of their own module or class, before anything runs; other modules are collected."""
     twice = "@pytest.mark.vram_limit('1 B')\n@pytest.mark.vram_limit('2 B')\ndef test_twice(): pass\n"
     pytester.makepyfile(
         test_size="import pytest\n@pytest.mark.vram_limit('100 KBx')\ndef test_size(): pass\n",
@@ -244,7 +244,7 @@ LINES = """
 
 @pytest.mark.usefixtures("_small_heap")
 def test_a_peak_over_the_limit_names_its_lines(pytester: pytest.Pytester) -> None:
-    """What was alive at the highest moment, in bytes, by line; not what ended before, nor what came after."""
+    """Everything alive at the highest moment, in bytes, by line; not what ended before, nor what came after."""
     path = pytester.makepyfile(LINES)
     reports = pytester.inline_run("-p", "no:anyio").getreports("pytest_runtest_logreport")
     errors = {report.nodeid.partition("::")[2]: str(report.longrepr) for report in reports if report.when == "call"}

@@ -1,4 +1,4 @@
-"""What only the garbage collector frees: counted between samples, named, shown everywhere, and held to a limit."""
+"""Memory that only the garbage collector frees: counted between samples, named, shown everywhere, limited."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def test_every_surface_says_it_where_there_is_any(pytester: pytest.Pytester, mon
 
 
 def test_a_sample_without_garbage_costs_one_reading_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the meter that decides; none of the noisy ones, which cost a call to the driver."""
+    """Only for the meter that decides; for none of the noisy ones, which cost a call to the driver."""
     read, reads = TensorMeter.read, [0]
 
     def counted(meter: TensorMeter) -> dict[str, int]:

@@ -181,7 +181,7 @@ def test_one_run_is_always_made() -> None:
     ],
 )
 def test_a_limit_that_lets_nothing_run_is_refused(limit: dict[str, Any], error: type[Exception], message: str) -> None:
-    """By what it must be, and what came; before anything runs."""
+    """The error says what it must be, and what came; before anything runs."""
     ran: list[object] = []
     with pytest.raises(error, match=message):
         vram.replay(ran.append, [0], **limit)

@@ -248,7 +248,7 @@ def test_a_replay_that_cannot_be_judged_is_refused(arguments: dict[str, object],
     ],
 )
 def test_arguments_of_another_type_are_refused_before_anything_runs(arguments: dict[str, object], message: str) -> None:
-    """By what they must be, and what came."""
+    """The error says what they must be, and what came."""
     ran: list[int] = []
     with pytest.raises(TypeError, match=re.escape(message)):
         vram.replay(**{"step": ran.append, "samples": [0], **arguments})  # type: ignore[arg-type]

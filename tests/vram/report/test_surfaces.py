@@ -44,7 +44,7 @@ def test_each_worker_has_its_own_gpu(device: str, worker: str | None, devices: i
 
 
 def test_environments_of_workers_stand_side_by_side() -> None:
-    """What is equal once, what differs with every value; in any number of workers."""
+    """Tests that measure the same, and tests that differ with every value; in any number of workers."""
     workers: list[dict[str, object]] = [{"torch": "2", "source": f"cuda:{index % 2}"} for index in range(4)]
     assert merged_environment(workers) == {"torch": "2", "source": "cuda:0 and cuda:1"}
     assert merged_environment([]) == {}

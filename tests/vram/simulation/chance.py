@@ -155,7 +155,7 @@ def at_random(chance: float, *, alike: bool = True, warm_up: int = 0) -> ByRun:
 
 
 def _by_key(keys: Int64, sizes: Int64) -> Int64:
-    """What a cache holds after each run that never gives an entry away."""
+    """Entries of a cache after each run that never gives an entry away."""
     new = np.zeros(keys.size, dtype=bool)
     new[np.unique(keys, return_index=True)[1]] = True
     return np.asarray(np.cumsum(new * sizes[keys]))

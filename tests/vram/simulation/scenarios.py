@@ -1,4 +1,4 @@
-"""What memory does in practice: one lap of 20 samples after another, 300 readings a seed.
+"""Series of memory in practice: one lap of 20 samples after another, 300 readings a seed.
 
 Every scenario draws its sizes, phases and moments from the seed's generator. Arrays are of shape (LAPS, SAMPLES).
 """

@@ -20,7 +20,7 @@ Series = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 
 
 def judged(by_run: Series, samples: int = 20, base_laps: int = 5, **options: int) -> Verdict:
-    """What a replay would conclude: laps are added as long as the rule asks for them."""
+    """Conclusion of a replay: laps are added as long as the rule asks for them."""
     laps: int | None = base_laps
     verdict = None
     while laps is not None:
@@ -63,7 +63,7 @@ LEAKS: dict[str, Series] = {
 
 @pytest.mark.parametrize("name", BENIGN)
 def test_benign_memory_is_never_called_growth(name: str) -> None:
-    """What stops, repeats or only moves up and down is stable or on a plateau, however it moved."""
+    """Growth that stops, repeats or only moves up and down is stable or on a plateau, however it moved."""
     series, status = BENIGN[name]
     assert judged(series).status == status
 
@@ -168,7 +168,7 @@ def test_conviction_rests_on_200_runs_at_least() -> None:
 
 @pytest.mark.parametrize(("samples", "laps"), [(1, 140), (3, 47), (10, 14), (19, 8)])
 def test_a_short_list_that_leaks_the_same_in_every_run_takes_140(samples: int, laps: int) -> None:
-    """What would take 200 to 380 runs: no second look is needed where no run differs from another."""
+    """Series that would take 200 to 380 runs: no second look is needed where no run differs from another."""
     verdict = judged(lambda r: r * 512, samples=samples)
     assert (verdict.status, verdict.laps, verdict.exact, verdict.onset_run) == ("grows", laps, True, 0)
     assert verdict.reason == f"every sample rose by the same {512 * samples:,} B in each of {laps - 1} laps"
@@ -421,7 +421,7 @@ def test_long_fluctuation_is_seldom_called_growth() -> None:
     ids=["saw", "ring", "something let go of half-way", "something let go of late"],
 )
 def test_a_leak_beside_what_comes_down_again_is_growth(series: Series) -> None:
-    """What is given back again and again is weighed against what stays; what is let go of once is not."""
+    """Memory that is given back again and again is weighed against what stays; what is let go of once is not."""
     verdict = judged(series)
     assert verdict.status == "grows"
 

@@ -188,7 +188,7 @@ def test_a_bend_with_noise_is_still_a_bend() -> None:
 
 
 def test_the_tolerance_of_a_level_is_its_fit_s_too() -> None:
-    """What is within the channel's granule bends by chance."""
+    """Readings within the channel's granule bend by chance."""
     lengths = [0, 1, 2, 3, 4]
     needed = [100 + n * n for n in lengths]
     assert vram.judge_ratio(needed, [100] * 5, 1, lengths=lengths).fit.quadratic  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""What a case of the zoo is: a test file of somebody's project, with what is expected of it in comments.
+"""A case of the zoo: a test file of somebody's project, with what is expected of it in comments.
 
 The first line of the file says what is planted. Comments at its head say what is expected:
 

@@ -1,4 +1,4 @@
-"""What the plugin did with a case, and what of it is not what the case expects. No pytest here."""
+"""Judge what the plugin did with a case, and what of it is not what the case expects. No pytest here."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def wrong(case: Case, seen: Seen) -> list[str]:
 
 
 def _wrongly_named(case: Case, seen: Seen) -> list[str]:
-    """Of the line that keeps most: where it is, who holds it, and whether the lines add up to the verdict's rate."""
+    """The line that keeps most: where it is, who holds it, and whether the lines add up to the verdict's rate."""
     explanation = seen.modes[0].get("explanation") or {"lines": [], "note": "nothing was explained"}
     if not explanation["lines"]:
         return [f"no line is named: {explanation['note']}"]

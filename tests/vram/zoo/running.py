@@ -55,7 +55,7 @@ def run(case: Case, pytester: pytest.Pytester) -> Seen:
 
 
 def _give_pages_back() -> None:
-    """What earlier tests have freed, the C library still has: copies on the host would be taken from there, unseen."""
+    """The C library still has what earlier tests have freed: copies on the host would be taken from there, unseen."""
     gc.collect()
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Of all hidden states only the last is kept: two are alive at a time."""
+"""Only the last of all hidden states is kept: two are alive at a time."""
 # expect: passed
 
 import pytest
