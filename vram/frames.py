@@ -71,13 +71,18 @@ def _frame(running: Any) -> Frame:
     return Frame(code.co_filename, running.f_lineno or 0, short_name(code.co_qualname))
 
 
-def line_here() -> str:
-    """ "file:line function" of the innermost frame outside torch, vram and the standard library."""
+def frame_here() -> Frame | None:
+    """The innermost frame outside torch, vram and the standard library; else the innermost."""
     frames, frame = [], sys._getframe(1)
     while frame is not None:
         frames.append(_frame(frame))
         frame = frame.f_back  # type: ignore[assignment]
-    return str(telling_frame(frames))
+    return telling_frame(frames)
+
+
+def line_here() -> str:
+    """ "file:line function" of `frame_here`."""
+    return str(frame_here())
 
 
 def telling_frame(frames: Sequence[Frame]) -> Frame | None:

@@ -37,7 +37,8 @@ class Recording:
     names the limit that ended the replay before the rule had decided ("stopped after 60 s"), "" where none did; what
     ran of the last lap is left out, but of the first, where `not_run` samples are missing. `garbage_bytes` (laps,
     samples) is what only the garbage collector freed of each sample, on the exact channels, None where none is
-    measured; `garbage_kinds` says what it was.
+    measured; `garbage_kinds` says what it was. `remarks` are lines that go with the figures: what a simulation assumed,
+    and what it does not count.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Recording:
     not_run: int = 0
     garbage_bytes: Int64 | None = None
     garbage_kinds: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         # The figures would fill the screen of every failing test that holds a recording.

@@ -32,6 +32,8 @@ class Meter(Protocol):
 
     A channel whose figures turn out not to be trusted is left out by `read` from then on, and `absent` says why: a
     replay then drops all of that channel's figures.
+
+    A meter whose figures are worth a remark has a method `remarks(peak_bytes)` besides; see `remarks_of`.
     """
 
     source: str
@@ -68,6 +70,12 @@ class Meter(Protocol):
     def read(self) -> dict[str, int]:
         """Bytes by channel, now."""
         ...
+
+
+def remarks_of(meter: Meter, peak_bytes: int) -> tuple[str, ...]:
+    """Lines that go with a peak of `peak_bytes` requested, which this meter read: what it assumes, or can't count."""
+    remarks = getattr(meter, "remarks", None)
+    return () if remarks is None else remarks(peak_bytes)
 
 
 def resolve_device(device: str = "auto") -> str:

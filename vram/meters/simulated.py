@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from typing import Self
 
 from vram.cards import find_card
 from vram.simulated.context import SimulatedCuda, simulated_cuda
+from vram.simulated.remarks import Remarks
 
 _LARGE_CARD = "A100-80"
 
@@ -27,6 +28,7 @@ class SimulatedCudaMeter:
     def __init__(self, cuda: SimulatedCuda) -> None:
         self._cuda = cuda
         self._earlier: dict[str, int] = {}  # peaks from before somebody else's reset
+        self._remarks, self._noting = Remarks(), ExitStack()
         self.device = f"simulated:{cuda.card.name}"
         self.source = f"simulated CUDA allocator of {cuda.card}"
 
@@ -45,11 +47,13 @@ class SimulatedCudaMeter:
     def __enter__(self) -> Self:
         self._earlier = {}
         self._cuda.allocator.before_reset.append(self._keep_peaks)
+        self._remarks = self._noting.enter_context(self._cuda.remarking())
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         """Leave the simulation; tensors that are alive stay so."""
         self._cuda.allocator.before_reset.remove(self._keep_peaks)
+        self._noting.close()
 
     def watching(self) -> AbstractContextManager[object]:
         """Work inside runs on the simulated card."""
@@ -73,6 +77,10 @@ class SimulatedCudaMeter:
             "allocated_peak": max(stats.allocated_bytes.peak, self._earlier.get("allocated_peak", 0)),
             "reserved": stats.reserved_bytes.current,
         }
+
+    def remarks(self, peak_bytes: int) -> tuple[str, ...]:
+        """Lines on what was assumed since it was entered, and whose memory may make that peak higher."""
+        return self._remarks.lines(peak_bytes)
 
     def _keep_peaks(self) -> None:
         self._earlier = self.read()

@@ -40,7 +40,7 @@ class MeasuredBody:
 
     Negative `kept_bytes` were alive before and are not any more. `kept` names the tensors, where too many were kept.
     `nothing_allocated`: nothing was taken or given back on the device. `at_peak` has lines on what was alive at a peak
-    over the limit, or at any that is compared.
+    over the limit, or at any that is compared. `remarks` are the meter's on the peak.
     """
 
     peak_bytes: int | None = None
@@ -48,6 +48,7 @@ class MeasuredBody:
     kept: list[str] = field(default_factory=list)
     nothing_allocated: bool = False
     at_peak: list[str] = field(default_factory=list)
+    remarks: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -84,7 +85,7 @@ def measured(
                 let_go()
                 gc.collect()
     body.peak_bytes = measurement.peak_bytes - measurement.before_bytes
-    body.nothing_allocated = measurement.nothing_allocated
+    body.nothing_allocated, body.remarks = measurement.nothing_allocated, measurement.remarks
     if before is not None:
         body.kept_bytes = measurement.live_bytes - measurement.before_bytes
         if body.kept_bytes > (limits.allow_bytes or 0):

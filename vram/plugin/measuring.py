@@ -266,6 +266,7 @@ class Measuring:
             limits.allow_bytes,
             inconclusive="nothing was allocated" if isinstance(error, Inconclusive) else "",
             lines=tuple(line.removeprefix("  ") for line in (*body.at_peak, *body.kept)),
+            remarks=body.remarks,
         )
         if error is not None:
             raise_in(item, error)

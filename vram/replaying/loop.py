@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from vram.meters import Meter, default_meters
+from vram.meters import Meter, default_meters, remarks_of
 from vram.recording import MarkReadings, Recording, is_live
 from vram.replaying.collector import cheap_collections
 from vram.replaying.garbage import Garbage
@@ -313,7 +313,14 @@ class _Loop:
             garbage_kinds=self.garbage.kinds,
             stopped="" if self.decided else self.stopped,
             not_run=self.not_run,
+            remarks=self._remarks(),
         )
+
+    def _remarks(self) -> tuple[str, ...]:
+        if "requested_peak" not in self.channels:
+            return ()
+        peak_bytes = int(self.readings("requested_peak").max())
+        return tuple(line for meter in self.meters for line in remarks_of(meter, peak_bytes))
 
     def _frozen_marks(self, by_lap: list[list[list[int]]]) -> MarkReadings:
         empty: list[list[int]] = [[] for _ in self.samples]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vram.meters import Meter, default_meter
+from vram.meters import Meter, default_meter, remarks_of
 
 
 class Measurement:
@@ -16,6 +16,7 @@ class Measurement:
         self._figures: dict[str, int] = meter.read()
         self.before_bytes = self._figures["requested"]
         self.source, self.device = meter.source, meter.device
+        self._remarks: tuple[str, ...] = ()
 
     @property
     def live_bytes(self) -> int:
@@ -32,13 +33,18 @@ class Measurement:
         """Whether nothing was taken or given back on the device: the block may have worked on another."""
         return self.peak_bytes == self.live_bytes == self.before_bytes
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Lines on what a simulation assumed for the peak, and does not count at it."""
+        return self._remarks if self._meter is None else remarks_of(self._meter, self.peak_bytes)
+
     def _read(self) -> dict[str, int]:
         if self._meter is not None:
             self._figures = self._meter.read()
         return self._figures
 
     def _finish(self) -> None:
-        self._read()
+        self._remarks = self.remarks
         self._meter = None
 
 

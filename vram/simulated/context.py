@@ -27,9 +27,11 @@ from vram.simulated.kernels.call import Steps
 from vram.simulated.kernels.composite import COMPOSED, RMS_NORM, grouped_product, rms_norm
 from vram.simulated.kernels.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.kernels.scratch import Call, allocated, preparation, scratch
+from vram.simulated.kernels.uncounted import bound, operand_bytes, whose_memory
 from vram.simulated.known_values import KnownValues
 from vram.simulated.modes import CardMode, Elsewhere, Follow
 from vram.simulated.operations import is_custom, is_quantised, tensors, touches_real_memory_alone, unmodelled
+from vram.simulated.remarks import Remarks, Uncounted
 from vram.simulated.replacements import replaced
 from vram.simulated.serialization import Storages, file_places
 from vram.simulated.streams import Streams
@@ -87,7 +89,8 @@ class SimulatedCuda:
         # If set, called with an operation's name and its result wherever a storage is taken: the tag of its block.
         self.describe: Callable[[str, Tensor], object] | None = None
         self._mode = CardMode(allow_non_fake_inputs=True)
-        self._known_values = KnownValues(self._mode, token)
+        self._known_values = KnownValues(self._mode, token, self._assume)
+        self._remarks: list[Remarks] = []
         # Held during an operation, as fake tensors' mode is not for several threads. Finalizers may come in between.
         self._running = threading.RLock()
         self._living = LivingStorages[Block](lambda _, block: self._give_back(block))
@@ -128,6 +131,20 @@ class SimulatedCuda:
         self._depth -= 1
         if self._depth == 0:
             self._modes.close()
+
+    @contextmanager
+    def remarking(self) -> Iterator[Remarks]:
+        """Remarks on figures that are made inside the block."""
+        remarks = Remarks()
+        self._remarks.append(remarks)
+        try:
+            yield remarks
+        finally:
+            self._remarks.remove(remarks)
+
+    def _assume(self, assumption: str, line: str) -> None:
+        for remarks in self._remarks:
+            remarks.assume(assumption, line)
 
     def following(self) -> AbstractContextManager[object]:
         """In another thread, around every operation: its tensors are the card's too."""
@@ -243,7 +260,16 @@ class SimulatedCuda:
             meanwhile = self._run_besides(scratch(call))
             if self._has_workspaces and is_product(func):
                 self.take_workspace(lt=takes_lt(func, args, kwargs))
+            self._leave_out(call)
             del meanwhile
+
+    def _leave_out(self, call: Call) -> None:
+        """Note an operation whose kernel takes memory that is not counted."""
+        if self._remarks and (whose := whose_memory(call)):
+            alive_bytes = self.allocator.requested_bytes
+            operation = Uncounted(whose, line_here(), alive_bytes, operand_bytes(call), *bound(whose))
+            for remarks in self._remarks:
+                remarks.leave_out(operation)
 
     def _run_besides(self, steps: Steps) -> list[Any]:
         """Run what a kernel runs besides; return what is alive at its end."""

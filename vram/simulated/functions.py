@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map_only
 
+from vram.simulated.assumptions import FINITENESS
 from vram.simulated.device import DEVICE, cuda_device, names_the_card, with_index
 from vram.simulated.kernels.composite import one_hot, takes_one_hot
 from vram.simulated.known_values import KnownValues
@@ -157,6 +158,12 @@ def _format(_: CardFunctions, __: Any, args: Any, kwargs: Any) -> Any:
     return format(args[0].item(), args[1]) if args[0].dim() == 0 else _NOT_HANDLED
 
 
+def _finiteness(mode: CardFunctions, func: Any, args: Any, kwargs: Any) -> Any:
+    result = mode._on_card(func, args, kwargs)
+    mode.known_values.finite(result, FINITENESS[func])
+    return result
+
+
 def _share_memory(_: CardFunctions, __: Any, args: Any, kwargs: Any) -> Any:
     return args[0] if isinstance(args[0], FakeTensor) else _NOT_HANDLED  # no other process sees it
 
@@ -216,6 +223,7 @@ _HANDLERS: dict[Any, _Handler] = {
     torch.nn.functional.one_hot: _one_hot,
     **dict.fromkeys(_BY_ELEMENT, _by_element),
     torch.Tensor.__format__: _format,
+    **dict.fromkeys(FINITENESS, _finiteness),
     torch.Tensor.share_memory_: _share_memory,
     torch.Tensor.pin_memory: _pin_memory,
     **dict.fromkeys((_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu), _recurrent),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map, tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vram.frames import line_here
+from vram.simulated.assumptions import Assumptions
 from vram.simulated.operations import (
     is_real,
     makes_views,
@@ -30,13 +31,22 @@ from vram.simulated.operations import (
     with_real_strides,
     written_arguments,
 )
-from vram.simulated.value_rules import MOST_ELEMENTS, assumed_indices, from_nothing, is_drawn, is_small, pattern
+from vram.simulated.value_rules import (
+    MOST_ELEMENTS,
+    assumed_indices,
+    choice_text,
+    from_nothing,
+    is_drawn,
+    is_small,
+    pattern,
+)
 
 _aten = torch.ops.aten
 _BY_VALUE = {"aten::_coalesce", "aten::_to_sparse", "aten::_to_sparse_csr"}  # as many elements as are not zero
 _BY_PLACE = {f"aten::as_strided{variant}" for variant in ("", "_", "_copy", "_scatter")}  # by places in the storage
 _SET = {_aten.set_.source_Storage, _aten.set_.source_Storage_storage_offset}
 _VIEWS = {_aten.view.default, _aten._unsafe_view.default, _aten._reshape_alias.default}
+_TOPK = {_aten.topk.default}
 _CPU = torch.device("cpu")
 
 
@@ -50,11 +60,13 @@ class KnownValues:
     Known are inputs that were real and are integer or boolean (or a handful of floats), tensors made from nothing, as
     masks are, and whatever is computed from known ones alone: all of at most 2^20 elements. Where a choice among
     activations is an index (argmax, multinomial, topk, sort) it is assumed: `token` for the first two (the last of
-    fewer), the first positions for the others.
+    fewer), the first positions for the others. `vram.simulated.assumptions` has the rest of what is assumed; `note` is
+    called with the words and the line of an assumption that a read depends on.
     """
 
-    def __init__(self, mode: FakeTensorMode, token: int) -> None:
+    def __init__(self, mode: FakeTensorMode, token: int, note: Callable[[str, str], None]) -> None:
         self._mode, self.token = mode, token
+        self._assumptions = Assumptions(note)
         # Not among the tensors' own attributes, which a copy of a module copies.
         self._values: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
         # For views without a known value, as too large ones: the value of the tensor that they are views of.
@@ -69,12 +81,14 @@ class KnownValues:
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The operation on fake tensors; on values, where it reads them. Raises UnknownValue."""
         if func is _aten._local_scalar_dense.default:
-            return self._required(func, self._on_values(func, args, kwargs))
+            return self._number(func, args, kwargs)
         if func in _SET:
             return self._set(func, args)
         # Values that are written change first. Others wait: they may not be needed, or be too large to compute.
         writes = func._schema.is_mutable
         value = self._on_values(func, args, kwargs) if writes else None
+        if writes:
+            self._assumptions.written(func, args, kwargs)
         # Without a rule, fake tensors would run it for real on zeros: no card is there for that, and its values would
         # be wrong.
         self._mode.allow_fallback_kernels = func._schema.name not in _BY_VALUE and all(
@@ -84,6 +98,7 @@ class KnownValues:
             result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
             value = value if writes else self._on_values(func, args, kwargs)
+            self._note_read((args, kwargs))
             device = next((tensor.device for tensor in tensors((args, kwargs))), _CPU)
             return self._faked_values(self._required(func, value), device)
         except (NotImplementedError, UnsupportedOperatorException) as error:
@@ -100,6 +115,23 @@ class KnownValues:
         if makes_views(func):
             self._link_views(args[0], result)
         return result
+
+    def _number(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The value of a tensor of one element, as a number."""
+        value = self._on_values(func, args, kwargs)
+        if value is not None:
+            self._note_read(args)
+            return value
+        return self._required(func, self._assumptions.read_unknown())
+
+    def _note_read(self, operands: Any) -> None:
+        values = (self.of(tensor) for tensor in tensors(operands))
+        self._assumptions.read(value for value in values if value is not None)
+
+    def finite(self, tensor: Tensor, answer: bool) -> None:
+        """`tensor` says of something whether it is finite (or not); of activations that is assumed to be `answer`."""
+        if isinstance(tensor, FakeTensor) and self.of(tensor) is None:
+            self._assumptions.finite(tensor, answer)
 
     def _value_of_small(self, func: Any, args: Any, kwargs: Any, result: Any) -> Any:
         if any(tensor.numel() <= MOST_ELEMENTS for tensor in tensors(result)):
@@ -175,6 +207,7 @@ class KnownValues:
     def require(self, tensor: Tensor, reader: str, *, copied: bool) -> Tensor:
         """The value of `tensor`, itself or a copy. Raises UnknownValue, naming `reader`."""
         value: Tensor = self._required(reader, self.of(self._fake(tensor)))
+        self._assumptions.read([value])
         return value.clone() if copied else value
 
     def _fake(self, tensor: Tensor) -> Tensor:
@@ -205,10 +238,13 @@ class KnownValues:
         real_kwargs.pop("pin_memory", None)
         with _disable_current_modes():
             try:
-                return func(*real_args, **real_kwargs)
+                value = func(*real_args, **real_kwargs)
             except (NotImplementedError, RuntimeError):
                 self._forget_written(func, args, kwargs)
                 return None
+        operands = list(tensors((real_args, real_kwargs)))
+        self._assumptions.follow(operands, [*tensors(value), *(operands if func._schema.is_mutable else ())])
+        return value
 
     def _has_values(self, func: Any, args: Any, kwargs: Any, like: Tensor | None) -> bool:
         """Whether the operation can run on values; `like`: the pattern of one that reads none."""
@@ -292,9 +328,20 @@ class KnownValues:
                 part = known[index] if isinstance(known, list | tuple) else None
                 self._attach(func, args, kwargs, each, part)
         elif isinstance(result, Tensor):
-            value = assumed_indices(self.token, func, args, kwargs, result) if known is None else known
+            value = self._assumed(func, args, kwargs, result) if known is None else known
             if isinstance(value, Tensor) and value.shape == result.shape and value.numel() <= MOST_ELEMENTS:
                 self._values[result] = value
+
+    def _assumed(self, func: Any, args: Any, kwargs: Any, result: Tensor) -> Tensor | None:
+        """The value that is assumed for a result which is not known; None where nothing is."""
+        if (indices := assumed_indices(self.token, func, args, kwargs, result)) is not None:
+            if func in _TOPK and self._assumptions.takes_last():
+                with _disable_current_modes():
+                    indices = indices + (args[0].shape[-1] - result.shape[-1])
+            self._assumptions.make(indices, choice_text(func, self.token))
+            return indices
+        with _disable_current_modes():
+            return self._assumptions.uniform_value(func, args, result, self.of, MOST_ELEMENTS)
 
 
 def _looks(tensor: Tensor) -> Any:

@@ -72,6 +72,14 @@ def assumed_indices(token: int, func: Any, args: Any, kwargs: Any, result: Tenso
         return choose(token, arguments(func, args, kwargs), result)
 
 
+def choice_text(func: Any, token: int) -> str:
+    """The assumption of `assumed_indices` in words."""
+    name = func._schema.name.removeprefix("aten::")
+    return (
+        f"{name} chooses index {token}" if name in ("argmax", "multinomial") else f"{name} chooses the first positions"
+    )
+
+
 def _argmax(token: int, named: dict[str, Any], result: Tensor) -> Tensor:
     choices = named["self"].numel() if named["dim"] is None else _size(named["self"], named["dim"])
     return torch.full(result.shape, min(token, choices - 1))

@@ -15,7 +15,7 @@ class MarkedSummary:
 
     `regressions` say what it needs more than its base in the history; `new`, that it has none, which failed the test
     where `new_fails`; `inconclusive`, why the figures say nothing, or could not be compared. `lines` say what was alive
-    at the peak and what was kept, as far as it was looked for.
+    at the peak and what was kept, as far as it was looked for. `remarks` are those of a recording.
     """
 
     test: str
@@ -29,6 +29,7 @@ class MarkedSummary:
     inconclusive: str = ""
     new_fails: bool = False
     lines: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def cause_lines(self) -> list[str]:
@@ -89,9 +90,9 @@ class MarkedSummary:
     def to_json(self) -> dict[str, Any]:
         """One entry of the report's `tests` (schema 1)."""
         return {
-            **asdict(self),
+            **{name: value for name, value in asdict(self).items() if name != "remarks"},
             "verdict": self.verdict,
             "outcome": self.outcome,
             "regressions": list(self.regressions),
             "lines": list(self.lines),
-        }
+        } | ({"remarks": list(self.remarks)} if self.remarks else {})

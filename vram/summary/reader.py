@@ -64,6 +64,7 @@ _OPTIONAL: Any = {
     "nothing_allocated": bool,
     "garbage_bytes": int,
     "garbage_kinds": [str],
+    "remarks": [str],
     "new_fails": bool,
     "named": bool,
     "facts": {_ANY: str},
@@ -140,6 +141,7 @@ def recording_from_json(data: Mapping[str, Any]) -> RecordingSummary:
             "channels": {name: ChannelSummary(**_only(ChannelSummary, one)) for name, one in data["channels"].items()},
             "checks": _checks(data),
             "garbage_kinds": tuple(data.get("garbage_kinds") or ()),
+            "remarks": tuple(data.get("remarks") or ()),
             "ratios": tuple(_ratio(ratio) for ratio in data.get("ratios") or ()),
             "notes": {name: value for name, value in data.items() if name not in OWN_KEYS and _is_note(value)},
         }
@@ -149,7 +151,7 @@ def recording_from_json(data: Mapping[str, Any]) -> RecordingSummary:
 def marked_from_json(data: Mapping[str, Any]) -> MarkedSummary:
     """Read back `MarkedSummary.to_json`. Raises ValueError that names the field that is wrong."""
     _fits(data, _TEST)
-    texts = {name: data.get(name) or [] for name in ("regressions", "lines")}
+    texts = {name: data.get(name) or [] for name in ("regressions", "lines", "remarks")}
     for name, of_test in texts.items():
         _fits(of_test, [str], f"{name} of {data['test'][:40]}")
     for name, shape in _TEST_OPTIONAL.items():

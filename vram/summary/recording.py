@@ -124,6 +124,7 @@ class RecordingSummary:
     `new_fails`: the budget or base that is missing failed its test.
     `nothing_allocated`: no sample took memory on the device measured, so that nothing is known of the step.
     `garbage_bytes`: the most of one sample that only the garbage collector freed; `garbage_kinds` says what it was.
+    `remarks` are lines on what a simulation assumed for the figures, and what at the peak it does not count.
     """
 
     name: str
@@ -153,6 +154,7 @@ class RecordingSummary:
     garbage_bytes: int | None = None
     garbage_kinds: tuple[str, ...] = ()
     cache_budget_bytes: int = 0
+    remarks: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
@@ -329,11 +331,11 @@ class RecordingSummary:
         data = {name: vars(self)[name] for name in _FIELDS}
         data |= {name: dict(data[name]) for name in ("marks", "environment", "absent", "facts")}
         data["channels"] = {name: dict(vars(channel)) for name, channel in self.channels.items()}
-        data["garbage_kinds"] = list(self.garbage_kinds)
+        data["garbage_kinds"], data["remarks"] = list(self.garbage_kinds), list(self.remarks)
         for name in ("checks", "ratios"):
             data[name] = [dict(vars(each)) for each in data[name]]
-        for name in ("explanation", "at_peak"):
-            if data[name] is None:
+        for name in ("explanation", "at_peak", "remarks"):
+            if not data[name]:
                 del data[name]
         notes = {"softmax_peak_bytes": None, **data.pop("notes")}
         derived = {name: getattr(self, name) for name in _DERIVED}

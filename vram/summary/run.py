@@ -111,7 +111,8 @@ class RunSummary:
 
     @property
     def remarks(self) -> list[str]:
-        """Lines worth knowing that fail nothing: garbage, noisy channels that grow, climbs of plateaus, ratios kept."""
+        """Lines worth knowing that fail nothing: garbage, noisy channels that grow, climbs of plateaus, ratios kept,
+        what a simulation assumed and does not count."""
         noisy = [
             f"{one.name}: {name} grows by {channel.growth_text} a sample (noisy: reported, never fails a test)"
             for one in self.recordings
@@ -120,7 +121,18 @@ class RunSummary:
         ]
         climbs = [one.climb_remark for one in self.recordings if one.climb_remark]
         kept = [ratio.text for one in self.recordings for ratio in one.ratios if not ratio.over]
-        return self.garbage + noisy + climbs + kept
+        return self.garbage + noisy + climbs + kept + self._of_simulation()
+
+    def _of_simulation(self) -> list[str]:
+        """What a simulation assumed and does not count, once each, with the names of those that it concerns."""
+        names: dict[str, list[str]] = {}
+        measured = [(one.name, one.remarks) for one in self.recordings] + [
+            (one.test, one.remarks) for one in self.tests
+        ]
+        for name, remarks in measured:
+            for remark in remarks:
+                names.setdefault(remark, []).append(name)
+        return [f"{remark}{'' if len(which) == len(measured) else _some(which)}" for remark, which in names.items()]
 
     @property
     def garbage(self) -> list[str]:

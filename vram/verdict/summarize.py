@@ -52,6 +52,7 @@ def summarize(recording: Recording, *, cache_budget_bytes: int | None = None) ->
         garbage_bytes=recording.most_garbage_bytes,
         garbage_kinds=recording.garbage_kinds,
         cache_budget_bytes=cache_budget_bytes,
+        remarks=recording.remarks,
     )
 
 

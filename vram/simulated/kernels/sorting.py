@@ -13,7 +13,7 @@ from vram.simulated.kernels.indexing import scan_bytes_of
 
 _aten = torch.ops.aten
 
-_MOST_SORTED_WITHIN_BLOCKS = 4096
+MOST_SORTED_WITHIN_BLOCKS = 4096
 _LEAST_SORTED_BY_SEGMENTS = 128  # rows
 # Up to so many rows, several blocks look for the greatest of a row that is at least so long.
 _LONG_ROWS = ((20, 20_000), (40, 10_000), (80, 8_000), (199, 5_000), (799, 3_000), (4_000, 800))
@@ -29,7 +29,7 @@ def _sorting(call: Call, x: Tensor, dim: int) -> Steps:
     if not x.dim() or not x.numel():
         return
     n, length = x.numel(), x.shape[dim]
-    if length <= _MOST_SORTED_WITHIN_BLOCKS:
+    if length <= MOST_SORTED_WITHIN_BLOCKS:
         yield empty((length,), torch.int64)
         return
     capability, key_bytes = call.card.compute_capability, x.dtype.itemsize
@@ -60,7 +60,7 @@ def _topmost(call: Call) -> Steps:
     dim = call.argument(2, "dim", -1)
     yield from _choosing(call, call.args[0], dim)
     values, places = call.result
-    if call.argument(4, "sorted", True) and values.dim() and values.shape[dim] > _MOST_SORTED_WITHIN_BLOCKS:
+    if call.argument(4, "sorted", True) and values.dim() and values.shape[dim] > MOST_SORTED_WITHIN_BLOCKS:
         yield None
         yield empty(values.shape, values.dtype)
         yield empty(places.shape, places.dtype)

@@ -1,0 +1,63 @@
+"""Operations for which a library, or a kernel of torch, takes memory that no rule here knows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+from vram.simulated.kernels.call import HALF, Call, name
+from vram.simulated.kernels.sorting import MOST_SORTED_WITHIN_BLOCKS
+from vram.simulated.operations import arguments, tensors
+
+_CAP = "CUDNN_CONV_WSCAP_DBG"  # cuDNN's own limit of a convolution's workspace, MiB
+_HOPPER = (9, 0)
+_CONVOLUTION, _ATTENTION = "cuDNN's workspace of a convolution", "cuDNN's workspace of attention"
+_FFT, _LINALG = "cuFFT's workspace", "the workspace of a decomposition (cuSOLVER, MAGMA)"
+_WITHOUT = {"linalg_cross", "linalg_matrix_exp", "linalg_solve_triangular", "linalg_vector_norm"}
+_BY_KERNELS = (
+    *("_trilinear", "_unique", "_unique2", "multi_margin_loss", "multilabel_margin_loss_forward", "renorm"),
+    *("unique_consecutive", "unique_dim", "unique_dim_consecutive"),
+)
+_WHOSE = {
+    **dict.fromkeys(("convolution", "convolution_backward", "cudnn_convolution"), _CONVOLUTION),
+    "cudnn_convolution_transpose": _CONVOLUTION,
+    "_scaled_dot_product_cudnn_attention": _ATTENTION,
+    "_scaled_dot_product_cudnn_attention_backward": _ATTENTION,
+    **dict.fromkeys(("_fft_c2c", "_fft_c2r", "_fft_r2c"), _FFT),
+    **dict.fromkeys(("_cholesky_solve_helper", "cholesky_inverse", "cholesky_solve", "geqrf", "ormqr"), _LINALG),
+    **{kernel: f"temporary memory of {kernel.strip('_')}" for kernel in _BY_KERNELS},
+}
+
+
+def whose_memory(call: Call) -> str:
+    """Whose memory is not counted in an operation on the card, in words; "" where all is."""
+    operation = name(call.func)
+    if operation == "sort":
+        return "temporary memory of a sort of half precision" if _by_radix(call) else ""
+    if operation.startswith(("linalg_", "_linalg_")) and operation not in _WITHOUT:
+        return _LINALG
+    return _WHOSE.get(operation, "")
+
+
+def _by_radix(call: Call) -> bool:
+    """Whether rows of half precision are sorted by CUB, which before Hopper takes what no rule here knows."""
+    named = arguments(call.func, call.args, call.kwargs)
+    x, dim = named["self"], named["dim"]
+    long = x.dim() > 0 and x.shape[dim] > MOST_SORTED_WITHIN_BLOCKS
+    return long and x.dtype in HALF and call.card.compute_capability < _HOPPER
+
+
+def bound(whose: str, environment: Mapping[str, str] = os.environ) -> tuple[int | None, str]:
+    """The most bytes that are taken, and what says so; None and "" where nobody does."""
+    cap = environment.get(_CAP, "")
+    if whose != _CONVOLUTION or not cap.isdecimal():
+        return None, ""
+    return int(cap) * 2**20, f"{_CAP}={cap}"
+
+
+def operand_bytes(call: Call) -> int:
+    """Bytes of operands and results on the card."""
+    there = [each for each in tensors([call.args, call.kwargs, call.result]) if each.device.type == "cuda"]
+    return sum(each.numel() * each.itemsize for each in there if each.layout is torch.strided)
