@@ -10,6 +10,7 @@ import torch
 from himap import HimapLlamaForCausalLM, HimapLlavaForConditionalGeneration
 from himap.settings import FLAGS
 from tests.himap.models import golden_llama, random_llava
+from vram.replaying.collector import cheap_collections
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -19,6 +20,13 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _hidden() -> Iterator[None]:
+    """Hide what was imported from the collector: each measurement would look through a million objects again."""
+    with cheap_collections():
+        yield
 
 
 @pytest.fixture(autouse=True)

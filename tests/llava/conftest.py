@@ -17,8 +17,16 @@ from llava.builder import Checkpoint, open_checkpoint
 from llava.modes import set_mode
 from llava.placement import placed
 from tests.llava.forked import serving
+from vram.replaying.collector import cheap_collections
 
 GOLDEN = Path(__file__).parent / "golden" / "conversation.json"
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _hidden() -> Iterator[None]:
+    """Hide what was imported from the collector: each measurement would look through a million objects again."""
+    with cheap_collections():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from llava.modes import MODES
 from llava.questions import Question
 
 EVAL, CUSTOM = eval_scivqa.main, custom_selection_inference.main
+SHORT = ["--max-new-tokens", "3"]  # each operation of every token is followed
 ANSWER = Answerer.answer
 Main = Callable[[list[str]], int]
 
@@ -70,18 +71,18 @@ def test_all_modes_are_one_command(
     main: Main, name: str, loads: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The weights are loaded once, each mode's file has its complete results, and the table all modes' figures."""
-    assert main(["--mode", "all", "--num-samples", "3"]) == 0
+    assert main(["--mode", "all", "--num-samples", "2", *SHORT]) == 0
 
     printed = capsys.readouterr().out.splitlines()
     assert len(loads) == 1
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted(f"{name}-{mode}.json" for mode in (*MODES, "all"))
     table = _read(f"{name}-all.json")
-    assert (table["schema"], table["complete"], table["mode"], table["questions"]["count"]) == (1, True, "all", 3)
+    assert (table["schema"], table["complete"], table["mode"], table["questions"]["count"]) == (1, True, "all", 2)
     assert [row["mode"] for row in table["modes"]] == [*MODES]
     baseline = table["modes"][0]
     for row in table["modes"]:
         result = _read(table["results"][row["mode"]])
-        assert (result["complete"], result["mode"], len(result["answers"])) == (True, row["mode"], 3)
+        assert (result["complete"], result["mode"], len(result["answers"])) == (True, row["mode"], 2)
         assert row["peak_bytes"] == result["memory"]["peak_bytes"]
         assert row["peak_saved_bytes"] == baseline["peak_bytes"] - row["peak_bytes"]
         assert (row["accuracy"], row["flops_ratio"]) == (result["accuracy"], result["flops_ratio"])
@@ -96,27 +97,27 @@ def test_all_modes_are_one_command(
     assert printed[-1] == f"Table: {tmp_path / name}-all.json"
 
 
-@pytest.mark.parametrize("mode", ["himap", "custom-fps"])
-def test_a_mode_among_all_is_the_mode_alone(mode: str) -> None:
+def test_a_mode_among_all_is_the_mode_alone() -> None:
     """Answers, settings and draws are those of a run in that mode, which the warm-up does not change."""
-    assert CUSTOM(["--mode", "all", "--num-samples", "3", "--output-file", "a.json", "--custom-kept-tokens", "3"]) == 0
-    alone = ["--mode", mode, "--num-samples", "3", "--output-file", "one.json"]
-    assert CUSTOM([*alone, *(["--custom-kept-tokens", "3"] if mode != "himap" else [])]) == 0
-
-    assert _timeless(_read(f"a-{mode}.json")) == _timeless(_read("one.json"))
-    assert _read("a.json")["results"][mode] == f"a-{mode}.json"
+    options, kept = ["--num-samples", "2", *SHORT], ["--custom-kept-tokens", "3"]
+    assert CUSTOM(["--mode", "all", "--output-file", "a.json", *options, *kept]) == 0
+    for mode, own in {"himap": [], "custom-fps": kept}.items():
+        assert CUSTOM(["--mode", mode, "--output-file", "one.json", *options, *own]) == 0
+        assert _timeless(_read(f"a-{mode}.json")) == _timeless(_read("one.json"))
+        assert _read("a.json")["results"][mode] == f"a-{mode}.json"
 
 
 def test_a_mode_that_runs_out_of_memory_has_its_row(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The others go on; the table is incomplete, beside a complete one, and the exit code says so."""
-    assert EVAL(["--mode", "all", "--num-samples", "2", "--output-file", "a.json"]) == 0
+    argv = ["--mode", "all", "--num-samples", "2", "--output-file", "a.json", *SHORT]
+    assert EVAL(argv) == 0
     complete = Path("a.json").read_bytes()
     _fail(monkeypatch, "baseline", torch.OutOfMemoryError("full"), after=1)
     capsys.readouterr()
 
-    assert EVAL(["--mode", "all", "--num-samples", "2", "--output-file", "a.json"]) == 1
+    assert EVAL(argv) == 1
 
     out, err = capsys.readouterr()
     assert err.splitlines()[-1] == "eval-scivqa: error: out of memory: in mode baseline; the others have answered"
@@ -133,7 +134,7 @@ def test_a_mode_that_runs_out_of_memory_has_its_row(
 
 def test_an_interrupted_run_is_resumed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Ctrl-C writes no table; --resume answers what is missing, and the table has all."""
-    argv = ["--mode", "all", "--num-samples", "3", "--output-file", "a.json"]
+    argv = ["--mode", "all", "--num-samples", "3", "--output-file", "a.json", *SHORT]
     with monkeypatch.context() as patched:
         _fail(patched, "himap", KeyboardInterrupt(), after=1)
         assert EVAL(argv) == 130
@@ -192,5 +193,5 @@ def test_two_choices_of_a_mode_are_refused(
     """In one line, before anything is loaded; the same mode twice is one choice."""
     assert main(argv.split()) == 2
     assert capsys.readouterr().err.endswith(f"error: {line}\n")
-    assert CUSTOM(["--mode", "custom-tome", "--custom-selection-method", "tome", "--num-samples", "1"]) == 0
+    assert CUSTOM(["--mode", "custom-tome", "--custom-selection-method", "tome", "--num-samples", "1", *SHORT]) == 0
     assert _read("custom-selection-inference-custom-tome.json")["mode"] == "custom-tome"
