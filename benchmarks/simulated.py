@@ -1,0 +1,107 @@
+"""Time that simulated CUDA takes: `python benchmarks/simulated.py [ROUNDS]`. The tables are docs/overhead.md's.
+
+Operations: a LLaMA of 8 layers, on the simulated card and on plain `FakeTensorMode`, which simulated CUDA is built on.
+Allocations: the recorded requests of the same prompt, played on the allocator alone. CPU time of this process; each
+round builds both sides anew and takes the least of 5 prompts, and the medians of the rounds are printed.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from statistics import median
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from vram.cards import find_card
+from vram.simulated.allocator import CachingAllocator
+from vram.simulated.context import SimulatedCuda
+from vram.simulated.torch_build import fill_cuda_guard
+from vram.simulated.trace import Recorder, Replay
+
+CARD = find_card("A10")
+CONFIG = LlamaConfig(
+    vocab_size=320,
+    hidden_size=256,
+    intermediate_size=512,
+    num_hidden_layers=8,
+    num_attention_heads=8,
+    num_key_value_heads=8,
+    attn_implementation="sdpa",
+)
+
+
+def least(work: Callable[[], object], times: int = 5) -> float:
+    """Seconds of CPU time."""
+    seconds = []
+    for _ in range(times):
+        started = time.process_time()
+        work()
+        seconds.append(time.process_time() - started)
+    return min(seconds)
+
+
+def prompt() -> Callable[[], object]:
+    """A model on the device `cuda`, and a prompt for it that was answered once."""
+    with torch.device("cuda"):  # plain fake tensors can't be moved
+        model = LlamaForCausalLM(CONFIG).eval()
+    ids = torch.ones(1, 64, dtype=torch.long, device="cuda")
+
+    def work() -> None:
+        with torch.inference_mode():
+            model(ids, use_cache=False)
+
+    work()
+    return work
+
+
+def of_operations(mode: AbstractContextManager[Any]) -> float:
+    with mode:
+        return least(prompt())
+
+
+def of_allocations() -> tuple[float, int]:
+    """Seconds to play the requests of 100 prompts, and how many requests."""
+    cuda = SimulatedCuda(CARD)
+    recorder = Recorder(cuda.allocator)
+    with cuda:
+        work = prompt()
+        setup = recorder.cut("setup")
+        work()
+        trace = recorder.cut()
+    replay = Replay(CachingAllocator(CARD.total_bytes, CARD.context_bytes))
+    replay.play(setup)
+
+    def play() -> None:
+        for _ in range(100):
+            replay.play(trace)
+
+    return least(play), 100 * len(trace)
+
+
+def main() -> None:
+    """Print the tables as Markdown."""
+    warnings.filterwarnings("ignore", message="simulated CUDA is tested")
+    fill_cuda_guard()
+    rounds = int(sys.argv[1]) if sys.argv[1:] else 5
+    fake, simulated, plays = [], [], []
+    for _ in range(rounds):
+        fake.append(of_operations(FakeTensorMode(allow_non_fake_inputs=True)))
+        simulated.append(of_operations(SimulatedCuda(CARD)))
+        plays.append(of_allocations())
+    print("| a prompt, under | time | ratio |\n|---|---|---|")
+    print(f"| FakeTensorMode | {1e3 * median(fake):.1f} ms | 1.00 |")
+    ratio = median(ours / theirs for ours, theirs in zip(simulated, fake, strict=True))
+    print(f"| SimulatedCuda | {1e3 * median(simulated):.1f} ms | {ratio:.2f} |")
+    seconds, requests = median(play for play, _ in plays), plays[0][1]
+    print(f"\n{1e6 * seconds / requests:.2f} us for each of {requests // 100} requests that are played again")
+
+
+if __name__ == "__main__":
+    main()
