@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from vram.cards import Card
 from vram.explanation.allocations import BEFORE, Allocation, Event
 from vram.explanation.snapshot import viewer_snapshot
 from vram.simulated.allocator import Block, CachingAllocator
+from vram.simulated.allocator_settings import environment_settings
 from vram.simulated.trace import Played, Replay, Trace
 
 _MAX_HOLDERS = 10
@@ -76,7 +78,8 @@ class Forecast:
 
     def __post_init__(self) -> None:
         card = self.card or self.answers.workload.card
-        self.allocator = CachingAllocator(card.total_bytes, card.context_bytes)
+        settings = environment_settings(os.environ)
+        self.allocator = CachingAllocator(card.total_bytes, card.context_bytes, settings=settings)
         self.allocator.observer = self._note
         self._replay = Replay(self.allocator)
         self._samples = 0
@@ -150,7 +153,8 @@ class Forecast:
 
 def weights_bytes(answers: AnswerTraces) -> int:
     """Bytes that the weights alone reserve."""
-    return Replay(CachingAllocator(ENDLESS_BYTES)).play(answers.setup).reserved_bytes
+    allocator = CachingAllocator(ENDLESS_BYTES, settings=environment_settings(os.environ))
+    return Replay(allocator).play(answers.setup).reserved_bytes
 
 
 def token_bytes(answers: AnswerTraces) -> int | None:

@@ -25,7 +25,7 @@ from llava.modes import MODES
 from vram.cards import find_card
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
 from vram.replaying.collector import no_collections
-from vram.simulated.allocator_settings import refuse_environment
+from vram.simulated.allocator_settings import environment_settings
 
 _MAX_SAMPLES = 2**20
 
@@ -103,7 +103,7 @@ def _check(options: argparse.Namespace) -> None:
     except ValueError as error:
         raise BadInput(f"--card: {error}") from None
     try:
-        refuse_environment(os.environ)
+        environment_settings(os.environ)
     except ValueError as error:
         raise BadInput(str(error)) from None
     if options.samples is not None and options.samples > _MAX_SAMPLES:

@@ -262,8 +262,16 @@ def test_what_was_cut_at_the_card_s_end_names_no_larger_card(capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("PYTORCH_ALLOC_CONF", "expandable_segments:True", "simulated CUDA must run with the allocator's default"),
-        ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True", "simulated CUDA must run with the allocator's default"),
+        (
+            "PYTORCH_ALLOC_CONF",
+            "expandable_segments:True",
+            "simulated CUDA must run with settings of the allocator that it models",
+        ),
+        (
+            "PYTORCH_CUDA_ALLOC_CONF",
+            "expandable_segments:True",
+            "simulated CUDA must run with settings of the allocator that it models",
+        ),
         ("PYTORCH_NO_CUDA_MEMORY_CACHING", "1", "simulated CUDA models a caching allocator"),
     ],
 )

@@ -34,14 +34,14 @@ class SimulatedCudaMeter:
 
     @property
     def facts(self) -> dict[str, object]:
-        """The card, and that the allocator's settings are the default ones."""
+        """The card and the allocator's settings."""
         card = self._cuda.card
         major, minor = card.compute_capability
         return {
             "device": f"simulated {card.name}",
             "device_bytes": card.total_bytes - card.context_bytes,
             "compute_capability": f"{major}.{minor}",
-            "allocator": "default",
+            "allocator": str(self._cuda.allocator.settings),
         }
 
     def __enter__(self) -> Self:

@@ -1,8 +1,8 @@
 """PyTorch's caching allocator for CUDA, as a model that needs neither torch nor a GPU: which block and segment each
 request gets, every figure of `torch.cuda.memory_stats` that follows, and when the card is full.
 
-The rules are those of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h, torch 2.11 to 2.13, default
-settings:
+The rules are those of c10/cuda/CUDACachingAllocator.cpp and c10/core/AllocatorConfig.h, torch 2.11 to 2.13, here with
+default settings; `allocator_settings` has the others:
 
 - A request is rounded up to 512 B. Up to 1 MiB it is *small*: segments of 2 MiB. Larger ones below 10 MiB come from
   segments of 20 MiB, from 10 MiB on from a segment of the request's own size, rounded up to 2 MiB.
@@ -29,13 +29,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from vram.simulated.allocator_settings import refuse_settings
+from vram.simulated.allocator_settings import UNLIMITED_BYTES, Settings
 
 _MIB = 2**20
 _BLOCK_BYTES = 512  # kMinBlockSize
 _SMALL_BYTES = _MIB  # kSmallSize
 _SMALL_SEGMENT_BYTES = 2 * _MIB  # kSmallBuffer
-_LARGE_SEGMENT_BYTES = 20 * _MIB  # large_segment_size
 _OWN_SEGMENT_BYTES = 10 * _MIB  # kMinLargeAlloc
 _PAGE_BYTES = 2 * _MIB  # kRoundLarge, and the driver's page
 _EXBIBYTE = 2**60
@@ -109,12 +108,16 @@ class Block:
     with some, a free leaves it `allocated` and `pending` for a while.
     """
 
-    __slots__ = ("address", "allocated", "next", "pending", "previous", "requested", "segment", "size", "tag", "users")
+    __slots__ = (
+        *("address", "allocated", "cached_at", "next", "pending", "previous", "requested", "segment", "size", "tag"),
+        "users",
+    )
 
     def __init__(self, address: int, size: int, segment: Segment | None) -> None:
         self.address, self.size, self.segment = address, size, segment
         self.requested, self.allocated, self.pending = 0, False, False
         self.users: set[int] | None = None
+        self.cached_at = 0  # how many requests its pool had had by then
         self.previous: Block | None = None
         self.next: Block | None = None
         self.tag: Any = None
@@ -202,10 +205,11 @@ class Count:
 class Pool:
     """Figures of the small requests, or of the large ones, over all streams."""
 
-    __slots__ = ("pending", "pending_bytes", "small", *_FIGURES)
+    __slots__ = ("pending", "pending_bytes", "requests", "small", *_FIGURES)
 
     def __init__(self, small: bool) -> None:
         self.small = small
+        self.requests = 0  # since unused segments are collected
         self.allocated_bytes, self.requested_bytes, self.allocations = Count(), Count(), Count()
         self.reserved_bytes, self.segments = Count(), Count()
         self.inactive_split_bytes, self.inactive_split = Count(), Count()
@@ -242,23 +246,29 @@ _Free = list[tuple[int, int, Block]]
 class CachingAllocator:
     """One device of `capacity_bytes`, of which its CUDA context and other processes take theirs from the start.
 
-    `settings` is the text of PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF; a ValueError names what would change a
-    figure. The attributes called as in `Stats` are the current figures, cheaper than `stats`. `observer`, if set, is
+    `settings` are those of PYTORCH_ALLOC_CONF or PYTORCH_CUDA_ALLOC_CONF, or their text; a ValueError names what is not
+    modelled. The attributes called as in `Stats` are the current figures, cheaper than `stats`. `observer`, if set, is
     called with ("malloc", block), ("free", block) before the block is freed, and ("empty_cache", None); all in
     `before_reset` are called before the peaks are reset.
     """
 
     def __init__(
-        self, capacity_bytes: int, context_bytes: int = 0, other_bytes: int = 0, *, settings: str = ""
+        self, capacity_bytes: int, context_bytes: int = 0, other_bytes: int = 0, *, settings: Settings | str = ""
     ) -> None:
         if min(capacity_bytes, context_bytes, other_bytes) < 0 or context_bytes + other_bytes > capacity_bytes:
             raise ValueError(
                 "capacity_bytes must hold context_bytes and other_bytes, none negative, got "
                 f"{capacity_bytes}, {context_bytes} and {other_bytes}"
             )
-        refuse_settings(settings)
         self.capacity_bytes, self.context_bytes, self.other_bytes = capacity_bytes, context_bytes, other_bytes
-        self.allowed_bytes: int | None = None  # of segments: torch.cuda.set_per_process_memory_fraction
+        self.settings = Settings().set_to(settings) if isinstance(settings, str) else settings
+        # Of segments: torch.cuda.set_per_process_memory_fraction.
+        fraction = self.settings.fraction
+        self.allowed_bytes: int | None = None if fraction == 1 else int(fraction * capacity_bytes)
+        # As torch.cuda.memory_stats says it: that of the start, and -1 without one.
+        limit_bytes = self.settings.max_split_bytes
+        self.max_split_size = -1 if limit_bytes == UNLIMITED_BYTES else limit_bytes
+        self.oversize_allocations, self.oversize_segments = Count(), Count()  # from `max_split_bytes` on
         self.observer: Callable[[str, Block | None], None] | None = None
         # If set, called with the reason for scratch memory, before its mallocs and frees are observed like any.
         self.on_scratch: Callable[[Any], None] | None = None
@@ -308,14 +318,20 @@ class CachingAllocator:
             raise self._full(n_bytes, n_bytes, tag)
         if self._pending:
             self._end_pending()
-        size = -(-n_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+        settings = self.settings
+        size = settings.rounded(n_bytes)
         small = size <= _SMALL_BYTES
         pool = self.pools[small]
         free = self._free.get((small, stream))
         if free is None:
             free = self._free[small, stream] = []
         at = bisect_left(free, (size,))
-        cached = free.pop(at)[2] if at < len(free) else self._new_segment(size, stream, pool, free, n_bytes, tag)
+        if self._collects:
+            pool.requests += 1
+        if at < len(free) and (settings.max_split_bytes == UNLIMITED_BYTES or self._may_take(free[at][0], size)):
+            cached = free.pop(at)[2]
+        else:
+            cached = self._new_segment(size, stream, pool, free, n_bytes, tag)
         block = self._split(cached, size, pool, free)
         block.allocated, block.requested, block.tag = True, n_bytes, tag
 
@@ -331,6 +347,8 @@ class CachingAllocator:
         pool.allocated_bytes.change(block.size)
         pool.requested_bytes.change(n_bytes)
         pool.allocations.change(1)
+        if block.size >= settings.max_split_bytes:
+            self.oversize_allocations.change(1)
         if self.observer is not None:
             self.observer("malloc", block)
         return block
@@ -340,7 +358,7 @@ class CachingAllocator:
         segment, previous, rest = cached.segment, cached.previous, cached.size - size
         assert segment is not None
         was_split = previous is not None or cached.next is not None
-        if rest < _BLOCK_BYTES if pool.small else rest <= _SMALL_BYTES:
+        if rest < _BLOCK_BYTES if pool.small else rest <= _SMALL_BYTES or size >= self.settings.max_split_bytes:
             block = Block(cached.address, cached.size, segment)
             after = cached.next
             if was_split:
@@ -350,6 +368,7 @@ class CachingAllocator:
             after = cached
             cached.address += size
             cached.size = rest
+            cached.cached_at = pool.requests
             insort(free, (rest, cached.address, cached))
             self._change_inactive(pool, *((-size, 0) if was_split else (rest, 1)))
         block.previous, block.next = previous, after
@@ -360,6 +379,17 @@ class CachingAllocator:
         if after is not None:
             after.previous = block
         return block
+
+    @property
+    def _collects(self) -> bool:
+        """Whether unused segments are given back before the card is full."""
+        return self.settings.collect_from > 0 and self.allowed_bytes is not None
+
+    def _may_take(self, cached_bytes: int, size: int) -> bool:
+        """Whether a cached block is for a request of `size`: large ones are not split, and not much too large."""
+        if size < self.settings.max_split_bytes:
+            return cached_bytes < self.settings.max_split_bytes
+        return cached_bytes < size + self.settings.rounding_bytes
 
     def take_scratch(self, sizes: Iterable[int], why: Any = None, tag: Any = None, stream: int = 0) -> None:
         """Take blocks of `sizes` bytes together, and free them at once. Raises as `malloc`, and then keeps none.
@@ -413,6 +443,8 @@ class CachingAllocator:
         self.allocations -= 1
         pool.allocated_bytes.current -= block.size
         pool.allocations.current -= 1
+        if block.size >= self.settings.max_split_bytes:
+            self.oversize_allocations.change(-1)
         if block.users:
             block.pending = True
             self._pending.append(block)
@@ -455,6 +487,7 @@ class CachingAllocator:
             block.next = after.next
             if after.next is not None:
                 after.next.previous = block
+        block.cached_at = pool.requests
         insort(free, (block.size, block.address, block))
         if block.previous is not None or block.next is not None:
             self._change_inactive(pool, before, 1 - joined)
@@ -475,9 +508,8 @@ class CachingAllocator:
     def reset_accumulated(self) -> None:
         """Count retries, out of memory errors, and what pools were given and gave back, from zero."""
         self._retries = self._ooms = self._syncs = 0
-        for pool in self.pools:
-            for count in pool.counts():
-                count.reset_totals()
+        for count in self._counts():
+            count.reset_totals()
 
     def reset_peak(self) -> None:
         """Let every peak start again from the current figure."""
@@ -485,13 +517,18 @@ class CachingAllocator:
             keep()
         for name in _FIGURES:
             setattr(self, f"_peak_{name}", getattr(self, name))
+        for count in self._counts():
+            count.peak = count.current
         for pool in self.pools:
-            for count in pool.counts():
-                count.peak = count.current
             pool.pending_bytes.peak += pool.allocated_bytes.current
             pool.pending.peak += pool.allocations.current
         self._peak_active_bytes = sum(pool.active_bytes.current for pool in self.pools)
         self._peak_active = sum(pool.active.current for pool in self.pools)
+
+    def _counts(self) -> Iterator[Count]:
+        for pool in self.pools:
+            yield from pool.counts()
+        yield from (self.oversize_allocations, self.oversize_segments)
 
     @property
     def stats(self) -> Stats:
@@ -529,8 +566,12 @@ class CachingAllocator:
         }
 
     def _new_segment(self, size: int, stream: int, pool: Pool, free: _Free, n_bytes: int, tag: Any) -> Block:
-        needed_bytes = segment_bytes(size)
-        if not self._has_room(needed_bytes):
+        needed_bytes = segment_bytes(size, self.settings.large_segment_bytes)
+        if self._collects:
+            self._collect()
+        if not self._has_room(needed_bytes) and not (
+            self._release_oversize(size, free) and self._has_room(needed_bytes)
+        ):
             self._release_segments()
             self._retries += 1
             if not self._has_room(needed_bytes):
@@ -545,6 +586,8 @@ class CachingAllocator:
         self._peak_segments = max(self._peak_segments, self.segments)
         pool.reserved_bytes.change(needed_bytes)
         pool.segments.change(1)
+        if needed_bytes >= self.settings.max_split_bytes:
+            self.oversize_segments.change(1)
         return segment.first
 
     def _full(self, n_bytes: int, needed_bytes: int, tag: Any) -> SimulatedOutOfMemory:
@@ -567,16 +610,58 @@ class CachingAllocator:
     def _release_segments(self) -> None:
         self._syncs += 1
         self._end_pending()
-        for segment in list(self._segments.values()):
-            first = segment.first
-            if first.next is None and not first.allocated:
-                free = segment.free
-                del free[bisect_left(free, (first.size, first.address))]
-                del self._segments[segment.address]
-                self.reserved_bytes -= segment.size
-                self.segments -= 1
-                segment.pool.reserved_bytes.change(-segment.size)
-                segment.pool.segments.change(-1)
+        for segment in self._unused():
+            self._release(segment)
+
+    def _unused(self) -> list[Segment]:
+        """Segments that are wholly cached."""
+        return [
+            segment for segment in self._segments.values() if segment.first.next is None and not segment.first.allocated
+        ]
+
+    def _release(self, segment: Segment) -> None:
+        """Give a wholly cached segment back to the card."""
+        free = segment.free
+        del free[bisect_left(free, (segment.size, segment.address))]
+        del self._segments[segment.address]
+        self.reserved_bytes -= segment.size
+        self.segments -= 1
+        segment.pool.reserved_bytes.change(-segment.size)
+        segment.pool.segments.change(-1)
+        if segment.size >= self.settings.max_split_bytes:
+            self.oversize_segments.change(-1)
+
+    def _release_oversize(self, size: int, free: _Free) -> bool:
+        """Give back one cached block that is large enough, else as many of those that are not split as it takes.
+
+        Whether these were enough; never without a limit of splits.
+        """
+        limit_bytes = self.settings.max_split_bytes
+        if limit_bytes == UNLIMITED_BYTES:
+            return False
+        wanted_bytes = max(size, limit_bytes)
+        at = bisect_left(free, (wanted_bytes,))
+        if at < len(free):
+            self._release(_segment(free[at][2]))
+            return True
+        released_bytes = 0
+        while released_bytes < wanted_bytes and free and free[-1][0] >= limit_bytes:
+            released_bytes += free[-1][0]
+            self._release(_segment(free[-1][2]))
+        return released_bytes >= wanted_bytes
+
+    def _collect(self) -> None:
+        """Give back large segments that were unused for longest, until less than the share is reserved."""
+        assert self.allowed_bytes is not None
+        excess_bytes = self.reserved_bytes - int(self.settings.collect_from * self.allowed_bytes)
+        large, _ = self.pools
+        ages = {each: large.requests - each.first.cached_at for each in self._unused() if each.pool is large}
+        while excess_bytes > 0 and ages:
+            average = sum(ages.values()) / len(ages)
+            for segment in [segment for segment, age in ages.items() if age >= average]:
+                excess_bytes -= segment.size
+                del ages[segment]
+                self._release(segment)
 
     def _change_inactive(self, pool: Pool, n_bytes: int, n: int) -> None:
         """Count cached parts of segments that are in use."""
@@ -622,12 +707,17 @@ def _segment_entry(segment: Segment, frames: Callable[[Any], list[dict[str, Any]
     }
 
 
-def segment_bytes(block_bytes: int) -> int:
-    """The size of a new segment for a block of that size (rounded to 512 B)."""
+def _segment(block: Block) -> Segment:
+    assert block.segment is not None
+    return block.segment
+
+
+def segment_bytes(block_bytes: int, large_bytes: int) -> int:
+    """The size of a new segment for a block of that size (rounded); `large_bytes`: of those that large ones share."""
     if block_bytes <= _SMALL_BYTES:
         return _SMALL_SEGMENT_BYTES
     if block_bytes < _OWN_SEGMENT_BYTES:
-        return _LARGE_SEGMENT_BYTES
+        return large_bytes
     return -(-block_bytes // _PAGE_BYTES) * _PAGE_BYTES
 
 

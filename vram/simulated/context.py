@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 from vram.cards import Card, find_card
 from vram.frames import line_here
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory
-from vram.simulated.allocator_settings import refuse_environment
-from vram.simulated.cuda_api import cuda_places, refuse_calls
+from vram.simulated.allocator_settings import environment_settings
+from vram.simulated.cuda_api import cuda_places, settings_by_call
 from vram.simulated.device import DEVICE, other_card
 from vram.simulated.functions import CardFunctions
 from vram.simulated.kernels.attention import FusedAttention, parts
@@ -82,9 +82,8 @@ class SimulatedCuda:
         check(COMPOSED)
         _warn_untested()
         self.card = find_card(card) if isinstance(card, str) else card
-        refuse_environment(os.environ)
-        refuse_calls()
-        self.allocator = CachingAllocator(self.card.total_bytes, self.card.context_bytes)
+        settings = settings_by_call(environment_settings(os.environ))
+        self.allocator = CachingAllocator(self.card.total_bytes, self.card.context_bytes, settings=settings)
         self.device = device
         # If set, called with an operation's name and its result wherever a storage is taken: the tag of its block.
         self.describe: Callable[[str, Tensor], object] | None = None

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from vram.cards import Card
-from vram.simulated.allocator import CachingAllocator, Stat
-from vram.simulated.allocator_settings import refuse_settings
+from vram.simulated.allocator import CachingAllocator, Count, Stat
+from vram.simulated.allocator_settings import Settings
 from vram.simulated.device import card_index
 from vram.simulated.replacements import Places, always, of_the_card, refuse, refused_class
 from vram.simulated.streams import NO_GRAPHS, without_graphs
 
 _NO_HOST = "simulated CUDA does not model pinned memory: measure on a GPU"
-_NO_SUMMARY = "simulated CUDA has no figures by pool: see torch.cuda.memory_stats()"
 _NO_ALLOCATOR = "simulated CUDA models PyTorch's own caching allocator, and no other: measure on a GPU"
 _NO_RAW = "simulated CUDA has no addresses to hand out: allocate tensors"
 _NO_HISTORY = "simulated CUDA records no history of allocations: vram explains growth and peaks by line"
@@ -28,6 +27,8 @@ _WITHOUT_EFFECT = (  # nothing is drawn, and nothing waits
     *("_lazy_init", "get_rng_state", "set_rng_state", "manual_seed", "manual_seed_all", "seed", "seed_all"),
     *("ipc_collect", "set_sync_debug_mode"),
 )
+# Threads of a multiprocessor, where not 2,048 (CUDA programming guide, technical specifications by compute capability).
+_THREADS = {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}
 _Functions = dict[str, Callable[..., Any]]
 
 
@@ -52,7 +53,7 @@ def cuda_places(card: Card, allocator: CachingAllocator) -> Places:
     places |= {(memory, name): function for name, function in functions.items() if hasattr(memory, name)}
     places[memory, "_snapshot"] = lambda *_, **__: allocator.snapshot()
     places[memory, "_record_memory_history"] = lambda *_, **__: warnings.warn(_NO_HISTORY, stacklevel=2)
-    for name, function in _settings_functions().items():
+    for name, function in _settings_functions(allocator).items():
         places |= {(owner, name): function for owner in (torch.cuda, memory, torch._C) if hasattr(owner, name)}
     for owner, name in ((torch.cuda, "CUDAGraph"), (torch.cuda, "MemPool"), (torch.accelerator, "Graph")):
         if hasattr(owner, name):
@@ -68,25 +69,54 @@ def _settings() -> str:
 _OF_ENVIRONMENT = _settings()  # read now, so that later texts are a call's
 
 
-def refuse_calls() -> None:
-    """Raise ValueError where a call before the simulation made a setting that could change a figure."""
+def settings_by_call(settings: Settings) -> Settings:
+    """Settings after a call before the simulation. Raises ValueError where these are not modelled."""
     text = _settings()
-    if text != _OF_ENVIRONMENT:
-        try:
-            refuse_settings(text)
-        except ValueError as error:
-            raise ValueError(f"torch.cuda.memory._set_allocator_settings: {error}") from None
+    try:
+        return settings if text == _OF_ENVIRONMENT else settings.set_to(text)
+    except ValueError as error:
+        raise ValueError(f"torch.cuda.memory._set_allocator_settings: {error}") from None
 
 
 def memory_stats(allocator: CachingAllocator) -> dict[str, int]:
-    """Figures under the names of `torch.cuda.memory_stats`, as far as they are modelled."""
+    """Figures under the names of `torch.cuda.memory_stats`."""
     stats = allocator.stats
-    figures = _Figures({"num_alloc_retries": stats.alloc_retries, "num_ooms": stats.ooms})
+    figures: dict[str, int] = {}
     for name, figure in vars(stats).items():
-        name = _STATS.get(name, name)
         if isinstance(figure, Stat):
-            figures[f"{name}.all.current"], figures[f"{name}.all.peak"] = figure.current, figure.peak
-    return figures
+            large, small = (getattr(pool, name) for pool in allocator.pools)
+            name = _STATS.get(name, name)
+            figures |= _named(f"{name}.large_pool", large) | _named(f"{name}.small_pool", small)
+            figures |= {f"{name}.all.current": figure.current, f"{name}.all.peak": figure.peak}
+            figures |= {f"{name}.all.allocated": large.allocated + small.allocated}
+            figures |= {f"{name}.all.freed": large.freed + small.freed}
+    for name in ("oversize_allocations", "oversize_segments"):
+        figures |= _named(name, getattr(allocator, name))
+    figures |= {
+        "num_alloc_retries": stats.alloc_retries,
+        "num_ooms": stats.ooms,
+        "num_sync_all_streams": stats.sync_all_streams,
+        "num_device_alloc": figures["segment.all.allocated"],
+        "num_device_free": figures["segment.all.freed"],
+        "max_split_size": allocator.max_split_size,
+    }
+    return _Figures(figures)
+
+
+def _nested(figures: dict[str, int]) -> dict[str, Any]:
+    """Figures by the parts of their names."""
+    nested: dict[str, Any] = {}
+    for name, figure in figures.items():
+        *parts, last = name.split(".")
+        place = nested
+        for part in parts:
+            place = place.setdefault(part, {})
+        place[last] = figure
+    return nested
+
+
+def _named(name: str, count: Count) -> dict[str, int]:
+    return {f"{name}.{kind}": getattr(count, kind) for kind in ("current", "peak", "allocated", "freed")}
 
 
 class _Properties(SimpleNamespace):
@@ -96,7 +126,7 @@ class _Properties(SimpleNamespace):
 
 class _Figures(dict[str, int]):
     def __missing__(self, name: str) -> int:
-        raise KeyError(f"{name}: simulated CUDA has the figures of all pools together, current and peak")
+        raise KeyError(f"{name}: simulated CUDA has no such figure")
 
     def get(self, name: str, default: Any = None) -> Any:
         """No default: that would be a figure."""
@@ -106,7 +136,13 @@ class _Figures(dict[str, int]):
 def _device_functions(card: Card) -> _Functions:
     """Functions of `torch.cuda` about the device, its random numbers and its streams."""
     major, minor = card.compute_capability
-    properties = _Properties(name=card.name, total_memory=card.total_bytes, major=major, minor=minor, uuid="simulated")
+    properties = _Properties(
+        **{"name": card.name, "total_memory": card.total_bytes, "major": major, "minor": minor, "uuid": "simulated"},
+        multi_processor_count=card.multiprocessors,
+        max_threads_per_multi_processor=_THREADS.get(card.compute_capability, 2048),
+        **{"warp_size": 32, "max_threads_per_block": 1024, "regs_per_multiprocessor": 65_536},
+        **{"shared_memory_per_block": 49_152, "is_integrated": 0, "is_multi_gpu_board": 0},
+    )
     return {name: always(None) for name in _WITHOUT_EFFECT} | {
         "is_available": always(True),
         "device_count": always(1),
@@ -138,8 +174,7 @@ def _memory_functions(card: Card, allocator: CachingAllocator) -> _Functions:
         "reset_peak_memory_stats": of_the_card(allocator.reset_peak),
         "reset_max_memory_allocated": of_the_card(allocator.reset_peak),
         "memory_snapshot": lambda *_, **__: allocator.snapshot()["segments"],
-        "memory_summary": refuse(_NO_SUMMARY),
-        "memory_stats_as_nested_dict": refuse(_NO_SUMMARY),
+        "memory_stats_as_nested_dict": of_the_card(lambda: _nested(memory_stats(allocator))),
         "reset_accumulated_memory_stats": of_the_card(allocator.reset_accumulated),
         "set_per_process_memory_fraction": _set_fraction(card, allocator),
         "get_per_process_memory_fraction": of_the_card(
@@ -152,18 +187,28 @@ def _memory_functions(card: Card, allocator: CachingAllocator) -> _Functions:
     }
 
 
-def _settings_functions() -> _Functions:
+def _settings_functions(allocator: CachingAllocator) -> _Functions:
     """Functions that change the allocator's settings, or use another one, wherever torch has them."""
     others = ("caching_allocator_enable", "caching_allocator_disabled", "change_current_allocator", "use_mem_pool")
     functions = dict.fromkeys((*others, "CUDAPluggableAllocator", "_use_uvm"), refuse(_NO_ALLOCATOR))
+
+    def set_to(text: str) -> None:
+        settings = allocator.settings.set_to(text, by_call=True)
+        if allocator.segments and settings.max_split_bytes < allocator.settings.max_split_bytes:
+            raise ValueError(
+                "max_split_size_mb must be set before anything is allocated, as PyTorch would give parts of earlier "
+                f"segments back to the card, got {text}: set it in the environment"
+            )
+        allocator.settings = settings
+
     settings = ("_set_allocator_settings", _SET, "_cuda_cudaCachingAllocator_set_allocator_settings")
-    return functions | dict.fromkeys(settings, refuse_settings) | {"caching_allocator_delete": refuse(_NO_RAW)}
+    return functions | dict.fromkeys(settings, set_to) | {"caching_allocator_delete": refuse(_NO_RAW)}
 
 
 def _set_fraction(card: Card, allocator: CachingAllocator) -> Callable[..., None]:
     def set_fraction(fraction: float, device: Any = None) -> None:
         card_index("cuda" if device is None else device)
-        if type(fraction) not in (float, int):
+        if not isinstance(fraction, float):
             raise TypeError("Invalid type for fraction argument, must be `float`")
         if not 0 <= fraction <= 1:
             raise ValueError(f"Invalid fraction value: {fraction}. Allowed range: 0~1")

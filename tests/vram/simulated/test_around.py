@@ -121,7 +121,7 @@ REFUSED: dict[str, Callable[[], Any]] = {
     "packed sequences": packed,
     "a pool": lambda: torch.cuda.MemPool(),
     "pools of graphs": lambda: torch.cuda.graph_pool_handle(),
-    "details of the card": lambda: torch.cuda.get_device_properties(0).multi_processor_count,
+    "details of the card": lambda: torch.cuda.get_device_properties(0).clock_rate,
 }
 
 
