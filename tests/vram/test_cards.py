@@ -39,6 +39,17 @@ def test_a_listed_card_is_found_by_its_name(card: Card) -> None:
         ("NVIDIA L4", "L4"),
         ("NVIDIA A10", "A10"),
         ("NVIDIA H200", "H200"),
+        ("Tesla T4", "T4"),
+        ("Tesla P100-PCIE-16GB", "P100"),
+        ("NVIDIA A10G", "A10G"),
+        ("NVIDIA GeForce RTX 3060", "RTX 3060"),
+        ("NVIDIA GeForce RTX 4060 Ti", "RTX 4060 Ti"),
+        ("rtx 4070 ti super", "RTX 4070 Ti SUPER"),
+        ("NVIDIA RTX A6000", "RTX A6000"),
+        ("A6000 48GB", "RTX A6000"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000"),
+        ("NVIDIA B200", "B200"),
     ],
 )
 def test_a_card_goes_by_other_names(name: str, listed: str) -> None:
@@ -77,6 +88,46 @@ def test_an_unknown_card_is_refused_with_the_list(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("A100", "A100-40, A100-80"),
+        ("V100", "V100-16, V100-32"),
+        ("24GB", "24GiB, L4, A10G, A10, RTX A5000, RTX 3090 Ti, RTX 4090, RTX 3090"),
+        ("80", "80GiB, H100, A100-80, A800"),
+        ("A1000-40", "A100-40"),
+        ("RTX 3091", "RTX 3090, RTX 3090 Ti"),
+        ("15GiB:75", ""),
+        ("H1000", "H100"),
+    ],
+)
+def test_the_nearest_cards_are_named(name: str, nearest: str) -> None:
+    """A card in several sizes, a decimal size, a slip of the finger."""
+    with pytest.raises(ValueError, match=r"15GiB:7\.5, got") as caught:
+        find_card(name)
+    assert str(caught.value).partition(" (nearest: ")[2].rstrip(")").startswith(nearest)
+
+
+@pytest.mark.parametrize(
+    ("text", "n_bytes", "capability"),
+    [
+        ("15GiB:7.5", 15 * GIB, (7, 5)),
+        (" 32 GiB : 12.0 ", 32 * GIB, (12, 0)),
+    ],
+)
+def test_a_size_may_have_a_compute_capability(text: str, n_bytes: int, capability: tuple[int, int]) -> None:
+    """It decides which kernels and how much workspace, and is said where the card is shown."""
+    card = find_card(text)
+    assert (card.total_bytes, card.compute_capability, card.name) == (n_bytes, capability, text.replace(" ", ""))
+    assert str(find_card("15GiB:7.5")) == "15GiB:7.5 (15.00 GiB, compute capability 7.5)"
+
+
+def test_cards_are_listed_from_the_smallest_to_the_largest() -> None:
+    """Each with a name of its own."""
+    assert [card.total_bytes for card in CARDS] == sorted(card.total_bytes for card in CARDS)
+    assert len({card.name for card in CARDS}) == len(CARDS)
+
+
+@pytest.mark.parametrize(
     ("text", "n_bytes"),
     [
         ("24GiB", 24 * GIB),
@@ -98,6 +149,8 @@ def test_a_size_is_a_card(text: str, n_bytes: int) -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("T4", "14.74 GiB"),
+        ("RTX 3060", "11.65 GiB"),
         ("V100-16", "15.77 GiB"),
         ("L4", "21.96 GiB"),
         ("A10", "22.06 GiB"),
