@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RatioExceeded,
         Undecided,
     )
+    from vram.explanation.declared import categorize
     from vram.meters.base import Meter
     from vram.recording import Recording
     from vram.replaying.marks import mark
@@ -58,6 +59,7 @@ __all__ = [
     "assert_peak",
     "assert_ratio",
     "assert_stable",
+    "categorize",
     "format_bytes",
     "judge_growth",
     "judge_level",
@@ -85,6 +87,7 @@ _NAMES = {
         "RatioExceeded",
         "Undecided",
     ),
+    "vram.explanation.declared": ("categorize",),
     "vram.meters.base": ("Meter",),
     "vram.recording": ("Recording",),
     "vram.replaying.marks": ("mark",),

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 Sample = TypeVar("Sample")
 _MOST_LINES = 25  # of a failure, on a terminal
+_SUMS = 2  # lines of a peak by category and by module
 _IN_WORDS = {
     "requested": "live memory",
     "requested_peak": "peak memory",
@@ -297,7 +298,7 @@ def ratio_exceeded(ratio: Ratio, explanation: PeakExplanation | None, *, relativ
     if explanation is None:
         return RatioExceeded("\n".join(lines))
     offer = "" if relative else "assert_ratio(..., above_start=True)"
-    lines += explanation.text(_MOST_LINES - len(lines), offer=offer)
+    lines += explanation.text(_MOST_LINES - _SUMS - len(lines), offer=offer)
     return RatioExceeded("\n".join(lines), explanation=explanation.summary())
 
 

@@ -43,7 +43,8 @@ class SessionOptions:
 
     `card` is the one to forecast for. Snapshots for PyTorch's memory viewer go into the folder `snapshots`. Relative
     paths of budgets begin at the folder `root`. `headroom` is what accepted budgets allow above their figure; None
-    leaves what each has.
+    leaves what each has. With `breakdown` the highest sample of each recording, or of each that does
+    not grow, is run once more, traced.
     """
 
     device: str = "auto"
@@ -53,7 +54,7 @@ class SessionOptions:
     accept: bool = False
     headroom: Headroom | None = None
     root: Path = Path()
-    breakdown: bool = False
+    breakdown: Literal["always", "settled", ""] = ""
     snapshots: Path = Path("vram-snapshots")
     max_seconds: float | None = None
 
@@ -73,15 +74,9 @@ class VramSession:
     mark = staticmethod(mark)
     judge = staticmethod(verdicts)
 
-    def __init__(
-        self,
-        options: SessionOptions,
-        progress: Listener | None = None,
-        above_base: Callable[[Sequence[RecordingSummary]], bool] | None = None,
-    ) -> None:
-        """`progress` hears of every replay; see `vram.replay`. `above_base` says of `summaries` whether the last
-        recording is worse than its base: then its peak is broken down, while its step is known."""
-        self.options, self._progress, self._above_base = options, progress, above_base
+    def __init__(self, options: SessionOptions, progress: Listener | None = None) -> None:
+        """`progress` hears of every replay; see `vram.replay`."""
+        self.options, self._progress = options, progress
         self.summaries: list[RecordingSummary] = []
         self.accepted: list[Accepted] = []
         self.environment: dict[str, object] = {}
@@ -160,11 +155,14 @@ class VramSession:
         """Summarize a recording of this session, broken down where an option says so."""
         self._remember(recording)
         self._change(recording, **key)
-        if self.options.breakdown or (self._above_base is not None and self._above_base(self.summaries)):
+        settled = self.summary(recording).verdict not in ("grows", "undecided")
+        if self.options.breakdown == "always" or (self.options.breakdown and settled):
             from vram.explanation.peak import breakdown  # it needs the tracer, which imports torch
 
-            self._change(recording, at_peak=breakdown(recording))
-        if self.summary(recording).verdict not in ("grows", "undecided"):
+            self._replace(recording, self.summary(recording).explained(*breakdown(recording)))
+        elif self.options.breakdown:  # another run would only add to what it keeps
+            self._replace(recording, self.summary(recording).explained(None, "it grows: no run has its peak again"))
+        if settled:
             # A model kept for the rerun of a check would count in the peaks of all later tests.
             loosen(recording, samples=False)
             self._last = weakref.ref(recording)
@@ -283,7 +281,7 @@ class VramSession:
         if check.status == "over":
             explanation = api.explained_check(recording, check, **self._known(recording))
         if explanation is not None:
-            self._change(recording, at_peak=explanation.at_peak)
+            self._replace(recording, self.summary(recording).explained(explanation.at_peak, explanation.note))
         api.raise_unless_passed(recording.title, check, explanation)
 
     def assert_garbage(self, recording: Recording, limit: str | int) -> None:
@@ -366,13 +364,19 @@ class VramSession:
         self.summaries[index] = replace(summary, checks=(*earlier, check))
         self._touched[index] = None
 
+    def explain_base(self, index: int, lines: Sequence[str]) -> None:
+        """Keep what the peak of a recording has more than its base."""
+        self.summaries[index] = replace(self.summaries[index], base_lines=tuple(lines))
+
     def _check(self, recording: Recording, check: Check) -> None:
         self._remember(recording)
         self.add_check(self._index[id(recording)], check)
 
     def _change(self, recording: Recording, **changes: Any) -> None:
-        index = self._index[id(recording)]
-        self.summaries[index] = replace(self.summaries[index], **changes)
+        self._replace(recording, replace(self.summary(recording), **changes))
+
+    def _replace(self, recording: Recording, summary: RecordingSummary) -> None:
+        self.summaries[self._index[id(recording)]] = summary
 
     def _touch(self, recording: Recording) -> bool:
         """True where this session made or noted the recording, which a test uses now."""

@@ -16,6 +16,9 @@ from llava.modes import custom as custom
 # isort: on
 from llava.modes.registry import MODES, Choice, Mode, Option, register
 from llava.modes.switching import default_flags, default_new_tokens, mode_flags, set_mode
+from vram.explanation.declared import categorize
+
+categorize("pruning", "himap.scoring", "himap.selection")
 
 __all__ = [
     "MODES",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vram.frames import Frame, Stacks, telling_frame
 
@@ -17,7 +17,9 @@ BEFORE = -1  # the run of what was alive before the trace began
 @dataclass(frozen=True, slots=True)
 class Allocation:
     """One storage. `frames` is the call stack, innermost first; `run` counts from 0, BEFORE for what was there already;
-    `mark` is the last mark the sample had reached, as in "token 3"; `op` is "" where no operation was seen."""
+    `mark` is the last mark the sample had reached, as in "token 3"; `op` is "" where no operation was seen. `module` is
+    the path of the module that ran, and `call` the number of that call; "" and 0 outside of modules, or where nobody
+    looked. `workspace`: a library took it for itself, and no tensor has it."""
 
     n_bytes: int
     op: str
@@ -26,6 +28,10 @@ class Allocation:
     frames: tuple[Frame, ...]
     run: int
     mark: str = ""
+    module: str = ""
+    call: int = 0
+    in_backward: bool = False
+    workspace: bool = False
 
     @property
     def line(self) -> Frame | None:
@@ -49,8 +55,25 @@ class Event:
     allocation: Allocation
 
 
+class Place(NamedTuple):
+    """Where an operation runs: the path of the innermost module and the number of that call, ("", 0) outside; and
+    whether the autograd engine runs it."""
+
+    module: str = ""
+    call: int = 0
+    in_backward: bool = False
+
+
+NOWHERE = Place()
+
+
 def at_peak(start: Iterable[tuple[int, Allocation]], events: Iterable[Event]) -> list[Allocation]:
     """Allocations alive at the moment of most bytes, from (key, allocation) alive at the start and the events since."""
+    return list(keyed_at_peak(start, events).values())
+
+
+def keyed_at_peak(start: Iterable[tuple[int, Allocation]], events: Iterable[Event]) -> dict[int, Allocation]:
+    """The same, by key."""
     log = list(events)
     alive = dict(start)
     total_bytes = peak_bytes = sum(allocation.n_bytes for allocation in alive.values())
@@ -64,7 +87,7 @@ def at_peak(start: Iterable[tuple[int, Allocation]], events: Iterable[Event]) ->
             alive[event.key] = event.allocation
         else:
             alive.pop(event.key, None)
-    return list(alive.values())
+    return alive
 
 
 def unclaimed(snapshot: dict[str, Any], device: int | None, pointers: set[int]) -> list[Allocation]:
@@ -82,7 +105,13 @@ def unclaimed(snapshot: dict[str, Any], device: int | None, pointers: set[int]) 
 
 
 def described(
-    op: str, tensor: torch.Tensor, n_bytes: int, frames: tuple[Frame, ...], run: int, mark: str = ""
+    op: str,
+    tensor: torch.Tensor,
+    n_bytes: int,
+    frames: tuple[Frame, ...],
+    run: int,
+    mark: str = "",
+    place: Place = NOWHERE,
 ) -> Allocation:
     """The allocation of a storage of the tensor, as an operation made it. A nested tensor has one size."""
     try:
@@ -97,6 +126,9 @@ def described(
         frames=frames,
         run=run,
         mark=mark,
+        module=place.module,
+        call=place.call,
+        in_backward=place.in_backward,
     )
 
 

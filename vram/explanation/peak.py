@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vram.explanation.allocations import BEFORE, Allocation
+from vram.explanation.categories import Categories
+from vram.explanation.failures import attempt
 from vram.explanation.growth import by_line, shapes
+from vram.explanation.pieces import in_pieces
 from vram.explanation.tracer import tracer_for
 from vram.recording import Recording
 from vram.replaying.marks import listening
+from vram.replaying.random_numbers import same_random_numbers
 from vram.replaying.rerunnable import Rerunnable, rerunnable_of
 from vram.summary.at_peak import at_peak_lines
 from vram.units import format_bytes
@@ -92,17 +97,21 @@ def explained_peak(
     return PeakExplanation(before_bytes, at_peak, note, min(others[0], before_bytes), others[1])
 
 
-def breakdown(recording: Recording) -> dict[str, Any] | None:
-    """`{"sample", "bytes", "lines": [{"line", "op", "dtype", "shape", "bytes", "count"}]}`, most bytes first.
+def breakdown(recording: Recording) -> tuple[dict[str, Any] | None, str]:
+    """`{"sample", "bytes", "lines": [{"line", "op", "dtype", "shape", "bytes", "count"}]}`, most bytes first, and "".
 
     What was alive before the sample is one line, "before the sample"; what is beyond 12 lines another, which has a key
-    "lines" more, for how many they are. None where the
-    step and the samples are not known any more, or where running it again raised.
+    "lines" more, for how many they are. The key "breakdown" has the peak in pieces (`vram.summary.breakdown`), or
+    "no_breakdown" why not. None, and why, where the step and the samples are not known any more, or where running it
+    again raised. Raises nothing but KeyboardInterrupt.
     """
     rerunnable = rerunnable_of(recording)
-    if rerunnable is None or "requested_peak" not in recording.channels:
-        return None
-    return _traced(rerunnable, recording, "requested_peak")[0]
+    if "requested_peak" not in recording.channels:
+        return None, "no peak was measured"
+    if rerunnable is None:
+        return None, "the step or its samples are gone"
+    found, error = attempt(lambda: _traced(rerunnable, recording, "requested_peak"))
+    return found or (None, f"the lines are not known: {error}")
 
 
 def _traced(
@@ -113,18 +122,28 @@ def _traced(
     number = int(peaks.max(axis=0).argmax()) if sample is None else sample
     runs = 2 if peaks[-1, number] > peaks[recording.warmup_laps, number] else 1
     traces: list[list[Allocation]] = []
-    with tracer_for(rerunnable.device) as tracer:
+    with tracer_for(rerunnable.device) as tracer, same_random_numbers():
         for run in range(runs):
+            categories = tracer.categories = Categories(tracer.key_of)
             try:
-                with tracer.watching(run), listening(tracer.reached):
+                with ExitStack() as stack:
+                    stack.enter_context(tracer.watching(run))
+                    stack.enter_context(listening(tracer.reached))
+                    stack.enter_context(categories.following(rerunnable.samples[number]))
                     rerunnable.step(rerunnable.samples[number])
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a failing step fails its own test
                 return None, f"the lines are not known: run again, sample {number} raised {type(error).__name__}"
-            traces.append([one for one in tracer.at_peak() if one.n_bytes])
+            alive = {key: one for key, one in tracer.keyed_at_peak().items() if one.n_bytes}
+            traces.append(list(alive.values()))
             gc.collect()
-    return {"sample": number, "bytes": sum(one.n_bytes for one in traces[-1]), "lines": breakdown_lines(traces)}, ""
+    n_bytes = sum(one.n_bytes for one in traces[-1])
+    at_peak = {"sample": number, "bytes": n_bytes, "lines": breakdown_lines(traces)}
+    if channel in ("requested_peak", "allocated_peak") and sample is None:
+        made, reason = in_pieces(alive, categories, number, recording)
+        at_peak |= {"no_breakdown": reason} if made is None else {"breakdown": made.to_json()}
+    return at_peak, ""
 
 
 def breakdown_lines(traces: Sequence[Sequence[Allocation]]) -> list[dict[str, Any]]:

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
-from vram.explanation.allocations import BEFORE, Allocation, Event, at_peak, described, unclaimed
+from vram.explanation.allocations import (
+    BEFORE,
+    NOWHERE,
+    Allocation,
+    Event,
+    Place,
+    described,
+    keyed_at_peak,
+    unclaimed,
+)
 from vram.explanation.snapshot import viewer_snapshot
 from vram.frames import Frame, Stacks
 from vram.torch_hooks.dispatch import Following, made_by
 from vram.torch_hooks.storages import LivingStorages, has_bytes, living_tensors, storages_of
 from vram.torch_hooks.watchers import hooked
+
+if TYPE_CHECKING:
+    from vram.explanation.categories import Categories
+    from vram.simulated.allocator import Block
+    from vram.simulated.context import SimulatedCuda
 
 _MOST_EVENTS = 100_000  # of the snapshot's timeline; the oldest are dropped, as PyTorch's own ring buffer does
 
@@ -38,6 +53,7 @@ class TensorTracer:
         self._start: list[tuple[int, Allocation]] = []
         self._run_events: list[Event] = []
         self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
+        self.categories: Categories | None = None  # if set, it knows where each operation runs, and is to know of it
 
     def __enter__(self) -> Self:
         gc.collect()
@@ -68,7 +84,9 @@ class TensorTracer:
         if storage in self._living and self._living.changed(storage):
             n_bytes = storage.nbytes()
             stack = self._stacks.here()
-            allocation = Allocation(n_bytes, "resize_", (n_bytes,), "uint8", stack, self._run, self._mark())
+            allocation = Allocation(
+                n_bytes, "resize_", (n_bytes,), "uint8", stack, self._run, self._mark(), *self._place()
+            )
             self._begin(storage, allocation)
 
     def reached(self, mark: str) -> None:
@@ -85,7 +103,16 @@ class TensorTracer:
 
     def at_peak(self) -> list[Allocation]:
         """Allocations alive at the moment of most bytes in the last run."""
-        return at_peak(self._start, self._run_events)
+        return list(self.keyed_at_peak().values())
+
+    def keyed_at_peak(self) -> dict[int, Allocation]:
+        """The same, by their numbers in the trace."""
+        return keyed_at_peak(self._start, self._run_events)
+
+    def key_of(self, storage: torch.UntypedStorage) -> int | None:
+        """The number of a living storage's allocation; None where it is not followed."""
+        known = self._living.get(storage)
+        return None if known is None else known[0]
 
     def storages(self, groups: Sequence[Sequence[Allocation]]) -> list[Any | None]:
         """One living storage (`torch.UntypedStorage`) of each group of allocations; None where none is left."""
@@ -118,7 +145,8 @@ class TensorTracer:
             for storage in storages_of(tensor):
                 if self._living.changed(storage) and (storage in self._living or self._counts(storage)):
                     stack = self._stacks.here() if frames is None else frames
-                    self._begin(storage, described(op, tensor, storage.nbytes(), stack, self._run, self._mark()))
+                    made = described(op, tensor, storage.nbytes(), stack, self._run, self._mark(), self._place())
+                    self._begin(storage, made)
 
     def _begin(self, storage: torch.UntypedStorage, allocation: Allocation) -> None:
         self._next_key += 1
@@ -126,6 +154,14 @@ class TensorTracer:
         if before is not None:  # resized in place: the line that did it is what matters now
             self._log("free", *before[1])
         self._log("alloc", self._next_key, allocation)
+        self._tell(self._next_key, allocation)
+
+    def _tell(self, key: int, allocation: Allocation) -> None:
+        if self.categories is not None:
+            self.categories.made(key, allocation)
+
+    def _place(self) -> Place:
+        return NOWHERE if self.categories is None else self.categories.here()
 
     def _mark(self) -> str:
         return ", ".join(f"{name} {count}" for name, count in self._marks.items())
@@ -179,21 +215,99 @@ class CudaTracer(TensorTracer):
 
 
 class SimulatedTracer(TensorTracer):
-    """The same on a simulated card; `watching` runs on it."""
+    """The same on a simulated card; `watching` runs on it. A peak is that of the card's allocator, to the byte."""
 
-    def __init__(self, cuda: AbstractContextManager[object], device: torch.device) -> None:
+    def __init__(self, cuda: SimulatedCuda, device: torch.device) -> None:
         super().__init__(device)
         self._cuda = cuda
-
-    def _counts(self, storage: torch.UntypedStorage) -> bool:
-        """None has anything behind it here."""
-        return True
+        self._keys: dict[int, int] = {}  # numbers of allocations, by the id of a block in use
+        self._next_block = 0
+        self._at_start: dict[int, Allocation] = {}
+        self._of_card: list[Event] = []
+        self._earlier: Callable[[str, Block | None], None] | None = None  # somebody else who observes
 
     @contextmanager
     def watching(self, run: int) -> Iterator[None]:
         """As `TensorTracer.watching`, on the card."""
-        with self._cuda, super().watching(run):
-            yield
+        allocator = self._cuda.allocator
+        earlier = self._earlier, _ = allocator.observer, self._cuda.describe
+        self._begin_run()
+        allocator.observer, self._cuda.describe = self._observe, self._describe
+        try:
+            with self._cuda, super().watching(run):
+                yield
+        finally:
+            allocator.observer, self._cuda.describe = earlier
+
+    def keyed_at_peak(self) -> dict[int, Allocation]:
+        """As `TensorTracer.keyed_at_peak`, of blocks."""
+        return keyed_at_peak(self._at_start.items(), self._of_card)
+
+    def key_of(self, storage: torch.UntypedStorage) -> int | None:
+        """As `TensorTracer.key_of`, of blocks."""
+        block = self._cuda.block_of(storage)
+        return None if block is None else self._keys.get(id(block))
+
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """Name the line that took the new block, which the card took for no operation."""
+        super().resized(storage)
+        key, known = self.key_of(storage), self._living.get(storage)
+        for index in range(len(self._of_card) - 1, -1, -1):
+            event = self._of_card[index]
+            if known is not None and event.key == key and event.action == "alloc":
+                self._of_card[index] = replace(event, allocation=known[1])
+                return
+
+    def _begin_run(self) -> None:
+        """Take up every block in use: those of tensors, and the workspaces that libraries keep."""
+        tensors = {id(self._cuda.block_of(storage)): allocation for storage, (_, allocation) in self._living.living()}
+        self._keys, self._at_start, self._of_card = {}, {}, []
+        for block in self._cuda.allocator.blocks():
+            if block.allocated:
+                workspace = Allocation(block.requested, "", (), "", (), BEFORE, workspace=True)
+                self._at_start[self._number(block)] = tensors.get(id(block), workspace)
+
+    def _number(self, block: Block) -> int:
+        self._next_block += 1
+        self._keys[id(block)] = self._next_block
+        return self._next_block
+
+    def _observe(self, action: str, block: Block | None) -> None:
+        if self._earlier is not None:
+            self._earlier(action, block)
+        if block is None:
+            return
+        if action == "free":
+            key = self._keys.pop(id(block), None)
+            if key is not None:
+                self._of_card.append(Event("free", key, Allocation(block.requested, "", (), "", (), self._run)))
+            return
+        made = block.tag if isinstance(block.tag, Allocation) else None
+        if made is None or self._cuda.allocator.taking_scratch or self._cuda.in_kernel:
+            made = self._workspace(block.requested, made)
+        key = self._number(block)
+        self._of_card.append(Event("alloc", key, made))
+        if self.categories is not None:
+            self.categories.made(key, made)
+
+    def _workspace(self, n_bytes: int, of: Allocation | None) -> Allocation:
+        """What a library took for itself: during an operation, or once for good."""
+        op = "" if of is None else of.op
+        frames = self._stacks.here() if of is None else of.frames
+        return Allocation(
+            n_bytes, op, (n_bytes,), "uint8", frames, self._run, self._mark(), *self._place(), workspace=True
+        )
+
+    def _describe(self, op: str, tensor: torch.Tensor) -> Allocation:
+        n_bytes = tensor.untyped_storage().nbytes()
+        return described(op, tensor, n_bytes, self._stacks.here(), self._run, self._mark(), self._place())
+
+    def _tell(self, key: int, allocation: Allocation) -> None:
+        """Nothing: blocks are told of, by numbers of their own."""
+
+    def _counts(self, storage: torch.UntypedStorage) -> bool:
+        """None has anything behind it here."""
+        return True
 
 
 def tracer_for(device: str) -> TensorTracer:

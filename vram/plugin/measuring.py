@@ -17,7 +17,14 @@ import pytest
 from vram.errors import Inconclusive
 from vram.plugin.failures import Failures
 from vram.plugin.markers import LEAK_FREE, LIMIT, judge, limits_of
-from vram.plugin.options import headroom_option, new_fails, option, seconds_option, whole_option
+from vram.plugin.options import (
+    breakdown_option,
+    headroom_option,
+    new_fails,
+    option,
+    seconds_option,
+    whole_option,
+)
 from vram.plugin.outcomes import raise_in
 from vram.plugin.progress import TerminalProgress
 from vram.plugin.running import RunningTests
@@ -47,7 +54,7 @@ class Measuring:
         self.new_fails = new_fails(config)
         self.missing: Sequence[str] = ()  # a line for each recording of the base that this session did not make
         self.saved: Mapping[str, object] = {}  # where a gate's run is kept, and what it is compared with
-        self.above_base: Callable[[Sequence[RecordingSummary]], bool] | None = None  # of the last recording
+        self.keeps = False  # whether the run is saved, or compared with one that is
         self._environments: dict[bool, dict[str, object]] = {}
 
     def start(self) -> VramSession:
@@ -66,10 +73,10 @@ class Measuring:
                 accept=bool(option(self._config, "accept")),
                 headroom=headroom_option(self._config),
                 root=self._config.rootpath,
-                breakdown=bool(option(self._config, "breakdown")),
+                breakdown=breakdown_option(self._config, keeps=self.keeps),
                 max_seconds=seconds_option(self._config),
             )
-            self.vram = VramSession(options, TerminalProgress(self._config), self.above_base)
+            self.vram = VramSession(options, TerminalProgress(self._config))
             self.vram.begin(self._test)
         return self.vram
 
@@ -254,7 +261,7 @@ class Measuring:
             return
         from vram.plugin.body import measured
 
-        with measured(limits, self.device(), _let_go_of_logs, compared=self.above_base is not None) as body:
+        with measured(limits, self.device(), _let_go_of_logs, compared=self.keeps) as body:
             yield
         assert body.peak_bytes is not None
         error = judge(limits, body.peak_bytes, body.kept_bytes, body.kept, body.at_peak) or self._unseen(limits, body)

@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -55,7 +55,11 @@ _FLAGS = (
         "rewrite the budgets that are checked to what is measured; --vram-accept=+2% or =+64MiB also lets each be "
         "exceeded by so much",
     ),
-    ("breakdown", "trace each recording's highest sample once more: the report says what its peak is made of, by line"),
+    (
+        "breakdown",
+        "trace each recording's highest sample once more: the report says what its peak is made of (default: where the "
+        "run is saved or compared; ini vram_breakdown = false: never)",
+    ),
     ("disable", "measure nothing; tests that use the fixture vram are skipped"),
 )
 _GATES: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
@@ -83,7 +87,7 @@ def add_options(parser: pytest.Parser, arguments: Iterable[str] = ()) -> None:
         parser.addini(_twin(name), text, type=_ini_type(kind), default=None)
     for name, text in _FLAGS:
         group.addoption(f"--vram-{name}", action="store_true", default=None, help=_escaped(text))
-        parser.addini(_twin(name), text, type="bool", default=False)
+        parser.addini(_twin(name), text, type="bool", default=None if name == "breakdown" else False)
     for argument in sorted(set(arguments)):
         # A flag that may have a value only behind "=" is none that argparse knows: it would take the path of a test
         # after the flag for it. So each spelling in use is a flag of its own.
@@ -188,6 +192,15 @@ def ini(config: pytest.Config, name: str) -> Any:
 
 def _twin(name: str) -> str:
     return f"vram_{name.replace('-', '_')}"
+
+
+def breakdown_option(config: pytest.Config, *, keeps: bool) -> Literal["always", "settled", ""]:
+    """Which recordings are broken down: all with `--vram-breakdown` or its ini twin, none where that is false; else, in
+    a run that `keeps` them or compares them, all that do not grow."""
+    value = option(config, "breakdown")
+    if value in (None, "", []):
+        return "settled" if keeps else ""
+    return "always" if value else ""
 
 
 def seconds_option(config: pytest.Config) -> float | None:

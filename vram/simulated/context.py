@@ -87,6 +87,7 @@ class SimulatedCuda:
         self.device = device
         # If set, called with an operation's name and its result wherever a storage is taken: the tag of its block.
         self.describe: Callable[[str, Tensor], object] | None = None
+        self.in_kernel = False  # whether what is taken is scratch memory of an operation's kernel
         self._mode = CardMode(allow_non_fake_inputs=True)
         self._known_values = KnownValues(self._mode, token, self._assume)
         self._remarks: list[Remarks] = []
@@ -196,6 +197,10 @@ class SimulatedCuda:
         if storage in self._living and self._living.changed(storage):
             self._put(storage, self._take(storage.nbytes()))
 
+    def block_of(self, storage: torch.UntypedStorage) -> Block | None:
+        """The block of a living storage; None where it is not on the card."""
+        return self._living.get(storage)
+
     def take_workspace(self, lt: bool = True) -> None:
         """cuBLAS takes its workspace of the current stream now, and not at the first matrix product there: no figure
         depends on who comes first.
@@ -273,11 +278,15 @@ class SimulatedCuda:
     def _run_besides(self, steps: Steps) -> list[Any]:
         """Run what a kernel runs besides; return what is alive at its end."""
         alive: list[Any] = []
-        for step in steps:
-            if step is None:
-                alive.clear()
-            else:
-                alive.append(self._run(*step))
+        outer, self.in_kernel = self.in_kernel, True
+        try:
+            for step in steps:
+                if step is None:
+                    alive.clear()
+                else:
+                    alive.append(self._run(*step))
+        finally:
+            self.in_kernel = outer
         return alive
 
     def _take_parts(self, func: Any, args: Any, result: Any) -> None:

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vram.summary.breakdown import OUTSIDE, sums_text
 from vram.units import format_bytes
 
 
 def at_peak_lines(at_peak: Mapping[str, Any], most_lines: int) -> list[str]:
-    """A breakdown, as `vram.explanation.peak.breakdown` has it, in at most `most_lines` lines of text."""
+    """A breakdown, as `vram.explanation.peak.breakdown` has it, in at most `most_lines` lines of text.
+
+    Two more say how much is of which category and module, where modules ran.
+    """
     title = f"alive at the peak of sample {at_peak['sample']}, run again with tracing: "
-    return [f"{title}{format_bytes(at_peak['bytes'])}", *peak_lines(at_peak["lines"], most_lines - 1)]
+    sums = [] if at_peak.get("breakdown") is None else _sums(at_peak["breakdown"])
+    return [f"{title}{format_bytes(at_peak['bytes'])}", *sums, *peak_lines(at_peak["lines"], most_lines - 1)]
+
+
+def _sums(data: Mapping[str, Any]) -> list[str]:
+    """The same by category and by module, where modules ran."""
+    by_module = {name: n_bytes for name, n_bytes in data["by_module"].items() if name != OUTSIDE}
+    if not by_module:
+        return []
+    return [f"  {sums_text(data['by_category'])}", f"  in {sums_text(by_module, 3)}"]
 
 
 def peak_lines(lines: Sequence[Mapping[str, Any]], most_lines: int) -> list[str]:

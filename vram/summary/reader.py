@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from vram.summary.breakdown import from_json
 from vram.summary.marked import MarkedSummary
 from vram.summary.recording import OWN_KEYS, PEAK, ChannelSummary, Check, RatioSummary, RecordingSummary
 from vram.summary.run import SCHEMA, Failure, RunSummary
@@ -65,6 +66,7 @@ _OPTIONAL: Any = {
     "garbage_bytes": int,
     "garbage_kinds": [str],
     "remarks": [str],
+    "base_lines": [str],
     "new_fails": bool,
     "named": bool,
     "facts": {_ANY: str},
@@ -133,6 +135,8 @@ def recording_from_json(data: Mapping[str, Any]) -> RecordingSummary:
         if data.get(name) is not None:
             _fits(data[name], shape, f"{name} of {at}")
     _fit_explanation(data.get("explanation") or {}, at)
+    if (data.get("at_peak") or {}).get("breakdown") is not None:
+        _fit_breakdown(data["at_peak"]["breakdown"], at)
     known = {name: value for name, value in _only(RecordingSummary, data).items() if value is not None}
     return RecordingSummary(
         **{
@@ -142,6 +146,7 @@ def recording_from_json(data: Mapping[str, Any]) -> RecordingSummary:
             "checks": _checks(data),
             "garbage_kinds": tuple(data.get("garbage_kinds") or ()),
             "remarks": tuple(data.get("remarks") or ()),
+            "base_lines": tuple(data.get("base_lines") or ()),
             "ratios": tuple(_ratio(ratio) for ratio in data.get("ratios") or ()),
             "notes": {name: value for name, value in data.items() if name not in OWN_KEYS and _is_note(value)},
         }
@@ -202,6 +207,15 @@ def _fit_explanation(explanation: object, at: str) -> None:
     for line in lines:
         if not isinstance(line, str):
             _fits(line, _WHY, f"the explanation of {at}")
+
+
+def _fit_breakdown(data: Any, at: str) -> None:
+    try:
+        from_json(data)
+        _fits(data["by_category"], {_ANY: int})
+        _fits(data["by_module"], {_ANY: int})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the breakdown of {at} can't be read: {error}") from None
 
 
 def _fits(value: object, shape: Any, at: str = "the report") -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
 from vram.summary.at_peak import at_peak_lines
+from vram.summary.breakdown import Breakdown, from_json
 from vram.text import apart, rate_text, size_text
 from vram.units import format_bytes
 
@@ -32,6 +33,7 @@ _MOST_PEAK_LINES = 6
 PEAK = "requested_peak"  # the channel that limits and budgets mean where they name none
 
 GARBAGE = "garbage"  # of a check: what only the collector frees
+_BREAKDOWN = "breakdown"  # of what is absent: the pieces of the peak
 
 Kind = Literal["growth", "budget", "limit", "ratio", "base"]
 Status = Literal["passed", "over", "new", "inconclusive"]
@@ -123,6 +125,7 @@ class RecordingSummary:
     `outcome` is what happened to the run. `expected`: each failure was that of a test that is expected to fail;
     `new_fails`: the budget or base that is missing failed its test.
     `nothing_allocated`: no sample took memory on the device measured, so that nothing is known of the step.
+    `base_lines` say what the peak has more than that of a base that it is over.
     `garbage_bytes`: the most of one sample that only the garbage collector freed; `garbage_kinds` says what it was.
     `remarks` are lines on what a simulation assumed for the figures, and what at the peak it does not count.
     """
@@ -155,6 +158,7 @@ class RecordingSummary:
     garbage_kinds: tuple[str, ...] = ()
     cache_budget_bytes: int = 0
     remarks: tuple[str, ...] = ()
+    base_lines: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
@@ -314,6 +318,23 @@ class RecordingSummary:
         return at_peak_lines(self.at_peak, _MOST_PEAK_LINES) if over and self.at_peak and self.at_peak["lines"] else []
 
     @property
+    def why_lines(self) -> list[str]:
+        """Everything that explains a failure: who keeps what grows, what is more than the base, what the peak is."""
+        return [*self.explanation_lines, *self.base_lines, *self.peak_lines]
+
+    def explained(self, at_peak: Mapping[str, Any] | None, why: str) -> RecordingSummary:
+        """The same with what its peak is made of; where that is not known, or does not add up, with the reason."""
+        reason = why if at_peak is None else at_peak.get("no_breakdown", "")
+        absent = {name: text for name, text in self.absent.items() if name != _BREAKDOWN}
+        return replace(self, at_peak=at_peak, absent={**absent, _BREAKDOWN: reason} if reason else absent)
+
+    @cached_property
+    def breakdown(self) -> Breakdown | None:
+        """What the peak is made of, piece by piece; None where that was not traced, or does not add up."""
+        data = (self.at_peak or {}).get("breakdown")
+        return None if data is None else from_json(data)
+
+    @property
     def cause_lines(self) -> list[str]:
         """The line that makes most of the growth, and who keeps that; nothing where no line was seen to grow."""
         lines = (self.explanation or {}).get("lines") or ()
@@ -332,9 +353,10 @@ class RecordingSummary:
         data |= {name: dict(data[name]) for name in ("marks", "environment", "absent", "facts")}
         data["channels"] = {name: dict(vars(channel)) for name, channel in self.channels.items()}
         data["garbage_kinds"], data["remarks"] = list(self.garbage_kinds), list(self.remarks)
+        data["base_lines"] = list(self.base_lines)
         for name in ("checks", "ratios"):
             data[name] = [dict(vars(each)) for each in data[name]]
-        for name in ("explanation", "at_peak", "remarks"):
+        for name in ("explanation", "at_peak", "remarks", "base_lines"):
             if not data[name]:
                 del data[name]
         notes = {"softmax_peak_bytes": None, **data.pop("notes")}

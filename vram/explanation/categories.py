@@ -1,0 +1,246 @@
+"""Finds what each storage is: by who owns it, and by where it was made. Nothing is guessed by a name.
+
+Owners: parameters and buffers (modules), gradients (parameters), state (optimizers), keys and values (transformers'
+cache objects), inputs (the sample, and what a model is called with from outside), logits (the output of what the model
+itself names as its output embeddings). Where no owner is known: attention maps, workspace of libraries, gradients on
+their way (the autograd engine runs), activations (within the forward of a module), other.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from math import prod
+from types import FunctionType, MethodType, ModuleType
+from typing import Any
+
+import torch
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from vram.explanation.allocations import Allocation, Place
+from vram.explanation.declared import declared_files
+from vram.explanation.modules import RunningModules
+from vram.torch_hooks.storages import living_tensors, storages_of
+
+_SOFTMAX = ("aten._softmax", "aten._safe_softmax", "aten.softmax")
+_PRODUCTS = ("aten.bmm", "aten.baddbmm", "aten.matmul")
+_MOST_OBJECTS = 20_000  # looked through of one value
+_DEEPEST = 8
+_LEAVES = (str, bytes, int, float, type, Module, FunctionType, MethodType, ModuleType)
+# The first that is known of a storage counts.
+_OWNERS = ("weights", "buffers", "optimizer state", "gradients", "KV cache", "logits", "inputs")
+
+if not hasattr(torch._C, "_current_graph_task_id"):
+    raise RuntimeError("this PyTorch has no torch._C._current_graph_task_id, which tells whether a backward pass runs")
+
+
+def in_backward() -> bool:
+    """Whether the autograd engine runs in this thread."""
+    return torch._C._current_graph_task_id() != -1
+
+
+class Categories:
+    """Follows one traced run, and says afterwards what each allocation was. Keeps no tensor and no module."""
+
+    def __init__(self, key_of: Callable[[torch.UntypedStorage], int | None]) -> None:
+        """`key_of` gives the number of a living storage's allocation in the trace."""
+        self._key_of = key_of
+        self.modules = RunningModules(self._enter, self._leave)
+        self._known: dict[int, set[str]] = defaultdict(set)  # categories by key
+        self._paths: dict[int, str] = {}  # of modules, by the key of their weights and buffers
+        self._outputs: set[int] = set()  # ids of modules that make logits
+        self._vocabulary = 0
+        self._made: dict[int, set[tuple[bool, tuple[int, ...]]]] = defaultdict(set)  # by call: is softmax, shape
+        self._outside: set[int] = set()  # keys of what was made outside of modules
+
+    @contextmanager
+    def following(self, sample: object) -> Iterator[None]:
+        """Follow the run of `sample`."""
+        with ExitStack() as stack:
+            stack.enter_context(self.modules.following())
+            for handle in (
+                register_optimizer_step_pre_hook(self._before_step),
+                register_optimizer_step_post_hook(self._after_step),
+            ):
+                stack.callback(handle.remove)
+            for tensor in living_tensors():
+                if isinstance(tensor, Parameter):
+                    self._note(tensor, "weights")
+                    self._follow_gradient(tensor, stack)
+            del tensor
+            self._note_all(sample, "inputs")
+            yield
+            self._owned_at_the_end()
+
+    def here(self) -> Place:
+        """The place where this thread is."""
+        module, call = self.modules.here()
+        return Place(module, call, in_backward())
+
+    def made(self, key: int, allocation: Allocation) -> None:
+        """An allocation was made in the run."""
+        if not allocation.call:
+            self._outside.add(key)
+        elif allocation.op in _SOFTMAX or allocation.op in _PRODUCTS:
+            self._made[allocation.call].add((allocation.op in _SOFTMAX, allocation.shape))
+
+    def of(self, key: int, allocation: Allocation) -> str:
+        """The category of an allocation."""
+        known = self._known.get(key, ())
+        owner = next((name for name in _OWNERS if name in known), "")
+        if owner:
+            return owner
+        if allocation.workspace:
+            return "library workspace"
+        for name, files in declared_files().items():
+            if any(frame.filename in files for frame in allocation.frames):
+                return name
+        if self._is_attention(allocation):
+            return "attention maps"
+        if self._is_of_logits(allocation):
+            return "logits"
+        if allocation.call:
+            return "activations"
+        return "gradients" if allocation.in_backward else "other"
+
+    def path(self, key: int, allocation: Allocation) -> str:
+        """The path of the module that made it, or has it."""
+        return self._paths.get(key, allocation.module)
+
+    def _is_attention(self, allocation: Allocation) -> bool:
+        """Whether it has the last two sizes, [q, k], and the elements of a softmax that is made in the same call of a
+        module from a batched product of as many."""
+        shape, made = allocation.shape, self._made.get(allocation.call, ())
+        if len(shape) < 3:
+            return False
+        alike = [softmax for softmax, other in made if other[-2:] == shape[-2:] and prod(other) == prod(shape)]
+        return set(alike) == {True, False}
+
+    def _is_of_logits(self, allocation: Allocation) -> bool:
+        """Whether it is made of logits: as long in its last dimension, and made by no part of the model."""
+        last = allocation.shape[-1:] == (self._vocabulary,) and self._vocabulary > 0
+        return last and "." not in allocation.module and not allocation.in_backward and bool(allocation.frames)
+
+    def _enter(self, root: Module) -> None:
+        """A root is called for the first time: its weights and buffers have paths, and it may name its logits."""
+        for module in root.modules():
+            path = self.modules.path(module) or ""
+            owned = {"weights": vars(module)["_parameters"], "buffers": vars(module)["_buffers"]}
+            for category, tensors in owned.items():
+                for tensor in tensors.values():
+                    for key in self._note(tensor, category):
+                        self._paths.setdefault(key, path)
+        named = getattr(root, "get_output_embeddings", None)
+        output = named() if callable(named) else None
+        if isinstance(output, Module) and isinstance(getattr(output, "weight", None), torch.Tensor):
+            self._outputs.add(id(output))
+
+    def _leave(self, module: Module, arguments: Any, result: Any, outermost: bool) -> None:
+        if id(module) in self._outputs:
+            self._note_all(result, "logits")
+            if isinstance(result, torch.Tensor):
+                self._vocabulary = int(result.shape[-1])
+        self._note_caches((arguments, result) if outermost else arguments)
+        if outermost:
+            for tensor in tensors_in(arguments):
+                for key in self._keys(tensor):
+                    if key in self._outside:
+                        self._known[key].add("inputs")
+
+    def _note_caches(self, values: Any) -> None:
+        library = sys.modules.get("transformers.cache_utils")
+        if library is not None:
+            for cache in _instances(values, library.Cache):
+                self._note_all(vars(cache), "KV cache")
+
+    def _before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                self._note(parameter.grad, "gradients")
+
+    def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        self._note_all(dict(optimizer.state), "optimizer state")
+
+    def _follow_gradient(self, parameter: Parameter, stack: ExitStack) -> None:
+        self._note(parameter.grad, "gradients")
+        if parameter.requires_grad and parameter.is_leaf:
+            try:
+                handle = parameter.register_post_accumulate_grad_hook(self._noted)  # type: ignore[no-untyped-call]
+            except RuntimeError:  # a subclass that has none
+                return
+            stack.callback(handle.remove)
+
+    def _noted(self, parameter: torch.Tensor) -> None:
+        self._note(parameter.grad, "gradients")
+
+    def _owned_at_the_end(self) -> None:
+        """Gradients, states of optimizers that made no step, and buffers of modules that no root led to."""
+        objects = gc.get_objects()
+        kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, Module | Optimizer | Parameter)}
+        for one in objects:
+            if type(one) not in kinds:
+                continue
+            if issubclass(type(one), Parameter):
+                self._note(one, "weights")
+                self._note(one.grad, "gradients")
+            elif issubclass(type(one), Optimizer):
+                self._note_all(dict(vars(one).get("state", {})), "optimizer state")
+            else:
+                for buffer in vars(one).get("_buffers", {}).values():
+                    self._note(buffer, "buffers")
+
+    def _note_all(self, value: Any, category: str) -> None:
+        for tensor in tensors_in(value):
+            self._note(tensor, category)
+
+    def _note(self, tensor: Any, category: str) -> list[int]:
+        keys = self._keys(tensor) if isinstance(tensor, torch.Tensor) else []
+        for key in keys:
+            self._known[key].add(category)
+        return keys
+
+    def _keys(self, tensor: torch.Tensor) -> list[int]:
+        with torch._C.DisableTorchFunction():
+            try:
+                keys = [self._key_of(storage) for storage in storages_of(tensor)]
+            except (RuntimeError, ValueError, AttributeError):  # a lazy parameter has no storage yet
+                return []
+        return [key for key in keys if key is not None]
+
+
+def tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    """Tensors that a value leads to: through containers and the attributes of objects, not through modules."""
+    return _walk(value, torch.Tensor)
+
+
+def _instances(value: Any, kind: type[Any]) -> Iterator[Any]:
+    return _walk(value, kind)
+
+
+def _walk(value: Any, kind: type[Any]) -> Iterator[Any]:
+    """The objects of `kind`, which are not gone into."""
+    seen: set[int] = set()
+    waiting: list[tuple[Any, int]] = [(value, 0)]
+    while waiting and len(seen) < _MOST_OBJECTS:
+        one, depth = waiting.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if issubclass(type(one), kind):
+            yield one
+        elif depth < _DEEPEST and not issubclass(type(one), (*_LEAVES, torch.Tensor)):
+            waiting += ((part, depth + 1) for part in _parts(one))
+
+
+def _parts(one: Any) -> Iterable[Any]:
+    if isinstance(one, dict):
+        return list(one.values())
+    if isinstance(one, list | tuple | set | frozenset):
+        return list(one)
+    attributes = getattr(one, "__dict__", None)
+    return list(attributes.values()) if isinstance(attributes, Mapping) else ()

@@ -1,0 +1,94 @@
+"""The module whose forward runs, by hooks on all modules that are there only while a sample is traced."""
+
+from __future__ import annotations
+
+import re
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.nn import Module
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+
+
+class _Running(threading.local):
+    """The modules that run in one thread, outermost first."""
+
+    def __init__(self) -> None:
+        self.places: list[tuple[str, int]] = []  # path, number of the call
+
+
+class RunningModules:
+    """Follows the calls of modules. A root is the outermost module that is called; it gives the paths of its parts.
+
+    A part that is called by itself later (as checkpointing does in the backward pass) keeps its path. Keeps no module.
+    """
+
+    def __init__(
+        self,
+        entered: Callable[[Module], None] = lambda _: None,
+        left: Callable[[Module, Any, Any, bool], None] = lambda *_: None,
+    ) -> None:
+        """`entered` gets each root at its first call, `left` each module that returns: its arguments, its result, and
+        whether it is outermost."""
+        self._entered, self._left = entered, left
+        self._running = _Running()
+        self._paths: dict[int, tuple[weakref.ref[Module], str]] = {}  # by id
+        self._calls = 0
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow every call of a module, in any thread."""
+        handles = [register_module_forward_pre_hook(self._before)]
+        handles.append(register_module_forward_hook(self._after, with_kwargs=True, always_call=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._running = _Running()
+
+    def here(self) -> tuple[str, int]:
+        """The path of the innermost module that runs in this thread, and the number of that call; ("", 0) outside."""
+        places = self._running.places
+        return places[-1] if places else ("", 0)
+
+    def _before(self, module: Module, _: Any) -> None:
+        places = self._running.places
+        path = self.path(module)
+        if path is None and not places:
+            self._name(module)
+            path = self.path(module)
+            self._entered(module)
+        if path is None:  # made on the way, as no part of its root
+            path = ".".join(filter(None, (places[-1][0], type(module).__name__)))
+        self._calls += 1
+        places.append((path, self._calls))
+
+    def _after(self, module: Module, args: Any, *others: Any) -> None:
+        """A forward returned, or raised: then PyTorch leaves out the keywords, and there is no result."""
+        places = self._running.places
+        if places:
+            places.pop()
+        kwargs, result = others if len(others) == 2 else ({}, None)
+        self._left(module, (args, kwargs), result, not places)
+
+    def path(self, module: Module) -> str | None:
+        """The path of a part of a known root; None of any other module."""
+        known = self._paths.get(id(module))
+        return known[1] if known is not None and known[0]() is module else None
+
+    def _name(self, root: Module) -> None:
+        for name, module in root.named_modules():
+            path = folded_path(name) or type(root).__name__
+            path = f"{type(root).__name__}.{path}" if path.startswith("*") else path  # of nn.Sequential
+            self._paths[id(module)] = weakref.ref(module), path
+
+
+def folded_path(name: str) -> str:
+    """ "model.layers.*.mlp" of "model.layers.17.mlp"."""
+    return _INDEX.sub("*", name)
