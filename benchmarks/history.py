@@ -1,7 +1,7 @@
 """How long `vram compare`, `history` and `report` take on many runs: `python benchmarks/history.py [--runs 1000]`.
 
 Writes the runs into a temporary folder through the writer that pytest uses: four modes, a marked test, 5 laps of 20
-samples in four channels, a step and noise. Times are of the whole command, medians of rounds.
+samples in four channels, peaks in pieces, a step and noise. Times are of the whole command, medians of rounds.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pytest_benchmark.plugin import pytest_benchmark_generate_machine_info
 from vram.history import saver
 from vram.history.entries import Entry, of_marked, of_summary
 from vram.summary import ChannelSummary, MarkedSummary, RecordingSummary
+from vram.summary.breakdown import Breakdown, Piece
 
 ENVIRONMENT = {
     "device": "NVIDIA A100-SXM4-40GB",
@@ -37,6 +38,24 @@ ENVIRONMENT = {
 FACTS = {"model": "llava-1.5-7b-hf", "dtype": "float16", "attention": "sdpa"}
 MODES = ("baseline", "himap", "custom-fps", "custom-tome")
 COMMANDS: tuple[tuple[str, ...], ...] = (("compare",), ("compare", "recorded", "--fail", "peak:2%"), ("history",))
+
+
+def breakdown(peak_bytes: int, draw: random.Random) -> Breakdown:
+    """A peak of 60 pieces, as one of a large model has: what is kept of it is near its limit of 3 KB."""
+    pieces = [
+        Piece(
+            2**20 * (100 - number) + draw.randrange(2**10),
+            32,
+            f"transformers/models/llama/modeling_llama.py:{100 + number} LlamaPart{number}.forward",
+            "aten.mul",
+            "float16",
+            f"[1, {number + 600}, 4096]",
+            f"model.language_model.layers.*.part_{number}",
+            ("activations", "weights", "KV cache")[number % 3],
+        )
+        for number in range(60)
+    ]
+    return Breakdown(19, peak_bytes, tuple(pieces), peak_bytes - sum(piece.n_bytes for piece in pieces), "workspaces")
 
 
 def entries(run: int, draw: random.Random) -> list[Entry]:
@@ -58,6 +77,7 @@ def entries(run: int, draw: random.Random) -> list[Entry]:
             reason="every sample ended at its lowest level",
             seconds=100 + draw.random(),
             facts=FACTS,
+            at_peak={"breakdown": breakdown(max(peaks), draw).to_json()},
             channels={
                 name: ChannelSummary("req" in name, laps, 0, verdict="stable", bytes_per_sample=0.0)
                 for name, laps in channels.items()

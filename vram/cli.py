@@ -18,6 +18,7 @@ from vram.gating import bisect as bisecting
 from vram.gating import gate as gating
 from vram.gating import init as starting
 from vram.history import command as history
+from vram.history import diff
 from vram.replaying.collector import no_collections
 from vram.report import command as report
 
@@ -62,6 +63,7 @@ _COMMANDS = (
         history.add_history,
         history.history,
     ),
+    _Command("diff", diff.SUMMARY, diff.DIFF, diff.add_diff, diff.diff, diff.EXITS),
     _Command("report", report.SUMMARY, report.REPORT, report.add_report, report.report, report.EXITS),
 )
 

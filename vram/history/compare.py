@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from typing import Literal
 
 from vram.history.criteria import GROWTH, PEAK, Criterion, criteria_of, figure_in, figures, is_exact
 from vram.history.entries import INCONCLUSIVE, OUT_OF_MEMORY, Entry
+from vram.summary.difference import Difference, difference
 from vram.text import NO_FIGURE, bytes_text, exact_text
 
 Status = Literal["regressed", "drifted", "within", "improved", "same", "reported", "not measured"]
@@ -95,6 +97,30 @@ class Judged:
     def regressions(self) -> list[Change]:
         """The changes that fail it."""
         return [change for change in self.changes if change.status in FAILING]
+
+    @cached_property
+    def difference(self) -> Difference | None:
+        """What the peak has more or less than its base's, piece by piece; None where it is the same, or where one of
+        them was not broken down."""
+        base = None if self.base is None else self.base.entry.in_pieces
+        head = self.entry.in_pieces
+        if base is None or head is None or base.peak_bytes == head.peak_bytes:
+            return None
+        return difference(base, head)
+
+    @property
+    def difference_lines(self) -> list[str]:
+        """The same in at most six lines; one that says so, where the peak changed and only one of them is known."""
+        if self.base is None:
+            return []
+        beside = f"{self.entry.name}, beside {self.base.run}: "
+        if self.difference is not None:
+            title, *lines = self.difference.lines()
+            return [f"{beside}{title}", *lines]
+        moved = any(change.figure == PEAK and change.base != change.head for change in self.changes)
+        known = {"this run": self.entry.in_pieces, self.base.run: self.base.entry.in_pieces}
+        without = [name for name, one in known.items() if one is None]
+        return [f"{beside}the peak was not broken down in {without[0]}"] if moved and len(without) == 1 else []
 
     @property
     def status(self) -> str:

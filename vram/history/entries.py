@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Any
 
 from vram.history.keys import Key, canonical, key_of, name_of
 from vram.summary import ChannelSummary, MarkedSummary, RecordingSummary
+from vram.summary.breakdown import Breakdown
+from vram.summary.breakdown import from_json as breakdown_from_json
+from vram.summary.recording import PEAK
 
 SCHEMA = 1
 OUT_OF_MEMORY, INCONCLUSIVE = "out of memory", "inconclusive"
@@ -37,7 +41,10 @@ class Channel:
 
 @dataclass(frozen=True)
 class Entry:
-    """The figures of one key in one run. `test` measured it; `accepted`: recorded as the key's base."""
+    """The figures of one key in one run. `test` measured it; `accepted`: recorded as the key's base.
+
+    `breakdown` is what the peak is made of, as `Breakdown.compact` packs it; None where it was not traced.
+    """
 
     key: Key
     test: str
@@ -47,6 +54,17 @@ class Entry:
     accepted: bool = False
     seconds: float | None = None
     outcome: str = ""
+    breakdown: Mapping[str, Any] | None = None
+
+    @cached_property
+    def in_pieces(self) -> Breakdown | None:
+        """What the peak is made of; None where it was not traced, or can't be read."""
+        try:
+            found = None if self.breakdown is None else breakdown_from_json(self.breakdown)
+        except ValueError:
+            return None
+        peak = self.channels.get(PEAK)
+        return found if found is not None and peak is not None and peak.most_bytes == found.peak_bytes else None
 
     @property
     def outcome_text(self) -> str:
@@ -95,6 +113,7 @@ def of_summary(
         channels={name: _channel(channel) for name, channel in summary.channels.items()},
         seconds=_seconds(summary),
         outcome=summary.outcome,
+        breakdown=None if summary.breakdown is None else summary.breakdown.compact(),
     )
 
 
@@ -159,7 +178,8 @@ def accept(entry: Entry) -> Entry:
 
 def to_json(entry: Entry) -> dict[str, Any]:
     """Ready for JSON; `from_json` reads it back."""
-    return {**asdict(entry), "key": dict(entry.key)}
+    data = {**asdict(entry), "key": dict(entry.key)}
+    return data if entry.breakdown is not None else {name: data[name] for name in data if name != "breakdown"}
 
 
 def from_json(data: Mapping[str, Any]) -> Entry:
@@ -177,6 +197,7 @@ def from_json(data: Mapping[str, Any]) -> Entry:
             accepted=bool(data.get("accepted", False)),
             seconds=None if data.get("seconds") is None else _number("seconds", data["seconds"]),
             outcome=str(data.get("outcome") or ""),
+            breakdown=_object_or_none("breakdown", data.get("breakdown")),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not an entry: {type(error).__name__}: {error}") from None
@@ -211,6 +232,12 @@ def _number(name: str, value: object) -> float:
 def _text_or_none(name: str, value: object) -> str | None:
     if not isinstance(value, str | None):
         raise ValueError(f"{name} must be text or null, got {str(value)[:40]}")
+    return value
+
+
+def _object_or_none(name: str, value: object) -> Mapping[str, Any] | None:
+    if not isinstance(value, dict | None):
+        raise ValueError(f"{name} must be an object or null, got {str(value)[:40]}")
     return value
 
 

@@ -75,12 +75,14 @@ class Gatherer:
 
 @dataclass(frozen=True)
 class Finding:
-    """One key beside its base: over it, without one, or not comparable; a text for each figure."""
+    """One key beside its base: over it, without one, or not comparable; a text for each figure. `lines` say what the
+    peak has more."""
 
     key: Key
     name: str
     status: Literal["over", "new", "inconclusive"]
     texts: Sequence[str]
+    lines: Sequence[str] = ()
 
 
 class Gate:
@@ -118,7 +120,8 @@ class Gate:
             elif judged.status in ("new", "inconclusive"):
                 texts = [_open_reason(judged, history)]
             if texts:
-                findings.append(Finding(judged.entry.key, judged.entry.name, status, texts))
+                lines = judged.difference_lines if status == "over" else ()
+                findings.append(Finding(judged.entry.key, judged.entry.name, status, texts, lines))
         return findings
 
     def missing(self, entries: Sequence[Entry], tests: Collection[str]) -> list[str]:

@@ -70,6 +70,7 @@ def _judged(judged: Judged, earlier: History) -> dict[str, Any]:
         "key": dict(judged.entry.key),
         "status": judged.status,
         "changes": [_change(change) for change in judged.changes],
+        "difference": None if judged.difference is None else judged.difference.to_json(),
         "why": open_text(judged, earlier) if judged.status in ("new", "inconclusive") else "",
     }
 

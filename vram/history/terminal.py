@@ -47,7 +47,8 @@ def comparison_lines(
     if rows:
         cells, tones = zip(*rows, strict=True)
         table = [*fitted([_COMPARED, *cells], width, tones=tones, toned=len(_COMPARED) - 1, paint=paint), ""]
-    lines = []
+    lines = [line for judged in comparison.judged for line in judged.difference_lines]
+    lines += [""] if lines else []
     by_status: defaultdict[str, list[Judged]] = defaultdict(list)
     for judged in comparison.judged:
         by_status[judged.status].append(judged)

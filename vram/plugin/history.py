@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vram.history.entries import Entry
     from vram.history.gate import Finding, Gate, Gatherer
     from vram.history.saver import Saver
-    from vram.summary import RecordingSummary
 
 
 class Keeping:
@@ -34,8 +33,7 @@ class Keeping:
         self._saver: Saver | None = None
         self._gate = _gate(config)
         self._passed: set[str] = set()
-        self._test = ""
-        measuring.above_base = self._above_base
+        measuring.keeps = self._gate is not None or _saves(config)
         if self._gate is not None and config.getoption("--vram-gate"):
             measuring.saved = {
                 "storage": config.getoption("--benchmark-storage"),
@@ -44,15 +42,6 @@ class Keeping:
                 "criteria": list(self._gate.criteria),
                 "accepted": bool(option(config, "accept")),
             }
-
-    def _above_base(self, summaries: Sequence[RecordingSummary]) -> bool:
-        """Whether the last of these recordings, which the test that runs has just made, is worse than its base."""
-        if self._gate is None or option(self._config, "accept"):
-            return False
-        gatherer = self._gathering()
-        gatherer.gather(self._test, summaries)
-        made = gatherer.by_index(self._test, self._measuring.environment())
-        return any(finding.status == "over" for finding in self._gate.findings([made[len(summaries) - 1]]))
 
     def _gather(self, item: pytest.Item) -> list[Entry]:
         """The entries of everything that the test measured so far."""
@@ -77,7 +66,6 @@ class Keeping:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """A test begins, perhaps anew."""
-        self._test = item.nodeid
         if self._gatherer is not None:
             self._gatherer.begin(item.nodeid)
 
@@ -111,6 +99,7 @@ class Keeping:
                 if entry.key == finding.key and vram is not None:
                     for text in finding.texts:
                         vram.add_check(index, Check("base", finding.status, prefix + text))
+                    vram.explain_base(index, finding.lines)
             if marked is not None:
                 entry = of_marked(marked, self._measuring.environment(of_body=True))
                 if entry.key == finding.key:
@@ -125,7 +114,8 @@ class Keeping:
             return lines
         made = self._gathering().by_index(item.nodeid, self._measuring.environment())
         worse = [index for index, entry in made.items() if entry.key in over]
-        return lines + [f"  {line}" for index in worse for line in self._measuring.summaries[index].peak_lines]
+        summaries = [self._measuring.summaries[index] for index in worse]
+        return lines + [f"  {line}" for one in summaries for line in (*one.base_lines, *one.peak_lines)]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
@@ -191,6 +181,11 @@ class Keeping:
         for line in (problem, *(self._gate.skipped if self._gate is not None else ())):
             if line:
                 terminalreporter.write_line(shown(f"vram: {line}"), red=True)
+
+
+def _saves(config: pytest.Config) -> bool:
+    """Whether pytest-benchmark saves this run."""
+    return any(config.getoption(f"benchmark_{name}", None) for name in ("save", "autosave", "json"))
 
 
 def _noted(finding: Finding) -> dict[str, Any]:

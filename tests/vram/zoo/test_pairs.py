@@ -1,0 +1,53 @@
+"""Planted regressions of a peak: the difference of two versions names the line, the module and the category first."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.vram.zoo.cases import ZOO, matches
+from tests.vram.zoo.pairs import PAIRS, broken_down, read_pair
+from vram.summary.breakdown import from_json
+from vram.summary.difference import difference
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Freeze what earlier tests left alive, and let the pairs import the zoo's model."""
+    monkeypatch.syspath_prepend(str(ZOO))
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def test_there_are_twenty() -> None:
+    """As many as are promised."""
+    assert len(PAIRS) >= 20
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.stem)
+def test_the_difference_names_what_was_planted(path: Path) -> None:
+    """All pieces are known, what moved adds up to the byte, and the right line comes first; so it does from what the
+    history keeps."""
+    pair = read_pair(path)
+    base = broken_down(pair.base, pair.name)
+    gc.collect()
+    head = broken_down(pair.head, pair.name)
+    assert (base.untraced_bytes, head.untraced_bytes) == (0, 0)
+    kept = [from_json(one.compact()) for one in (base, head)]
+    assert kept[0] is not None
+    assert kept[1] is not None
+    for found in (difference(base, head), difference(kept[0], kept[1])):
+        assert found.more_bytes == head.peak_bytes - base.peak_bytes > 0
+        assert sum(one.more_bytes for one in found.moved) == found.more_bytes
+        first = found.moved[0]
+        assert first.more_bytes > 0
+        assert matches(pair.line, first.piece.line), found.lines(12)
+        assert (first.piece.category, True) == (pair.category, matches(pair.module, first.piece.module)), found.lines(
+            12
+        )
+        assert len(found.lines()) <= 6
