@@ -8,8 +8,10 @@ from vram.history.compare import Change, Judged
 from vram.history.criteria import GROWTH, PEAK
 from vram.report.charts import Chart, Rule, Scale, Tick, packed, spots, staircase, stairs
 from vram.report.dates import Axis
+from vram.report.icicle import Icicle, icicle
 from vram.report.series import Series, figure_text
 from vram.summary import Check, RecordingSummary
+from vram.summary.difference import Moved
 from vram.text import size_text
 
 _LIVE = ("requested", "allocated", "driver", "reserved", "host")  # the first that was measured shows growth
@@ -120,6 +122,25 @@ def _span(series: Series) -> str:
     first, last = series.runs[0].date[:10], series.runs[-1].date[:10]
     dates = "" if not first or not last else f", {first}" if first == last else f", {first} to {last}"
     return f"{count} run{'s' * (count != 1)}{dates}"
+
+
+def icicles(one: RecordingSummary, judged: Judged | None) -> list[Icicle]:
+    """The peak in pieces; where it differs from its base's, that first, both on one scale."""
+    difference = None if judged is None else judged.difference
+    if difference is not None and judged is not None and judged.base is not None:
+        most_bytes = max(difference.base.peak_bytes, difference.head.peak_bytes)
+        base = f"base ({judged.base.run}), sample {difference.base.sample}"
+        return [
+            icicle(difference.base, base, most_bytes),
+            icicle(one.breakdown or difference.head, f"this run, sample {difference.head.sample}", most_bytes),
+        ]
+    return [] if one.breakdown is None else [icicle(one.breakdown, f"sample {one.breakdown.sample}")]
+
+
+def differing(judged: Judged | None) -> Sequence[Moved]:
+    """Every piece that the peak has more or less than its base's, what moved most first."""
+    difference = None if judged is None else judged.difference
+    return () if difference is None else [one for one in difference.moved if one.word != "same"]
 
 
 def shares(figures: Sequence[int]) -> list[float]:

@@ -52,7 +52,7 @@ class Page:
             for one in self.run.unsettled
             for line in (
                 *one.reasons,
-                *(f"  {line}" for line in (*one.explanation_lines, *one.peak_lines)[:_MOST_EXPLANATION]),
+                *(f"  {line}" for line in one.why_lines[:_MOST_EXPLANATION]),
             )
         ]
         for test in self.run.failed_tests:
@@ -91,8 +91,11 @@ class Page:
 
     @property
     def changes(self) -> list[str]:
-        """The last change of each peak and growth over the runs, a line each."""
-        return [
+        """Peaks that fail nothing and differ from their base, two lines each; the last change of each peak and growth
+        over the runs, a line each."""
+        open_ = {one.name for one in self.run.unsettled}
+        moved = [one for one in self.bases.recordings if one is not None and one.entry.name not in open_]
+        return [line for one in moved if one.difference for line in one.difference_lines[:2]] + [
             f"{series.name}: {steps[-1].text} {steps[-1].run.commit_text}".rstrip()
             for series in self.history
             for figure, steps in series.steps.items()

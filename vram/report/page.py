@@ -22,6 +22,7 @@ from vram.report.dates import Axis, axis
 from vram.report.gathered import Page
 from vram.report.repository import commit_address
 from vram.report.series import RECENT
+from vram.summary.difference import signed
 from vram.text import apart, size_text
 
 # Nothing is fetched, and nothing runs but our one script, known by its hash.
@@ -76,6 +77,9 @@ def _templates() -> Environment:
         "changes_of": figures.changes_of,
         "change_text": figures.change_text,
         "shares": figures.shares,
+        "icicles": figures.icicles,
+        "differing": figures.differing,
+        "signed": signed,
         "RECENT": RECENT,
     }
     return environment
