@@ -58,10 +58,6 @@ class LivingStorages(Generic[_T]):
         self.sizes[address], self._values[address] = storage.nbytes(), value
         return before
 
-    def get(self, storage: torch.UntypedStorage) -> _T | None:
-        """The value of a storage; None where it is not followed."""
-        return self._values.get(storage._cdata)
-
     def values(self) -> list[_T]:
         """Values of the storages alive now, in the order in which these were first put."""
         return list(self._values.values())
