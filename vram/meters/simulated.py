@@ -17,7 +17,7 @@ class SimulatedCudaMeter:
     """The figures of a `SimulatedCuda`: exact on every channel, with no GPU.
 
     Sees every request to PyTorch's allocator by this thread and those started meanwhile. Blind to what the
-    simulation does not model (see `vram.simulated.context`): scratch memory of kernels, other streams, the driver. Its
+    simulation does not model (see `vram.simulated.context`): scratch memory of kernels, CUDA graphs, the driver. Its
     peaks are its own while it runs: those of `torch.cuda` may be reset by another meter, or by the measured work.
     """
 

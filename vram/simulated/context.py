@@ -68,8 +68,8 @@ class SimulatedCuda:
     Threads that are started inside are followed. Real tensors stay real where only their own memory is read or
     written. Not modelled: CUDA graphs, scratch memory of kernels beside cuBLAS's workspaces and what
     `vram.simulated.kernels` knows. Refused: recurrent networks, backward passes and forward-mode derivatives, quantised
-    tensors, settings of the allocator, other cards than the one, its tensors outside. Compiled code and the fused path
-    of nn.TransformerEncoder warn.
+    tensors, some settings of the allocator, other cards than the one, its tensors outside. Compiled code and the fused
+    path of nn.TransformerEncoder warn.
     """
 
     def __init__(

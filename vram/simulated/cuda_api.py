@@ -15,6 +15,7 @@ from vram.simulated.allocator_settings import Settings
 from vram.simulated.device import card_index
 from vram.simulated.replacements import Places, always, of_the_card, refuse, refused_class
 from vram.simulated.streams import NO_GRAPHS, without_graphs
+from vram.simulated.torch_build import release
 
 _NO_HOST = "simulated CUDA does not model pinned memory: measure on a GPU"
 _NO_ALLOCATOR = "simulated CUDA models PyTorch's own caching allocator, and no other: measure on a GPU"
@@ -73,9 +74,20 @@ def settings_by_call(settings: Settings) -> Settings:
     """Settings after a call before the simulation. Raises ValueError where these are not modelled."""
     text = _settings()
     try:
-        return settings if text == _OF_ENVIRONMENT else settings.set_to(text)
+        by_call = settings if text == _OF_ENVIRONMENT else settings.set_to(text)
     except ValueError as error:
         raise ValueError(f"torch.cuda.memory._set_allocator_settings: {error}") from None
+    return _for_this_torch(by_call)
+
+
+def _for_this_torch(settings: Settings) -> Settings:
+    """The settings. Raises ValueError where this torch has other rules for them than those that are modelled."""
+    if settings != Settings() and release() < (2, 13):
+        raise ValueError(
+            f"simulated CUDA models settings of the allocator as torch 2.13 has them, got {settings} with torch "
+            f"{torch.__version__}: take them out, or measure on a GPU"
+        )
+    return settings
 
 
 def memory_stats(allocator: CachingAllocator) -> dict[str, int]:
@@ -193,7 +205,7 @@ def _settings_functions(allocator: CachingAllocator) -> _Functions:
     functions = dict.fromkeys((*others, "CUDAPluggableAllocator", "_use_uvm"), refuse(_NO_ALLOCATOR))
 
     def set_to(text: str) -> None:
-        settings = allocator.settings.set_to(text, by_call=True)
+        settings = _for_this_torch(allocator.settings.set_to(text, by_call=True))
         if allocator.segments and settings.max_split_bytes < allocator.settings.max_split_bytes:
             raise ValueError(
                 "max_split_size_mb must be set before anything is allocated, as PyTorch would give parts of earlier "

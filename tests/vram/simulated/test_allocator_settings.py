@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.cardless.allocations import SCENARIOS, Scenario, compared, rows, without_process
 from tests.vram.simulated.devices import device
+from vram.simulated import cuda_api
 from vram.simulated.allocator import CachingAllocator, SimulatedOutOfMemory
 from vram.simulated.allocator_settings import Settings, environment_settings
 from vram.simulated.cuda_api import memory_stats
@@ -104,6 +105,18 @@ def test_settings_of_the_environment_are_the_card_s(monkeypatch: pytest.MonkeyPa
         assert torch.cuda.get_per_process_memory_fraction() == 0.5
         with pytest.raises(torch.OutOfMemoryError, match=r"4\.00 GiB allowed; "):
             torch.empty(5 * 2**30, dtype=torch.uint8, device="cuda")
+
+
+def test_an_older_torch_has_other_rules_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are refused with it; the default ones are the same."""
+    monkeypatch.setattr(cuda_api, "release", lambda: (2, 11))
+    with device():
+        torch.cuda.memory._set_allocator_settings("backend:native")
+        with pytest.raises(ValueError, match=r"as torch 2\.13 has them, got divisions=.* with torch .*: take them out"):
+            torch.cuda.memory._set_allocator_settings("roundup_power2_divisions:4")
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "max_split_size_mb:100")
+    with pytest.raises(ValueError, match="got max_split_bytes=104857600 with torch"):
+        device()
 
 
 def test_two_variables_that_differ_are_refused() -> None:

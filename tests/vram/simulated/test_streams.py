@@ -11,8 +11,11 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.cardless.allocations import Scenario, rows
 from tests.vram.simulated.devices import device
+from tests.vram.simulated.test_allocator_settings import Model
 from vram.simulated.allocator import CachingAllocator, Stat
+from vram.simulated.trace import Recorder, Replay
 
 MIB, GIB = 2**20, 2**30
 
@@ -163,6 +166,29 @@ def test_emptying_the_cache_waits_for_every_stream() -> None:
     assert card.stats.active_bytes == Stat(12 * MIB, 12 * MIB)
     card.empty_cache()
     assert (card.reserved_bytes, card.stats.active_bytes) == (0, Stat(0, 12 * MIB))
+
+
+def test_a_replay_needs_no_record_of_what_other_streams_used() -> None:
+    """What waited is back at the next request: the same peaks, segments and places of blocks without."""
+    scenario = Scenario("", 21, streams=3)
+    played = CachingAllocator(64 * GIB)
+
+    class Requests(Model):
+        def __init__(self) -> None:
+            self.card = CachingAllocator(64 * GIB)
+            self.recorder = Recorder(self.card)
+
+        def reset_peaks(self) -> None:
+            """Not here: a play has one peak."""
+
+    requests = Requests()
+    list(rows(requests, scenario))
+    result = Replay(played).play(requests.recorder.cut())
+    stats = requests.card.stats
+    assert result.allocated_peak_bytes == stats.allocated_bytes.peak
+    assert result.reserved_peak_bytes == stats.reserved_bytes.peak
+    places = [[(block.address, block.size) for block in card.blocks()] for card in (played, requests.card)]
+    assert places[0] == places[1]
 
 
 def test_each_stream_has_its_workspace_of_cublas() -> None:
