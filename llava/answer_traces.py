@@ -21,12 +21,13 @@ from llava.model_shape import image_token_count
 from llava.modes import MODES, mode_flags, set_mode
 from vram.cards import Card
 from vram.explanation.allocations import Describing
+from vram.forecasting.playing import ENDLESS_BYTES
 from vram.replaying.marks import listening, mark
 from vram.simulated.context import DEVICE, TOKEN, SimulatedCuda
+from vram.simulated.remarks import ASSUMED, merged
 from vram.simulated.trace import Recorder, Trace, interpolated
 
 MAX_BATCH_TOKENS = 2**20  # prompts and answers together: the simulation does not know the values of longer tensors
-ENDLESS_BYTES = 2**50
 _TESTED = ("5.17", "5.23")  # transformers
 _STEPS = 7  # simulated at either end of a long answer
 _FIRST_STEPS = 2  # of these, after the first: they free what the prompt left, as no other does
@@ -87,6 +88,7 @@ class AnswerTraces:
     _count: int = 0
     _cuts: int = 1
     _output: list[object] = field(default_factory=list)
+    _remarks: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)  # on each simulated answer, with its peak
 
     def __post_init__(self) -> None:
         _warn_untested()
@@ -113,6 +115,13 @@ class AnswerTraces:
             self.stepwise += 1
         answer = self._answer(prompt, tokens)
         yield from (answer.start, *answer.steps, answer.end)
+
+    @property
+    def remarks(self) -> list[str]:
+        """Lines on what was assumed, and on what is not counted in the answer with the highest peak."""
+        highest = max(self._remarks, key=lambda each: each[0], default=(0, ()))[1]
+        assumed = [[line for line in lines if line.startswith(ASSUMED)] for _, lines in self._remarks]
+        return merged([*assumed, highest])
 
     def is_long(self, tokens: int) -> bool:
         """Whether an answer of `tokens` tokens is to be interpolated."""
@@ -185,12 +194,15 @@ class AnswerTraces:
             if may_stop and self._needs_more_than_the_card():
                 raise _CardIsFull
 
-        with self._cuda, listening(cut):
+        with self._cuda, self._cuda.remarking() as remarks, listening(cut):
+            self._cuda.allocator.reset_peak()
             try:
                 output = self._generate(prompt, tokens)
             except _CardIsFull:
                 output = []
             cut()
+            peak_bytes = self._cuda.allocator.stats.requested_bytes.peak
+            self._remarks.append((peak_bytes, remarks.lines(peak_bytes)))
             self._output[:] = output
             del output
             self._recorder.cut()  # only now is the last answer's freed, as one variable in a loop does

@@ -11,6 +11,7 @@ from llava.weight_files import has_weights
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _FILES = ["*.json", "*.safetensors", "tokenizer.model"]
+_DESCRIPTIONS = ["*.json", "tokenizer.model"]
 _PICKLES = ["pytorch_model*.bin", "mm_projector.bin"]
 
 
@@ -41,6 +42,13 @@ def fetched(hub_id: str) -> Path:
     if not has_weights(folder):
         folder = _snapshot(hub_id, _FILES + _PICKLES, local_files_only=False)
     return folder
+
+
+def described(name: str) -> Path | None:
+    """The folder of that name, or of a hub id with its config and tokenizer alone, over the network where they are not
+    in the hub's cache; None for any other name. Raises BadInput."""
+    folder = local_folder(name)
+    return _snapshot(name, _DESCRIPTIONS, local_files_only=False) if folder is None and is_hub_id(name) else folder
 
 
 def cached(hub_id: str) -> Path | None:

@@ -14,6 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from himap import HimapLlavaConfig
 from llava.checkpoint import empty_model, read_config, reading
 from llava.errors import BadInput, shown
+from llava.folders import described
 from llava.hf_layout import check_tokenizer_files, hf_config, hf_tokenizer
 from llava.model_shape import image_token_count
 from llava.original import is_original, original_config, original_tokenizer
@@ -31,8 +32,8 @@ def config_of(model: str) -> HimapLlavaConfig:
     """The config of a preset, or of a folder in either layout. Raises BadInput where no model can be made of it."""
     if model in PRESETS:
         return llava_config(SHAPES[model], our_tokenizer())
-    folder = Path(model)
-    if not folder.is_dir():
+    folder = described(model)
+    if folder is None:
         raise BadInput(f"the model must be one of {', '.join(PRESETS)} or a folder with a config, got {shown(model)}")
     raw = read_config(folder)
     if raw.get("quantization_config") is not None:
@@ -50,7 +51,7 @@ def tokenizer_of(model: str) -> Any:
     """The tokenizer of a preset or folder. Raises BadInput where it has none."""
     if model in PRESETS:
         return our_tokenizer()
-    folder = Path(model)
+    folder = described(model) or Path(model)
     raw = read_config(folder)
     if not is_original(raw):
         return hf_tokenizer(folder, hf_config(folder))

@@ -14,6 +14,7 @@ from typing import NoReturn
 import vram
 from vram.escaping import shown
 from vram.exit_codes import BAD_INPUT, INTERRUPTED, OUR_FAULT
+from vram.forecasting import command as forecasting
 from vram.gating import bisect as bisecting
 from vram.gating import gate as gating
 from vram.gating import init as starting
@@ -64,6 +65,14 @@ _COMMANDS = (
         history.history,
     ),
     _Command("diff", diff.SUMMARY, diff.DIFF, diff.add_diff, diff.diff, diff.EXITS),
+    _Command(
+        "forecast",
+        forecasting.SUMMARY,
+        forecasting.FORECAST,
+        forecasting.add_forecast,
+        forecasting.forecast,
+        forecasting.EXITS,
+    ),
     _Command("report", report.SUMMARY, report.REPORT, report.add_report, report.report, report.EXITS),
 )
 

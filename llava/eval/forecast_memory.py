@@ -78,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_workload(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model and card").add_argument
-    add("--model", default="7b", help="7b, 13b, tiny, or a folder with a config (default: 7b)")
+    model_help = "7b, 13b, tiny, or a folder or hub id with a config (default: 7b)"
+    add("--model-path", "--model", dest="model", default="7b", help=model_help)
     mode_help = "inference mode; all: a table of what each needs and saves (default: baseline)"
     add("--mode", choices=(*MODES, ALL), default="baseline", help=mode_help)
     add("--card", default="24GiB", help="a GPU's name or a size (default: 24GiB)")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from himap import HimapLlavaConfig
 from llava.answer_traces import AnswerTraces, Prompt, Workload
 from llava.errors import BadInput, shown
 from llava.eval.terminal import say
-from llava.forecast import Forecast, NoRoom, SampleForecast
+from llava.forecast import Forecast, SampleForecast
 from llava.modes import mode_flags
 from vram.cards import Card
 from vram.explanation.snapshot import dump_snapshot
+from vram.forecasting.playing import NoRoom, spare_bytes, until_full
+from vram.forecasting.words import fits_text, full_text, holder_lines, kept_text, smallest_text, without_advice
 from vram.units import format_bytes
 
 Pair: TypeAlias = tuple[Prompt, int]  # and the tokens of its answer
@@ -33,13 +34,15 @@ class Conclusions:
 
     `max_tokens` is the limit of one answer to the longest answer's prompt, None where it is not known. `smallest_card`
     is None where no listed card is large enough, or, unless `card_known`, where it is not known. `interpolated` samples
-    were interpolated; `stepwise` counts long ones that could not be.
+    were interpolated; `stepwise` counts long ones that could not be. `spare_bytes` are left on the card beside the most
+    that is reserved; None where it does not fit.
     """
 
     token_bytes: int | None
     max_tokens: int | None
     smallest_card: Card | None
     out_of_memory: bool
+    spare_bytes: int | None = None
     card_known: bool = True
     interpolated: int = 0
     stepwise: int = 0
@@ -90,6 +93,12 @@ def assumptions(workloads: Sequence[Workload], prompts: Sequence[Prompt]) -> str
     )
 
 
+def spare_of(card: Card, samples: Sequence[SampleForecast]) -> int | None:
+    """Bytes that all samples leave of the card; None where it is full."""
+    reserved_bytes = max(sample.reserved_bytes for sample in samples)
+    return None if samples[-1].out_of_memory else spare_bytes(card, reserved_bytes)
+
+
 def mode_done(mode: str, samples: Sequence[SampleForecast]) -> str:
     """A line for a mode of several: its highest peak, or the sample that the card has no room for."""
     largest, last = max(samples, key=lambda each: each.peak_bytes), samples[-1]
@@ -98,11 +107,21 @@ def mode_done(mode: str, samples: Sequence[SampleForecast]) -> str:
     return f"{mode}: peak {format_bytes(largest.peak_bytes)}, in sample {largest.sample} of {len(samples)}"
 
 
+def modes_fit(card: Card, modes: Mapping[str, Sequence[SampleForecast]]) -> str:
+    """Whether the card has room in every mode, and what is left in the one that needs most."""
+    spare = {mode: spare_of(card, samples) for mode, samples in modes.items()}
+    if full := [mode for mode, n_bytes in spare.items() if n_bytes is None]:
+        return full_text(card, 0, f"in {', '.join(full)}")
+    return fits_text(card, min(n_bytes for n_bytes in spare.values() if n_bytes is not None))
+
+
 def no_room(needed_bytes: int, card: Card, error: NoRoom, conclusions: Conclusions) -> None:
-    """Print, as an error, that the card does not hold the weights, and which does."""
+    """Print, as an error, that the card does not hold the weights, and which holds them and the samples."""
+    samples = "with all samples" if conclusions.card_known else "without the samples"
+    smallest = f"The smallest listed card that does: {conclusions.smallest_card or 'none'}, {samples}"
     message = (
         f"the card must hold the model's weights, {format_bytes(needed_bytes)}, got {card}: "
-        f"{_without_advice(str(error))} The smallest listed card that does: {conclusions.smallest_card or 'none'}"
+        f"{without_advice(str(error))} {smallest}"
     )
     print(f"forecast-memory: error: {' '.join(message.split())}", file=sys.stderr)
 
@@ -110,7 +129,7 @@ def no_room(needed_bytes: int, card: Card, error: NoRoom, conclusions: Conclusio
 def save_snapshot(path: Path, forecast: Forecast) -> None:
     """Write the snapshot for PyTorch's memory viewer. Raises BadInput where it can't be written."""
     try:
-        dump_snapshot(path, forecast.snapshot())
+        dump_snapshot(path, forecast.player.snapshot())
     except OSError as error:
         raise BadInput(f"the snapshot must be writable, got {shown(str(path))}: {error}") from error
     say(f"snapshot for pytorch.org/memory_viz: {path}")
@@ -120,6 +139,11 @@ def print_conclusions(
     forecast: Forecast, samples: Sequence[SampleForecast], pairs: Sequence[Pair], conclusions: Conclusions
 ) -> None:
     """Print everything below the table."""
+    card = forecast.player.card
+    if conclusions.spare_bytes is None:
+        say(full_text(card, 0, f"in sample {samples[-1].sample}"))
+    else:
+        say(fits_text(card, conclusions.spare_bytes))
     _print_peak(max(samples, key=lambda each: each.peak_bytes))
     if conclusions.interpolated:
         count = conclusions.interpolated
@@ -131,18 +155,20 @@ def print_conclusions(
     if conclusions.max_tokens is not None:
         say(_longest_answer(forecast.answers, conclusions.max_tokens, pairs))
     if conclusions.out_of_memory:
-        say(f"sample {samples[-1].sample}: {_without_advice(samples[-1].out_of_memory)}")
+        say(f"sample {samples[-1].sample}: {without_advice(samples[-1].out_of_memory)}")
     else:
         say(_repeated(forecast, samples, pairs))
     if conclusions.card_known:
-        say(f"the smallest listed card that fits: {conclusions.smallest_card or 'none'}")
+        say(smallest_text(conclusions.smallest_card))
+    for line in forecast.answers.remarks:
+        say(line)
 
 
 def _print_peak(largest: SampleForecast) -> None:
     """Print the holders at the highest peak, and the timeline of its sample."""
     say(f"at the peak, in sample {largest.sample}:")
-    for holder in largest.holders[:_HOLDERS]:
-        say(f"  {format_bytes(holder.n_bytes)} in {holder.count:,}: {holder.line}")
+    for line in holder_lines(largest.holders, _HOLDERS):
+        say(line)
     if largest.tokens:
         say("alive at each of its tokens, and the most until then:")
     for token in _spread(len(largest.tokens)):
@@ -172,11 +198,9 @@ def _repeated(forecast: Forecast, samples: Sequence[SampleForecast], pairs: Sequ
             return f"the same again: out of memory in sample {sample.sample}"
         ends.append(sample.live_bytes)
     kept_bytes = ends[-1] - ends[-1 - len(pairs)]
-    if kept_bytes <= 0:
-        return "the same again: nothing more stays behind, however many samples"
-    room_bytes = forecast.allocator.capacity_bytes - forecast.allocator.reserved_bytes
-    more = room_bytes // kept_bytes * len(pairs)
-    return f"the same again: {format_bytes(kept_bytes)} more each time; the card is full after {more:,} samples"
+    player = forecast.player
+    more = until_full(player.card, player.allocator.reserved_bytes, kept_bytes)
+    return kept_text(kept_bytes, None if more is None else more * len(pairs), "samples")
 
 
 def _spread(count: int) -> list[int]:
@@ -186,10 +210,9 @@ def _spread(count: int) -> list[int]:
     return [round(index * (count - 1) / (_TIMES - 1)) for index in range(_TIMES)]
 
 
-def as_json(
-    workload: Workload, config: HimapLlavaConfig, samples: Sequence[SampleForecast], conclusions: Conclusions
-) -> dict[str, Any]:
+def as_json(answers: AnswerTraces, samples: Sequence[SampleForecast], conclusions: Conclusions) -> dict[str, Any]:
     """The output file: the workload, the conclusions, and each sample's figures."""
+    workload, config = answers.workload, answers.config
     return {
         "schema": 1,
         "simulated": True,
@@ -206,6 +229,8 @@ def as_json(
         "most_tokens": conclusions.max_tokens,
         "smallest_card": conclusions.smallest_card.name if conclusions.smallest_card else None,
         "out_of_memory": conclusions.out_of_memory,
+        "spare_bytes": conclusions.spare_bytes,
+        "remarks": answers.remarks,
         "interpolated": conclusions.interpolated,
         "stepwise": conclusions.stepwise,
         "samples": [asdict(each) for each in samples],
@@ -220,8 +245,3 @@ def _mode(workload: Workload) -> str:
 
 def _dtype_name(workload: Workload) -> str:
     return str(workload.dtype).removeprefix("torch.")
-
-
-def _without_advice(message: str) -> str:
-    """CUDA's message without its advice, which a simulation can't take."""
-    return message.partition(" Including")[0]

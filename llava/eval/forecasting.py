@@ -24,15 +24,16 @@ from llava.eval.forecast_report import (
     assumptions,
     longest_pair,
     mode_done,
+    modes_fit,
     no_room,
     print_conclusions,
     save_snapshot,
+    spare_of,
 )
 from llava.eval.results import write_json
 from llava.eval.terminal import say
 from llava.forecast import (
     Forecast,
-    NoRoom,
     SampleForecast,
     max_answer_tokens,
     smallest_card,
@@ -46,11 +47,14 @@ from llava.modes import MODES, mode_flags
 from llava.prompt_figures import prompt_figures
 from llava.prompting import Prompts
 from llava.questions import load_questions
-from vram import cards
 from vram.cards import Card, smallest_that_fits
 from vram.exit_codes import FINE, OUT_OF_MEMORY
+from vram.forecasting.playing import NoRoom
+from vram.forecasting.progress import Progress
+from vram.simulated.remarks import merged
 from vram.text import terminal_columns
 
+_PROGRAM = "forecast-memory"
 _NOT_FORECAST = dict.fromkeys(("prefill", "decode", "accuracy"), "nothing is computed on a simulated card")
 _NOT_FORECAST["KV cache after the prompt"] = "none is kept"
 
@@ -62,17 +66,16 @@ def run_forecast(options: argparse.Namespace) -> int:
     prompts = _prompts(options, config)
     _check_lengths(options, config, prompts)
     say(assumptions([workload], prompts))
+    pairs, count = _pairs(prompts, options)
     answers = AnswerTraces(workload, config)
     try:
         forecast = Forecast(answers)
     except NoRoom as error:
-        return _report_no_room(options, answers, error)
-    pairs = list(_pairs(prompts, options.answers))
-    count = options.samples or len(pairs)
-    samples = _forecast_all(forecast, islice(cycle(pairs), count))
+        return _report_no_room(options, answers, error, pairs, count)
+    samples = _forecast_all(forecast, islice(cycle(pairs), count), count)
     conclusions = _conclude(answers, samples, pairs, count)
     if options.output_file is not None:
-        write_json(options.output_file, as_json(workload, config, samples, conclusions))
+        write_json(options.output_file, as_json(answers, samples, conclusions))
     if options.snapshot is not None:
         save_snapshot(options.snapshot, forecast)
     print_conclusions(forecast, samples, pairs, conclusions)
@@ -86,25 +89,29 @@ def forecast_modes(options: argparse.Namespace) -> int:
     _check_lengths(options, config, prompts)
     workloads = [_workload(options, config, mode) for mode in MODES]  # all checked before one is simulated
     say(assumptions(workloads, prompts))
-    pairs = list(_pairs(prompts, options.answers))
-    count = options.samples or len(pairs)
-    figures, modes = [], {}
+    pairs, count = _pairs(prompts, options)
+    figures, modes, remarks = [], {}, []
+    progress = Progress(_PROGRAM)
     for workload in workloads:
         answers = AnswerTraces(workload, config)
         try:
             forecast = Forecast(answers)
         except NoRoom as error:
-            return _report_no_room(options, answers, error)
-        samples = list(_until_full(forecast, islice(cycle(pairs), count)))
+            return _report_no_room(options, answers, error, pairs, count)
+        samples = list(_until_full(forecast, islice(cycle(pairs), count), count, progress))
         figures.append(_mode_figures(workload, config, samples, [prompt for prompt, _ in pairs[:count]]))
-        modes[workload.mode] = [asdict(sample) for sample in samples]
+        modes[workload.mode] = samples
+        remarks.append(answers.remarks)
         say(mode_done(workload.mode, samples))
+    for line in (modes_fit(options.card, modes), *merged(remarks)):
+        say(line)
     rows = mode_rows(figures)
     for line in table_lines(rows, terminal_columns(sys.stdout.isatty()), _NOT_FORECAST):
         say(line)
     if options.output_file is not None:
+        answered = {mode: [asdict(sample) for sample in samples] for mode, samples in modes.items()}
         content = {"schema": 1, "simulated": True, "mode": ALL, "modes": [row.to_json() for row in rows]}
-        write_json(options.output_file, content | {"samples": modes})
+        write_json(options.output_file, content | {"samples": answered, "remarks": merged(remarks)})
     return OUT_OF_MEMORY if any(each.out_of_memory for each in figures) else FINE
 
 
@@ -134,12 +141,19 @@ def _lengths(prompt: Prompt, config: HimapLlavaConfig) -> dict[str, int]:
     return {"sys": SYSTEM_TOKENS, "img": image_tokens, "text": prompt.tokens - SYSTEM_TOKENS - image_tokens}
 
 
-def _report_no_room(options: argparse.Namespace, answers: AnswerTraces, error: NoRoom) -> int:
-    """Write and print that the card does not hold the weights."""
+def _report_no_room(
+    options: argparse.Namespace, answers: AnswerTraces, error: NoRoom, pairs: Sequence[Pair], count: int
+) -> int:
+    """Write and print that the card does not hold the weights, and which holds them and the samples."""
     needed_bytes = weights_bytes(answers)
-    conclusions = Conclusions(token_bytes(answers), None, smallest_that_fits(needed_bytes), out_of_memory=True)
+    progress = Progress(_PROGRAM)
+    progress("trying listed cards")
+    fitting, card_known = _larger_card(answers, pairs, count)
+    progress()
+    fitting = fitting if card_known else smallest_that_fits(needed_bytes)
+    conclusions = Conclusions(token_bytes(answers), None, fitting, out_of_memory=True, card_known=card_known)
     if options.output_file is not None:
-        write_json(options.output_file, as_json(answers.workload, answers.config, [], conclusions))
+        write_json(options.output_file, as_json(answers, [], conclusions))
     no_room(needed_bytes, answers.workload.card, error, conclusions)
     return OUT_OF_MEMORY
 
@@ -175,7 +189,7 @@ def _prompts(options: argparse.Namespace, config: HimapLlavaConfig) -> list[Prom
         check_prompt_tokens(config, tokens)
         return [Prompt(tokens)]
     prompts = Prompts(tokenizer_of(options.model), config)
-    questions = load_questions(options.question_file, options.image_folder)
+    questions = load_questions(options.question_file, options.image_folder)[: options.samples]
     return [Prompt(len(prompts.ids(question)), question.image is not None) for question in questions]
 
 
@@ -191,25 +205,32 @@ def _check_lengths(options: argparse.Namespace, config: HimapLlavaConfig, prompt
         )
 
 
-def _pairs(prompts: Sequence[Prompt], answers: Sequence[int]) -> Iterator[Pair]:
-    """Each item of the longer list once, with those of the other over and over."""
-    return islice(zip(cycle(prompts), cycle(answers), strict=False), max(len(prompts), len(answers)))
+def _pairs(prompts: Sequence[Prompt], options: argparse.Namespace) -> tuple[list[Pair], int]:
+    """Each item of the longer list once, with those of the other over and over; and how many samples there are.
+
+    Of a list that is longer than the samples, as many as there are samples.
+    """
+    answers = options.answers
+    pairs = list(islice(zip(cycle(prompts), cycle(answers), strict=False), max(len(prompts), len(answers))))
+    return pairs[: options.samples], options.samples or len(pairs)
 
 
-def _forecast_all(forecast: Forecast, pairs: Iterator[Pair]) -> list[SampleForecast]:
+def _forecast_all(forecast: Forecast, pairs: Iterator[Pair], count: int) -> list[SampleForecast]:
     """Forecast one sample after the other, until the card is full, and print the rows of the table."""
     samples: list[SampleForecast] = []
     with Rows() as rows:
-        for sample in _until_full(forecast, pairs):
+        for sample in _until_full(forecast, pairs, count, Progress(_PROGRAM)):
             samples.append(sample)
             rows.add(sample)
     return samples
 
 
-def _until_full(forecast: Forecast, pairs: Iterator[Pair]) -> Iterator[SampleForecast]:
+def _until_full(forecast: Forecast, pairs: Iterator[Pair], count: int, progress: Progress) -> Iterator[SampleForecast]:
     """Forecast one sample after the other, until the card is full."""
-    for prompt, tokens in pairs:
+    for number, (prompt, tokens) in enumerate(pairs, start=1):
+        progress(f"{forecast.answers.workload.mode}, sample {number} of {count}")
         sample = forecast.answer(prompt, tokens)
+        progress()
         yield sample
         if sample.out_of_memory:
             return
@@ -229,13 +250,13 @@ def _conclude(
         fitting, card_known = _larger_card(answers, pairs, count)
     else:
         fitting, card_known = smallest_that_fits(max(each.reserved_bytes for each in samples)), True
-    return Conclusions(token_bytes(answers), most, fitting, failed, card_known, *counts)
+    spare_bytes = spare_of(answers.workload.card, samples)
+    return Conclusions(token_bytes(answers), most, fitting, failed, spare_bytes, card_known, *counts)
 
 
 def _larger_card(answers: AnswerTraces, pairs: Sequence[Pair], count: int) -> tuple[Card | None, bool]:
     """The smallest listed card that fits all samples, and whether that is known: all were simulated to their ends."""
     if not all(answers.reaches_end(*pair) for pair in pairs[:count]):
         return None, False
-    larger = [card for card in cards.CARDS if card.total_bytes > answers.workload.card.total_bytes]
-    larger.sort(key=lambda card: card.total_bytes)
-    return smallest_card(answers, islice(cycle(pairs), count), larger), True
+    larger_bytes = answers.workload.card.total_bytes + 1
+    return smallest_card(answers, islice(cycle(pairs), count), larger_bytes), True

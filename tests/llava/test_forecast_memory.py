@@ -24,6 +24,7 @@ from llava.shapes import SHAPES, Shape
 from tests.llava.conftest import a_record
 from vram.cards import CARDS, find_card
 from vram.simulated.context import TOKEN
+from vram.units import format_bytes
 
 TINY = ("--model", "tiny", "--answers", "2,3", "--card", "8GiB")
 pytestmark = pytest.mark.filterwarnings("ignore:simulated CUDA is tested with torch")
@@ -614,3 +615,76 @@ def test_a_snapshot_is_of_one_mode(tmp_path: Path, capsys: pytest.CaptureFixture
     """Refused in one line."""
     assert main([*TINY, "--mode", "all", "--snapshot", str(tmp_path / "a.pickle")]) == 2
     assert capsys.readouterr().err == "forecast-memory: error: --snapshot must come with one mode, got --mode all\n"
+
+
+def test_what_is_left_of_the_card_is_said_first_and_what_was_assumed_last(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A model is named as in the other programs; the file has the same figures."""
+    path = tmp_path / "forecast.json"
+    assert main(["--model-path", "tiny", "--answers", "2", "--card", "8GiB", "--output-file", str(path)]) == 0
+    lines, read = capsys.readouterr().out.splitlines(), json.loads(path.read_text())
+    (sample,) = read["samples"]
+    assert read["spare_bytes"] == (8 * 2**30 - 500 * 2**20) - sample["reserved_bytes"]
+    (place,) = (number for number, line in enumerate(lines) if line.startswith("fits 8GiB "))
+    assert lines[place].endswith(f", {format_bytes(read['spare_bytes'])} to spare")
+    assert lines[place + 1].startswith("at the peak, in sample 0")
+    assert f"assumed: argmax chooses index {TOKEN}" in lines[-1]
+    assert read["remarks"] == lines[-len(read["remarks"]) :]
+
+
+def test_only_the_samples_asked_for_are_read_and_simulated(
+    tmp_path: Path, write_questions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a long question file neither prompts are counted nor answers played beyond them."""
+    from llava.prompting import Prompts
+
+    texts, played = [], set()
+    ids, answer = Prompts.ids, Forecast.answer
+
+    def counted(self: Prompts, question: Any) -> Any:
+        texts.append(question)
+        return ids(self, question)
+
+    def answered(self: Forecast, prompt: Prompt, tokens: int) -> SampleForecast:
+        played.add(prompt)
+        return answer(self, prompt, tokens)
+
+    monkeypatch.setattr(Prompts, "ids", counted)
+    monkeypatch.setattr(Forecast, "answer", answered)
+    records = [a_record(id=str(number), image=None) for number in range(9)]
+    for number, record in enumerate(records):
+        record["conversations"][0]["value"] = "Which? " * (number + 1)
+    path = write_questions(records)
+    read = forecast(tmp_path, "--question-file", str(path), "--samples", "2", "--answers", "2")
+    assert (len(texts), len(played), len(read["samples"])) == (2, 2, 2)
+
+
+def test_the_card_named_for_weights_that_do_not_fit_has_room_for_the_samples_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One with room for the weights alone is not named."""
+    weights = replace(find_card("24GiB"), name="Weights", total_bytes=600 * 2**20)
+    monkeypatch.setattr("vram.cards.CARDS", [weights, replace(weights, name="Samples", total_bytes=16 * 2**30)])
+    path = tmp_path / "full.json"
+    arguments = ["--model", "tiny", "--card", "501MiB", "--answers", "2", "--batch", "2000"]
+    assert main([*arguments, "--output-file", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert "The smallest listed card that does: Samples (16.00 GiB, " in err
+    assert err.endswith(", with all samples\n")
+    assert json.loads(path.read_text())["smallest_card"] == "Samples"
+
+
+def test_a_hub_id_is_known_by_its_config(
+    monkeypatch: pytest.MonkeyPatch, plain: dict[str, Any], tmp_path: Path
+) -> None:
+    """As elsewhere; the weights are not fetched."""
+    fetched = []
+
+    def snapshot(name: str, patterns: list[str], *, local_files_only: bool) -> Path:
+        fetched.append((name, tuple(patterns)))
+        return Path(write_config(tmp_path / f"hub{len(fetched)}"))
+
+    monkeypatch.setattr("llava.folders._snapshot", snapshot)
+    assert forecast(tmp_path, "--model-path", "owner/name")["samples"] == plain["samples"]
+    assert set(fetched) == {("owner/name", ("*.json", "tokenizer.model"))}

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from vram.units import format_bytes
 
+ASSUMED = "assumed: "
+
 
 @dataclass(frozen=True)
 class Uncounted:
@@ -48,7 +50,7 @@ class Remarks:
 
     def lines(self, peak_bytes: int) -> tuple[str, ...]:
         """A line for each assumption, and for each library whose memory may make the peak higher than `peak_bytes`."""
-        assumed = [f"assumed: {assumption}, first at {line}" for assumption, line in self._assumed.items()]
+        assumed = [f"{ASSUMED}{assumption}, first at {line}" for assumption, line in self._assumed.items()]
         by_library: dict[str, list[Uncounted]] = {}
         for operation in self._uncounted.values():
             if operation.may_exceed(peak_bytes):
