@@ -16,6 +16,7 @@ from vram.forecasting.progress import Progress
 from vram.forecasting.search import Largest, largest
 from vram.forecasting.step_file import StepFile, parsed
 from vram.forecasting.words import fits_text, full_text, holder_lines, kept_text, smallest_text, without_advice
+from vram.replaying.collector import cheap_collections
 from vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def forecast(arguments: argparse.Namespace) -> tuple[int, str]:
         return simulated(file, on, settings | sizes, train=arguments.train, most_samples=arguments.samples)
 
     try:
-        return _forecast(arguments, file, card, simulate)
+        with cheap_collections():  # there is one after each call
+            return _forecast(arguments, file, card, simulate)
     except Refused as error:
         print(shown(f"vram forecast: {error}"), file=sys.stderr)
         return INCONCLUSIVE, ""
