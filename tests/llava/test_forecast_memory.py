@@ -233,7 +233,7 @@ def test_an_answer_s_most_tokens_are_known_only_where_put_together(
 def test_weights_that_do_not_fit_are_out_of_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 1, what they need, and a card that has it; without the advice that is refused."""
     path = tmp_path / "forecast.json"
-    assert main(["--model", "7b", "--card", "8GiB", "--output-file", str(path)]) == 1
+    assert main(["--model", "7b", "--card", "8GiB", "--answers", "2", "--output-file", str(path)]) == 1
     err = capsys.readouterr().err
     assert "the card must hold the model's weights, 13.17 GiB, got 8GiB" in err
     assert "CUDA out of memory. Tried to allocate" in err

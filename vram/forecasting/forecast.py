@@ -184,7 +184,7 @@ def _recorded(
     train: bool,
     most_samples: int | None,
 ) -> Traces:
-    recorder, settings = Recorder(cuda.allocator), (cuda.allocator.settings, cuda.allocator.allowed_bytes)
+    recorder, rules = Recorder(cuda.allocator), (cuda.allocator.settings, cuda.allocator.allowed_bytes)
     with imported(file) as module:
         step = step_of(module, file, settings, most_samples)
         setup, weights_bytes = recorder.cut("setup"), _weights_bytes()
@@ -197,7 +197,7 @@ def _recorded(
             calls.append((during, recorder.cut()))
         if not any(op > 0 for during, _ in calls for op in during.ops):
             raise BadStep(f'{file} must work on the card, got no allocation there: make models and tensors on "cuda"')
-        if settings != (cuda.allocator.settings, cuda.allocator.allowed_bytes):
+        if rules != (cuda.allocator.settings, cuda.allocator.allowed_bytes):
             raise BadStep(f"{file} must not change the allocator's settings by a call: set PYTORCH_ALLOC_CONF")
         lines = remarks.lines(cuda.allocator.stats.requested_bytes.peak)
     return Traces(setup, tuple(calls), len(step.samples), step.sizes, weights_bytes, lines)
