@@ -25,7 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from vram.explanation.allocations import Allocation, Place
 from vram.explanation.declared import declared_files
 from vram.explanation.modules import RunningModules
-from vram.torch_hooks.storages import living_tensors, storages_of
+from vram.torch_hooks.storages import storages_of
 
 _SOFTMAX = ("aten._softmax", "aten._safe_softmax", "aten.softmax")
 _PRODUCTS = ("aten.bmm", "aten.baddbmm", "aten.matmul")
@@ -57,6 +57,7 @@ class Categories:
         self._vocabulary = 0
         self._made: dict[int, set[tuple[bool, tuple[int, ...]]]] = defaultdict(set)  # by call: is softmax, shape
         self._outside: set[int] = set()  # keys of what was made outside of modules
+        self._stack = ExitStack()  # of the run that is followed
 
     @contextmanager
     def following(self, sample: object) -> Iterator[None]:
@@ -68,11 +69,7 @@ class Categories:
                 register_optimizer_step_post_hook(self._after_step),
             ):
                 stack.callback(handle.remove)
-            for tensor in living_tensors():
-                if isinstance(tensor, Parameter):
-                    self._note(tensor, "weights")
-                    self._follow_gradient(tensor, stack)
-            del tensor
+            self._stack = stack
             self._note_all(sample, "inputs")
             yield
             self._owned_at_the_end()
@@ -135,6 +132,8 @@ class Categories:
                 for tensor in tensors.values():
                     for key in self._note(tensor, category):
                         self._paths.setdefault(key, path)
+                    if isinstance(tensor, Parameter):
+                        self._follow_gradient(tensor)
         named = getattr(root, "get_output_embeddings", None)
         output = named() if callable(named) else None
         if isinstance(output, Module) and isinstance(getattr(output, "weight", None), torch.Tensor):
@@ -166,14 +165,14 @@ class Categories:
     def _after_step(self, optimizer: Optimizer, *_: Any) -> None:
         self._note_all(dict(optimizer.state), "optimizer state")
 
-    def _follow_gradient(self, parameter: Parameter, stack: ExitStack) -> None:
+    def _follow_gradient(self, parameter: Parameter) -> None:
         self._note(parameter.grad, "gradients")
         if parameter.requires_grad and parameter.is_leaf:
             try:
                 handle = parameter.register_post_accumulate_grad_hook(self._noted)  # type: ignore[no-untyped-call]
             except RuntimeError:  # a subclass that has none
                 return
-            stack.callback(handle.remove)
+            self._stack.callback(handle.remove)
 
     def _noted(self, parameter: torch.Tensor) -> None:
         self._note(parameter.grad, "gradients")
