@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -15,9 +16,10 @@ from vram.simulated.operations import tensors, written_arguments
 Assumption = tuple[str, str]  # in words, and the line that made it
 _FINITE = "all activations are finite"
 _VALID = "values are valid where torch.distributions checks them"
+_BEAM_SEARCH = ("transformers/generation/utils.py", "GenerationMixin._beam_search")
 # Functions of libraries that read what depends on activations: the end of their file and their name, and the value.
 _READERS: dict[tuple[str, str], tuple[bool | float, str]] = {
-    ("transformers/generation/utils.py", "GenerationMixin._beam_search"): (True, "beam search runs to its length"),
+    _BEAM_SEARCH: (True, "beam search runs to its length"),
     ("transformers/generation/stopping_criteria.py", "ConfidenceCriteria.__call__"): (
         1.0,
         "the assistant model is confident of every token",
@@ -92,7 +94,7 @@ class Assumptions:
         """The value that is assumed for the function that reads one which nobody knows; None for any other."""
         frame = frame_here()
         for place, (value, words) in _READERS.items():
-            if _is_in(frame, place):
+            if _is_in(frame, place) and (place != _BEAM_SEARCH or _last_beams_are_known()):
                 self._note(words, str(frame))
                 return value
         return None
@@ -155,6 +157,13 @@ class Assumptions:
             return None, frozenset()
         throughout = True if bool(value.all()) else None if bool(value.any()) else False
         return throughout, self._sources([value])
+
+
+def _last_beams_are_known() -> bool:
+    """Whether transformers still chooses beams where `takes_last` expects it: else answers would end too soon."""
+    module, (_, function) = sys.modules.get("transformers.generation.utils"), _TAKES_LAST
+    kind, _, name = function.partition(".")
+    return hasattr(getattr(module, kind, None), name)
 
 
 def _is_in(frame: Frame | None, place: tuple[str, str]) -> bool:

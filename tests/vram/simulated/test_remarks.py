@@ -16,6 +16,7 @@ from tests.vram.simulated.devices import device
 from tests.vram.zoo.tiny import llama
 from vram.cards import Card
 from vram.meters.simulated import SimulatedCudaMeter
+from vram.simulated import assumptions
 from vram.simulated.known_values import UnknownValue
 from vram.simulated.remarks import Remarks, Uncounted
 from vram.summary.reader import recording_from_json
@@ -124,6 +125,18 @@ def test_beam_search_runs_to_its_length() -> None:
         "assumed: topk chooses the first positions",
     }
     assert lengths == [(2, 8), (2, 8)]
+
+
+def test_beam_search_is_refused_where_transformers_chooses_beams_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that was renamed would end answers too soon, in silence."""
+    monkeypatch.setattr(assumptions, "_TAKES_LAST", (assumptions._TAKES_LAST[0], "GenerationMixin._renamed"))
+
+    def search() -> None:
+        ids = torch.ones(1, 5, dtype=torch.int64, device="cuda")
+        llama().half().to("cuda").generate(ids, num_beams=2, max_new_tokens=2, do_sample=False)
+
+    with pytest.raises(UnknownValue, match="_beam_search"):
+        remarks_of(search)
 
 
 def test_eta_sampling_and_an_assistant_are_followed() -> None:
