@@ -129,9 +129,7 @@ def _goes_by(card: Card, plain: str) -> bool:
 
 
 def _plain(name: str) -> str:
-    """ "NVIDIA A100-SXM4-80GB" -> "a10080"."""
-    unsaid = (
-        r"nvidia|geforce|tesla|rtx|sxm\d?|pcie|hbm\d?e?|generation|blackwell|(server|workstation) edition|[^a-z0-9]"
-    )
-    plain = re.sub(unsaid, "", name.lower())
+    """ "NVIDIA A100-SXM4-80GB" -> "a10080". An H100 for PCIe is another card than the listed one."""
+    family = r"nvidia|geforce|tesla|rtx|generation|blackwell|(server|workstation) edition"
+    plain = re.sub(rf"{family}|sxm\d?|(?<!h100 )pcie|hbm\d?e?|[^a-z0-9]", "", name.lower())
     return re.sub(r"gi?b$", "", plain)

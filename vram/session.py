@@ -154,7 +154,7 @@ class VramSession:
     def _keep(self, recording: Recording, key: Mapping[str, Any]) -> None:
         """Summarize a recording of this session, broken down where an option says so."""
         self._remember(recording)
-        self._change(recording, **key)
+        self._replace(recording, replace(self.summary(recording), **key))
         settled = self.summary(recording).verdict not in ("grows", "undecided")
         if self.options.breakdown == "always" or (self.options.breakdown and settled):
             from vram.explanation.peak import breakdown  # it needs the tracer, which imports torch
@@ -211,7 +211,7 @@ class VramSession:
         except (MemoryGrowth, Undecided) as growth:
             self._remember(recording)
             if growth.explanation is not None:
-                self._change(recording, explanation=growth.explanation)
+                self._replace(recording, replace(self.summary(recording), explanation=growth.explanation))
             raise
         except Inconclusive as error:
             if self._touch(recording):
@@ -222,7 +222,7 @@ class VramSession:
         """Let the summary say the verdict with this budget for caches."""
         new = summarize(recording, cache_budget_bytes=cache_budget_bytes)
         fields = ("verdict", "verdict_channel", "reason", "bytes_per_sample", "channels", "cache_budget_bytes")
-        self._change(recording, **{name: getattr(new, name) for name in fields})
+        self._replace(recording, replace(self.summary(recording), **{name: getattr(new, name) for name in fields}))
 
     def _save(self, name: str, snapshot: dict[str, Any]) -> Path:
         from vram.explanation.snapshot import write_snapshot  # only where something grows
@@ -273,10 +273,10 @@ class VramSession:
         check = api.check_peak(recording, limit, channel, besides_bytes=besides_bytes, above_start=above_start)
         self._check(recording, check)
         if isinstance(limit, Budget):
-            self._change(recording, budget_bytes=limit.limit_bytes)
+            self._replace(recording, replace(self.summary(recording), budget_bytes=limit.limit_bytes))
         if check.kind == "budget" and check.status == "new":
             absent = {**self.summary(recording).absent, "budget": "new: record it with --vram-accept"}
-            self._change(recording, absent=absent)
+            self._replace(recording, replace(self.summary(recording), absent=absent))
         explanation = None
         if check.status == "over":
             explanation = api.explained_check(recording, check, **self._known(recording))
@@ -323,7 +323,7 @@ class VramSession:
             raise
         if self._touch(recording):
             ratios = (*self.summary(recording).ratios, RatioSummary(**ratio.summary()))
-            self._change(recording, ratios=ratios)
+            self._replace(recording, replace(self.summary(recording), ratios=ratios))
         if ratio.over:
             explanation = api.explained_ratio(recording, ratio, **self._known(recording))
             raise api.ratio_exceeded(ratio, explanation, relative=above_start or besides_bytes != 0)
@@ -336,7 +336,7 @@ class VramSession:
             if not isinstance(value, int | float | str | None):
                 raise TypeError(f"{name} must be a number or text of Python's own, for the report, got {value!r}")
         self._remember(recording)
-        self._change(recording, notes={**self.summary(recording).notes, **figures})
+        self._replace(recording, replace(self.summary(recording), notes={**self.summary(recording).notes, **figures}))
 
     def summary(self, recording: Recording) -> RecordingSummary:
         """The summary of a recording that this session made or noted. Raises KeyError for another."""
@@ -359,9 +359,8 @@ class VramSession:
 
     def add_check(self, index: int, check: Check) -> None:
         """Note a check of another (the gate) in a summary; one that was made again replaces the earlier."""
-        summary = self.summaries[index]
-        earlier = (one for one in summary.checks if _same_kind(one) != _same_kind(check))
-        self.summaries[index] = replace(summary, checks=(*earlier, check))
+        earlier = (one for one in self.summaries[index].checks if one.compares_with != check.compares_with)
+        self.summaries[index] = replace(self.summaries[index], checks=(*earlier, check))
         self._touched[index] = None
 
     def explain_base(self, index: int, lines: Sequence[str]) -> None:
@@ -372,23 +371,18 @@ class VramSession:
         self._remember(recording)
         self.add_check(self._index[id(recording)], check)
 
-    def _change(self, recording: Recording, **changes: Any) -> None:
-        self._replace(recording, replace(self.summary(recording), **changes))
-
     def _replace(self, recording: Recording, summary: RecordingSummary) -> None:
         self.summaries[self._index[id(recording)]] = summary
 
     def _touch(self, recording: Recording) -> bool:
         """True where this session made or noted the recording, which a test uses now."""
-        index = self._index.get(id(recording))
-        if index is not None:
+        if (index := self._index.get(id(recording))) is not None:
             self._touched[index] = None
         return index is not None
 
     def _add(self, summary: RecordingSummary) -> int:
         self.summaries.append(summary)
-        index = len(self.summaries) - 1
-        self._touched[index] = None
+        self._touched[index := len(self.summaries) - 1] = None
         return index
 
     def _remember(self, recording: Recording) -> None:
@@ -402,7 +396,3 @@ class VramSession:
 
 def _inconclusive(kind: Literal["growth", "ratio"], recording: Recording, error: Inconclusive) -> Check:
     return Check(kind, "inconclusive", f"inconclusive: {str(error).removeprefix(f'{recording.title}: ')}")
-
-
-def _same_kind(check: Check) -> tuple[object, ...]:
-    return check.kind, check.channel, check.limit_bytes, check.besides_bytes, check.text if check.kind == "base" else ""

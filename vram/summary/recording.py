@@ -59,6 +59,11 @@ class Check:
     limit_headroom: str | None = None
 
     @property
+    def compares_with(self) -> tuple[object, ...]:
+        """The figure and its limit or base: equal where a check was made again."""
+        return self.kind, self.channel, self.limit_bytes, self.besides_bytes, self.text if self.kind == "base" else ""
+
+    @property
     def room_bytes(self) -> int | None:
         """Bytes that the peak has left below a budget or limit; None for a check of anything else."""
         if self.channel != PEAK or self.kind not in ("budget", "limit"):
