@@ -390,6 +390,28 @@ GIVES_A_HANDLE(cudnnCreate)
 GIVES_A_HANDLE(cudnnCreateTensorDescriptor)
 GIVES_A_HANDLE(cudnnCreateFilterDescriptor)
 GIVES_A_HANDLE(cudnnCreateConvolutionDescriptor)
+/* What batch normalisation takes in training is the library's choice: nothing, here. */
+int cudnnGetBatchNormalizationForwardTrainingExWorkspaceSize(void *of, int mode, int with, void *x, void *z, void *y,
+                                                             void *scale, void *activation, size_t *into)
+{
+    *into = 0;
+    return 0;
+}
+
+int cudnnGetBatchNormalizationTrainingExReserveSpaceSize(void *of, int mode, int with, void *activation, void *x,
+                                                         size_t *into)
+{
+    *into = 0;
+    return 0;
+}
+
+int cudnnGetBatchNormalizationBackwardExWorkspaceSize(void *of, int mode, int with, void *x, void *y, void *dy,
+                                                      void *dz, void *dx, void *scale, void *activation, size_t *into)
+{
+    *into = 0;
+    return 0;
+}
+
 int cudnnGetStream(void *of, void **into) { *into = NULL; return 0; }
 int cudnnBackendCreateDescriptor(int type, void **into) { *into = handle(); return 0; }
 

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.autograd import graph
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vram.simulated.context import TOKEN
+from vram.simulated.replacements import replaced
 
 _aten = torch.ops.aten
 _MOST = 1 << 20  # elements
@@ -34,6 +37,15 @@ class Values(TorchDispatchMode):
         super().__init__()
         self._runtime = ctypes.CDLL(os.environ["LD_PRELOAD"].split(":")[0])
         self._runtime.cardless_say.argtypes = [ctypes.c_longlong]
+        self._places = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._places.enter_context(replaced({(torch.autograd, "_engine_run_backward"): _unseen}))
+        return super().__enter__()
+
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__(*exc_info)
+        self._places.close()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -41,11 +53,19 @@ class Values(TorchDispatchMode):
             self._runtime.cardless_say(int(seen(mask).count_nonzero()))
         result = func(*args, **kwargs)
         self._runtime.cardless_forget()
+        if func is _aten._amp_foreach_non_finite_check_and_unscale_.default:
+            seen(args[1]).zero_()  # gradients are finite, as the simulation assumes
         made = [each for each in tree_leaves(result) if _on_card(each)]
         given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
         if any(map(_whole, made)) and all(each.numel() <= _MOST for each in made + given):
             _compute(func, args, kwargs, made)
         return result
+
+
+def _unseen(*args: Any, **kwargs: Any) -> Any:
+    """A backward pass without any mode: autograd takes tensors for a subclass's where there is one."""
+    with _disable_current_modes():
+        return graph._engine_run_backward(*args, **kwargs)
 
 
 def seen(tensor: Tensor) -> Tensor:

@@ -19,14 +19,15 @@ from vram.cards import Card, find_card
 from vram.frames import line_here
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory
 from vram.simulated.allocator_settings import environment_settings
+from vram.simulated.backward import Engine
 from vram.simulated.cuda_api import cuda_places, settings_by_call
 from vram.simulated.device import DEVICE, other_card
 from vram.simulated.functions import CardFunctions
 from vram.simulated.kernels.attention import FusedAttention, parts
 from vram.simulated.kernels.call import Steps
-from vram.simulated.kernels.composite import COMPOSED, RMS_NORM, grouped_product, rms_norm
+from vram.simulated.kernels.composite import COMPOSED, ONE_KERNEL, RMS_NORM, grouped_product, rms_norm
 from vram.simulated.kernels.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
-from vram.simulated.kernels.scratch import Call, allocated, preparation, scratch
+from vram.simulated.kernels.scratch import Call, allocated, around, made_last, preparation, scratch
 from vram.simulated.kernels.uncounted import bound, operand_bytes, whose_memory
 from vram.simulated.known_values import KnownValues
 from vram.simulated.modes import CardMode, Elsewhere, Follow
@@ -36,7 +37,7 @@ from vram.simulated.replacements import replaced
 from vram.simulated.serialization import Storages, file_places
 from vram.simulated.streams import Streams
 from vram.simulated.torch_api import torch_places
-from vram.simulated.torch_build import check, fill_cuda_guard, made_on_the_cpu, release
+from vram.simulated.torch_build import check, fill_cuda_guard, leave_whole, made_on_the_cpu, release
 from vram.simulated.trace import Scratch
 from vram.torch_hooks.storages import LivingStorages
 from vram.torch_hooks.watchers import hooked
@@ -67,8 +68,8 @@ class SimulatedCuda:
 
     Threads that are started inside are followed. Real tensors stay real where only their own memory is read or
     written. Not modelled: CUDA graphs, scratch memory of kernels beside cuBLAS's workspaces and what
-    `vram.simulated.kernels` knows. Refused: recurrent networks, backward passes and forward-mode derivatives, quantised
-    tensors, some settings of the allocator, other cards than the one, its tensors outside. Compiled code and the fused
+    `vram.simulated.kernels` knows. Refused: recurrent networks, forward-mode derivatives, quantised tensors,
+    some settings of the allocator, other cards than the one, its tensors outside. Compiled code and the fused
     path of nn.TransformerEncoder warn.
     """
 
@@ -96,8 +97,10 @@ class SimulatedCuda:
         self._living = LivingStorages[Block](lambda _, block: self._give_back(block))
         self.streams = Streams()
         self._has_workspaces = cublas_workspace
-        self._workspaces: set[tuple[str, int]] = set()  # that are taken, by library and stream
+        # Those that are taken: by library, stream, and whether it is autograd's thread that has the handle.
+        self._workspaces: set[tuple[str, int, bool]] = set()
         self._depth = 0
+        self.engine = Engine(self)
         self._modes = ExitStack()
 
     def __enter__(self) -> Self:
@@ -112,6 +115,7 @@ class SimulatedCuda:
                 stack.callback(_inside.remove, self)
                 stack.enter_context(hooked(self))
                 fill_cuda_guard()
+                leave_whole(ONE_KERNEL)
                 stack.enter_context(made_on_the_cpu())
                 # First: entered on a card, fake tensors would try to initialise it.
                 stack.enter_context(self._mode.opened())
@@ -119,7 +123,7 @@ class SimulatedCuda:
                 storages = Storages(self._unknown, self._cloned, self._moved, self._taking_part)
                 places = cuda_places(self.card, self.allocator) | torch_places(self._mode, self._known_values)
                 places |= self.streams.places(self._use_by_stream)
-                stack.enter_context(replaced(places | file_places(storages)))
+                stack.enter_context(replaced(places | file_places(storages) | self.engine.places()))
                 stack.enter_context(Follow(self))
                 stack.enter_context(CardFunctions(self._known_values))
                 stack.enter_context(FusedAttention(self.card.compute_capability))
@@ -210,8 +214,8 @@ class SimulatedCuda:
         stream = self.streams.current.stream_id
         libraries = ("cuBLAS", "cuBLASLt")[: 1 + lt] if self._has_workspaces else ()
         for library in libraries:
-            if (library, stream) not in self._workspaces:
-                self._workspaces.add((library, stream))  # it stays for good, as no tensor's
+            if (workspace := (library, stream, self.engine.runs)) not in self._workspaces:
+                self._workspaces.add(workspace)  # it stays for good, as no tensor's
                 self._take(self._workspace_bytes(library))
 
     def _workspace_bytes(self, library: str) -> int:
@@ -243,6 +247,8 @@ class SimulatedCuda:
             result: Any = grouped_product(*args, **kwargs)
         elif func is RMS_NORM:
             result = rms_norm(args[0], args[1])
+        elif func in ONE_KERNEL:
+            result = self._known_values.run(_aten.mul.Tensor, args, kwargs)
         else:
             result = self._known_values.run(func, args, kwargs)
         self._count(Call(func, args, kwargs, result, self.card, _VERSION, self._known_values.of), operands)
@@ -255,8 +261,12 @@ class SimulatedCuda:
         made = list(tensors(allocated(func, result, args) if on_card else result))
         on_card = on_card and any(tensor.device == self.device for tensor in (*operands, *made))
         if on_card:
+            around_result = self._run_besides(around(call))
             self._run_besides(preparation(call))
+        last = made_last(call) if on_card else None
         for tensor in made:
+            if tensor is last:
+                around_result.clear()
             self._see(tensor, func)
         if on_card:
             _warn_of_custom(func)
@@ -265,7 +275,7 @@ class SimulatedCuda:
             if self._has_workspaces and is_product(func):
                 self.take_workspace(lt=takes_lt(func, args, kwargs))
             self._leave_out(call)
-            del meanwhile
+            del meanwhile, around_result
 
     def _leave_out(self, call: Call) -> None:
         """Note an operation whose kernel takes memory that is not counted."""
@@ -283,6 +293,8 @@ class SimulatedCuda:
             for step in steps:
                 if step is None:
                     alive.clear()
+                elif isinstance(step, int):
+                    del alive[step]
                 else:
                     alive.append(self._run(*step))
         finally:

@@ -84,6 +84,9 @@ class KnownValues:
             return self._number(func, args, kwargs)
         if func in _SET:
             return self._set(func, args)
+        if func._schema.name.startswith("aten::_fused_") and not func._schema.returns:
+            self._forget_written(func, args, kwargs)  # a step of an optimizer, in place; fake tensors lack some
+            return None
         # Values that are written change first. Others wait: they may not be needed, or be too large to compute.
         writes = func._schema.is_mutable
         value = self._on_values(func, args, kwargs) if writes else None

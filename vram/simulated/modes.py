@@ -12,6 +12,7 @@ from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vram.frames import line_here
+from vram.simulated.backward import Engine
 from vram.simulated.kernels.composite import COMPOSED, RMS_NORM
 from vram.simulated.operations import tensors, unmodelled
 from vram.simulated.serialization import NO_BYTES
@@ -25,6 +26,7 @@ class Simulation(Protocol):
     """A simulated card, as the modes use it."""
 
     device: torch.device
+    engine: Engine
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operation."""
@@ -76,6 +78,11 @@ class Follow(LeavingSubclasses):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.is_left(func):
             return NotImplemented
+        engine = self._simulation.engine
+        if engine.runs and engine.calls():
+            kwargs = dict(kwargs or {})
+            if (result := engine.dispatch(func, args, kwargs)) is not NotImplemented:
+                return result
         if any(map(dispatches, types)):  # its parts are what is on the card
             return self.by_subclass(func, args, kwargs or {})
         if isinstance(func, HigherOrderOperator):

@@ -50,10 +50,13 @@ def written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
     all_arguments = enumerate(func._schema.arguments)
     # Batch normalisation writes what its schema does not say.
     unsaid = ("running_mean", "running_var") if "batch_norm" in func._schema.name else ()
+    # Gradients are assumed to be finite: what a GradScaler reads stays what it was.
+    unwritten = "found_inf" if func._schema.name.startswith("aten::_amp_foreach_non_finite_check") else ""
     return tuple(
         (position, argument.name)
         for position, argument in all_arguments
-        if (argument.alias_info is not None and argument.alias_info.is_write) or argument.name in unsaid
+        if argument.name in unsaid
+        or (argument.alias_info is not None and argument.alias_info.is_write and argument.name != unwritten)
     )
 
 

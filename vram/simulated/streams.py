@@ -158,6 +158,11 @@ class Streams:
     def current(self, stream: Stream) -> None:
         self._thread.stream = stream
 
+    @property
+    def is_one(self) -> bool:
+        """Whether none was made besides the default one."""
+        return not self._made
+
     def places(self, record: Callable[[torch.Tensor, int], None]) -> Places:
         """Replacements for what makes and chooses streams; `record`: lets a stream, by its id, use a tensor."""
         current, default = of_the_card(lambda: self.current), of_the_card(lambda: self._default)

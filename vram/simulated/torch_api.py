@@ -14,6 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.multiprocessing import reductions
 from torch.nn.modules import lazy
+from torch.optim import optimizer
+from torch.utils import _foreach_utils
 from torch.utils.data._utils import worker
 
 from vram.frames import line_here
@@ -23,7 +25,6 @@ from vram.simulated.operations import is_real
 from vram.simulated.replacements import Places, always, for_real, refuse
 from vram.torch_hooks.dispatch import dispatches
 
-_NO_BACKWARD = "simulated CUDA is for inference: what a backward pass allocates is not modelled, so measure on a GPU"
 _NO_FORWARD = "simulated CUDA does not model what forward-mode derivatives allocate: measure on a GPU"
 _NO_NESTED = "simulated CUDA does not model nested tensors: measure on a GPU, or pad"
 _NO_LAZY = "a simulated parameter has its size from the start: give the module its sizes, or measure on a GPU"
@@ -45,7 +46,7 @@ def torch_places(mode: FakeTensorMode, known_values: KnownValues) -> Places:
 
     Parameters of `mode` can be moved and cast; their values are in `known_values`.
     """
-    return _refusals() | _modules(mode, known_values) | _compilers() | _real_work() | _others()
+    return _refusals() | _modules(mode, known_values) | _optimizers() | _compilers() | _real_work() | _others()
 
 
 def _refusals() -> Places:
@@ -54,7 +55,6 @@ def _refusals() -> Places:
         _NO_LAZY: (lazy.LazyModuleMixin, ("__init__",)),
         _NO_SUBCLASS: (FakeTensor, ("as_subclass",)),
         _NO_FORWARD: (forward_ad, ("enter_dual_level", "make_dual")),
-        _NO_BACKWARD: (torch.autograd, ("backward", "grad")),
         _NO_EXPORT: (torch.export, ("export",)),
         _NO_TRACE: (torch.jit, ("trace", "trace_module")),
     }
@@ -119,6 +119,12 @@ def _others() -> Places:
     if their_checks is not None:
         places[their_checks, "is_fake_tensor"] = always(False)
     return places
+
+
+def _optimizers() -> dict[tuple[Any, str], Any]:
+    """Which tensors optimizers and the clipping of gradients pass on as lists (foreach): on a card, all plain ones."""
+    name = "_foreach_supported_types"
+    return {(owner, name): [*getattr(owner, name), FakeTensor] for owner in (optimizer, _foreach_utils)}
 
 
 def _swapping(mode: FakeTensorMode, known_values: KnownValues) -> Callable[..., None]:

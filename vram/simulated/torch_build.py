@@ -28,6 +28,25 @@ def fill_cuda_guard() -> None:
         slots[_CUDA] = slots[_CUDA] or slots[_META]
 
 
+def leave_whole(operations: Iterable[Any]) -> None:
+    """From now on C++ does not compose these of others for CUDA tensors, for which a card has a kernel of its own.
+
+    They stay so: where there is no CUDA, nothing but a simulation has such tensors.
+    """
+    for operation in operations:
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(operation.name(), "CUDA"):
+            _cuda_kernels().impl(operation, _no_kernel, "CUDA")  # type: ignore[no-untyped-call]
+
+
+@functools.cache
+def _cuda_kernels() -> torch.library.Library:
+    return torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+
+
+def _no_kernel(*_: Any) -> Any:
+    raise RuntimeError("a kernel of CUDA's, called where a simulated card would have run it")
+
+
 @contextmanager
 def made_on_the_cpu() -> Iterator[None]:
     """Inside, in this thread, `torch.tensor` makes what it is given in main memory, and a mode sees it move to a card.

@@ -136,13 +136,16 @@ def made_by(func: Any, made: bool) -> str:
 
 @functools.cache
 def composite(func: Any) -> bool:
-    """Whether an operation is made of others on every device.
+    """Whether an operation is made of others on every device: `silu_backward`, say, has kernels for a CPU and a card.
 
     Under inference mode it reaches a dispatch mode whole, and hides what its parts allocate, unless it is taken apart
     (`in_parts`).
     """
-    return func.namespace == "aten" and bool(
-        torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return (
+        func.namespace == "aten"
+        and bool(has_kernel(func.name(), "CompositeImplicitAutograd"))
+        and not has_kernel(func.name(), "CPU")
     )
 
 

@@ -271,12 +271,6 @@ def test_a_torch_with_cuda_needs_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None
         assert cuda.allocator.requested_bytes >= kept.nbytes
 
 
-def test_a_backward_pass_is_refused() -> None:
-    """Rather than counted wrong."""
-    with device(), pytest.raises(NotImplementedError, match="for inference"):
-        nn.Linear(4, 4, device="cuda")(torch.zeros(1, 4, device="cuda")).sum().backward()
-
-
 @pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"])
 def test_allocator_settings_are_refused_not_ignored(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """expandable_segments would change every figure of what is reserved, and no caching all others."""

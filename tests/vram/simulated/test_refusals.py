@@ -35,8 +35,7 @@ UNMODELLED: dict[str, Callable[[], Any]] = {
     "jvp": lambda: jvp(nn.functional.gelu, (on_card(3),), (on_card(3),)),
     "jacfwd": lambda: jacfwd(torch.sin)(on_card(3)),
     "forward mode": forward_mode,
-    "backward": lambda: nn.Linear(3, 3, device="cuda")(on_card(3)).sum().backward(),
-    "a gradient": lambda: torch.autograd.grad(nn.Linear(3, 3, device="cuda")(on_card(3)).sum(), []),
+    "a gradient of torch.func": lambda: torch.func.grad(torch.sin)(on_card(3).sum()),
     "no caching": lambda: torch.cuda.memory.caching_allocator_enable(False),
     "no caching for a while": lambda: torch.cuda.memory.caching_allocator_disabled(),
     "another allocator": lambda: torch.cuda.memory.change_current_allocator(None),  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ _CUDNN_PREFERRED_ABOVE = 91500  # the CUDA builds of torch 2.11 and later bring 
 _HALF = (torch.float16, torch.bfloat16)
 _MOST_FLASH_HEAD, _MOST_EFFICIENT_HEAD = 256, 128  # the latter takes larger ones too, but not in one go
 _MASK_ALIGNMENT = 8  # elements
+_SMALL_SHARED = ((8, 6), (8, 9), (12, 0), (12, 1))  # capabilities whose multiprocessors share less memory
 _GROUPED_EFFICIENT = (2, 14)  # from this torch on the memory-efficient kernel takes grouped heads
 
 
@@ -171,7 +172,15 @@ def _fits_flash(operands: _Operands) -> bool:
     size, value_size = operands.sizes
     square = not operands.is_causal or operands.q.shape[2] == operands.k.shape[2]
     fits = operands.is_half and operands.mask is None and square and size == value_size <= _MOST_FLASH_HEAD
-    return fits and operands.heads_fit(takes_groups=True)
+    return fits and operands.heads_fit(takes_groups=True) and not _lacks_flash_backward(operands)
+
+
+def _lacks_flash_backward(operands: _Operands) -> bool:
+    """Whether the card has too little shared memory for the backward pass with so large heads."""
+    q, k, v = operands.q, operands.k, operands.v
+    trains = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    size = q.shape[-1]
+    return trains and operands.capability in _SMALL_SHARED and size > 192 and (size <= 224 or operands.dropout_p > 0)
 
 
 def _fits_efficient(operands: _Operands) -> bool:

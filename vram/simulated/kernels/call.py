@@ -34,7 +34,8 @@ class Call(NamedTuple):
 
 
 Step = tuple[Any, tuple[Any, ...], dict[str, Any]]
-Steps = Iterator[Step | None]  # None: what was made until then is dropped
+# None: what was made until then is dropped; a number: that which is at this place among what is alive.
+Steps = Iterator[Step | int | None]
 Rules = dict[str, Callable[[Call], Steps]]  # by the name of an operation, without its variant
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,17 @@ from vram.simulated.kernels.call import Call, Rules, Steps, clone, contiguous, e
 
 def _convolved(call: Call) -> Steps:
     """cuDNN reads both in one memory format: `cudnn_conv_suggest_memory_format` of native/ConvUtils.h."""
-    operands = call.args[:2]
+    yield from _as_cudnn_reads(call.args[:2], call.args[:2])
+
+
+def _convolved_backward(call: Call) -> Steps:
+    yield from _as_cudnn_reads(call.args[:3], call.args[1:3])
+
+
+def _as_cudnn_reads(operands: Sequence[Tensor], deciding: Sequence[Tensor]) -> Steps:
+    """Copies of `operands` that are not in the memory format which those that are `deciding` suggest."""
     last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(operands[0].dim())
-    formats = {suggest_memory_format(each) for each in operands if each.dtype != torch.float64}
+    formats = {suggest_memory_format(each) for each in deciding if each.dtype != torch.float64}
     chosen = last if last is not None and last in formats else torch.contiguous_format
     for each in operands:
         if not each.is_contiguous(memory_format=chosen):
@@ -94,3 +102,4 @@ RULES: Rules = {
 KEPT: dict[str, Callable[[Any, Tensor], int]] = dict.fromkeys(
     ("im2col", "col2im"), lambda args, result: args[0].numel() * result.dtype.itemsize
 )
+AROUND: Rules = {"convolution_backward": _convolved_backward}

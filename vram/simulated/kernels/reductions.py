@@ -32,6 +32,27 @@ def _by_groups(call: Call) -> Steps:
             yield empty(shape, wide)
 
 
+def _back_by_groups(call: Call) -> Steps:
+    """group_norm_kernel.cu: two sums a channel; for the input's gradient, up to one factor a channel, two a group."""
+    gradient, x, _, _, weight, samples, channels, pixels, groups, wanted = call.args[:10]
+    wide = torch.float32 if x.dtype in HALF else x.dtype
+    of_channels, of_groups = empty((samples, channels), wide), empty((samples, groups), wide)
+    copies = sum(not each.is_contiguous() for each in (gradient, x))
+    yield from contiguous(gradient)
+    yield from contiguous(x)
+    if pixels > 1:
+        yield of_channels
+        yield of_channels
+        copies += 2
+    if wanted[0]:
+        yield of_groups
+        yield of_groups
+        if pixels > 1 and weight is not None:
+            yield of_channels
+        yield copies + 1  # they go in this order, which the allocator sees
+        yield copies
+
+
 # Reductions (ReduceOps.cpp, Reduce.cuh)
 
 
@@ -142,6 +163,7 @@ RULES: Rules = {
     **dict.fromkeys(("mse_loss", "smooth_l1_loss", "huber_loss"), _loss),
     "binary_cross_entropy": _loss_in_place,
     "native_group_norm": _by_groups,
+    "native_group_norm_backward": _back_by_groups,
     "count_nonzero": _counted,
     "logsumexp": _log_summed,
     "equal": _equal,

@@ -9,12 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from vram.simulated.kernels import attention, copies, indexing, reductions, sorting
+from vram.simulated.kernels import attention, attention_backward, copies, indexing, reductions, sorting
 from vram.simulated.kernels.call import Call, Rules, Steps, clone, empty, name, of_bytes
 from vram.simulated.kernels.cublas import unreadable_operands
 
-__all__ = ["Call", "allocated", "preparation", "scratch"]
+__all__ = ["Call", "allocated", "around", "made_last", "preparation", "scratch"]
 
 _aten = torch.ops.aten
 _MOST_NORMALISED_BY_CUDNN = 65535  # samples
@@ -24,6 +25,17 @@ def preparation(call: Call) -> Steps:
     """Operations that a card runs, and drops, before it takes memory for the result."""
     rule = _BEFORE.get(name(call.func))
     return iter(()) if rule is None else rule(call)
+
+
+def around(call: Call) -> Steps:
+    """Operations that a card runs before it takes memory for the result; it drops their results at the end."""
+    rule = _AROUND.get(name(call.func))
+    return iter(()) if rule is None else rule(call)
+
+
+def made_last(call: Call) -> Tensor | None:
+    """The result before which a card drops what it ran `around` the others: a convolution's gradient of the bias."""
+    return call.result[2] if call.func is _aten.convolution_backward.default else None
 
 
 def scratch(call: Call) -> Steps:
@@ -48,6 +60,8 @@ def allocated(func: Any, result: Any, args: Any) -> Any:
         result.untyped_storage().resize_(n_bytes)
     if func is _aten.native_batch_norm.default and _by_cudnn(args):
         return result[:1]  # no mean and deviation of this batch
+    if func is _aten.native_dropout.default:
+        return result[::-1]  # the mask comes first
     return attention.allocated(func, result, args)
 
 
@@ -75,7 +89,9 @@ _RULES: Rules = {
     **indexing.RULES,
     **sorting.RULES,
     **copies.RULES,
+    **attention_backward.RULES,
     "_scaled_dot_product_flash_attention": _dropped_out,
 }
 _BEFORE: Rules = indexing.BEFORE | sorting.BEFORE
+_AROUND: Rules = attention_backward.AROUND | copies.AROUND
 _KEPT = reductions.KEPT | copies.KEPT

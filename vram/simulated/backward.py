@@ -1,0 +1,169 @@
+"""Backward passes on a simulated card: autograd's own engine, brought to allocate what it would on a card.
+
+Sources: torch/csrc/autograd/engine.cpp and input_buffer.cpp. Between the nodes of a graph the engine asks for the
+streams of CUDA tensors, which a torch without CUDA does not have. So its C++ code takes the card's tensors for those of
+the meta device, all in the calling thread. It adds gradients up in place only where they are of no subclass, which fake
+tensors are: its sums are made in place here, under its other conditions.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch._prims_common import is_non_overlapping_and_dense_or_false
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import graph
+from torch.autograd.grad_mode import set_multithreading_enabled
+
+from vram.simulated.replacements import Places
+from vram.torch_hooks import dispatch
+from vram.torch_hooks.dispatch import dispatches
+
+_aten = torch.ops.aten
+_META = torch.device("meta")
+_DEVICE_OF = torch.ops.prim.device.default
+_TORCH = Path(torch.__file__).parent
+# Files of the frames between C++ code and the mode that follows a simulated card.
+_BETWEEN = {
+    str(Path(__file__).with_name("modes.py")),
+    dispatch.__file__,
+    str(_TORCH / "_ops.py"),
+    str(_TORCH / "_dynamo" / "eval_frame.py"),
+}
+_NESTED_AUTOCAST = (
+    "simulated CUDA does not model what autograd's thread casts anew where a backward pass inside of torch.autocast "
+    "enters torch.autocast, as checkpoints do: call backward() after the `with torch.autocast` block"
+)
+_FUNCTIONAL = "simulated CUDA does not model gradients of torch.func: use torch.autograd.grad, or measure on a GPU"
+
+
+class Card(Protocol):
+    """A simulated card, as the engine uses it."""
+
+    device: torch.device
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """One operation."""
+        ...
+
+
+class _OfThread(threading.local):
+    """The state of a thread's backward passes."""
+
+    depth = 0  # how many are under way, one within the other
+    autocasts = 0  # blocks of torch.autocast around the outermost
+    asked = 0  # id of the tensor whose device the engine asked for just before
+    counts: Any = None  # references to the first term of the last sum, to its Python object, and to its storage
+    sole: Any = None  # those of a gradient that nobody but the engine has
+
+
+class Engine:
+    """Autograd's engine on a simulated card."""
+
+    def __init__(self, card: Card) -> None:
+        self._card = card
+        self._here = _OfThread()
+        self._increment_autocast = torch.autocast_increment_nesting
+
+    @property
+    def runs(self) -> bool:
+        """Whether this thread is in a backward pass, which on a card has a thread of its own."""
+        return self._here.depth > 0
+
+    def places(self) -> Places:
+        """Replacements for the function that all backward passes go through, and for what they refuse."""
+        return {
+            (torch.autograd, "_engine_run_backward"): self.run_backward,
+            (graph, "_engine_run_backward"): self.run_backward,
+            (torch, "autocast_increment_nesting"): self._enter_autocast,
+        }
+
+    def run_backward(self, outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stand in for `torch.autograd.graph._engine_run_backward`."""
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            raise NotImplementedError(_FUNCTIONAL)
+        here = self._here
+        if not here.depth:
+            here.autocasts = self._increment_autocast() - 1
+            torch.autocast_decrement_nesting()
+        here.depth += 1
+        try:
+            with set_multithreading_enabled(False):
+                if here.sole is None:
+                    self._learn_counts()
+                return torch.autograd.Variable._execution_engine.run_backward(outputs, *args, **kwargs)
+        finally:
+            here.depth -= 1
+
+    def _enter_autocast(self) -> Any:
+        if self.runs and self._here.autocasts:
+            raise NotImplementedError(_NESTED_AUTOCAST)
+        return self._increment_autocast()
+
+    def _learn_counts(self) -> None:
+        """Learn how many references there are to a gradient that nobody but the engine has: from one on no card."""
+        with torch.enable_grad():
+            x = torch.zeros(1, device="cpu", requires_grad=True)
+            y = x * 2
+            total = y.sin() + y.cos()
+        gradient = torch.ones(1, device="cpu")
+        torch.autograd.Variable._execution_engine.run_backward(
+            (total,), (gradient,), False, False, (x,), allow_unreachable=True, accumulate_grad=False
+        )
+        self._here.sole = self._here.counts
+        if self._here.sole is None:
+            raise RuntimeError(f"simulated CUDA saw no sum of gradients in autograd's engine, of torch {_version()}")
+
+    def calls(self) -> bool:
+        """Whether the operation that a mode sees comes from the engine's C++ code, and not from Python code."""
+        frame: FrameType | None = sys._getframe(2)
+        while frame is not None and frame.f_code.co_filename in _BETWEEN:
+            frame = frame.f_back
+        return frame is not None and frame.f_code in _ENGINE
+
+    def dispatch(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Do what the engine calls, where that differs; else NotImplemented, and from now on `kwargs` name the card."""
+        if func is _DEVICE_OF:
+            self._here.asked = id(args[0])
+            device = args[0].fake_device if isinstance(args[0], FakeTensor) else args[0].device
+            return _META if device.type == "cuda" else device
+        # Its sums are of gradients for whose device it has just asked; those of a node's formula are not.
+        sums = func is _aten.add.Tensor and id(args[1]) == self._here.asked
+        self._here.asked = 0
+        if sums and self._in_place(*args):
+            self._card.run(_aten.add_.Tensor, args, kwargs)
+            return args[0]
+        if kwargs.get("device") == _META:
+            kwargs["device"] = self._card.device
+        if func is _aten._to_copy.default and _is_there(args[0], **kwargs):
+            return _aten.alias.default(args[0])  # moved, as it seemed, from the meta device
+        return NotImplemented
+
+    def _in_place(self, old: Tensor, new: Tensor) -> bool:
+        """Whether the engine, on a card, would add `new` to `old` in place: `can_accumulate_inplace`."""
+        here, storage = self._here, old.untyped_storage()
+        references = old._use_count()  # type: ignore[attr-defined]
+        here.counts = references, sys.getrefcount(old), torch._C._storage_Use_Count(storage._cdata)
+        return (
+            here.counts == here.sole
+            and not torch.is_grad_enabled()
+            and is_non_overlapping_and_dense_or_false(old)
+            and not any(map(dispatches, (type(old), type(new))))
+        )
+
+
+def _is_there(tensor: Tensor, *, device: Any = None, dtype: Any = None, layout: Any = None, **_: Any) -> bool:
+    return tensor.device == device and dtype in (None, tensor.dtype) and layout in (None, tensor.layout)
+
+
+def _version() -> str:
+    return str(torch.__version__)
+
+
+_ENGINE = (Engine.run_backward.__code__, Engine._learn_counts.__code__)
