@@ -22,6 +22,7 @@ from torch.autograd import graph
 from torch.autograd.grad_mode import set_multithreading_enabled
 
 from vram.simulated.replacements import Places
+from vram.simulated.torch_build import has_gpu
 from vram.torch_hooks import dispatch
 from vram.torch_hooks.dispatch import dispatches
 
@@ -41,6 +42,11 @@ _NESTED_AUTOCAST = (
     "enters torch.autocast, as checkpoints do: call backward() after the `with torch.autocast` block"
 )
 _FUNCTIONAL = "simulated CUDA does not model gradients of torch.func: use torch.autograd.grad, or measure on a GPU"
+
+_NO_GPU = (
+    "autograd's engine, in a torch that was built with CUDA, asks for a GPU at each backward pass, and there is none: "
+    "install the CPU's build of torch, whose figures are the same, or measure on a GPU"
+)
 
 
 class Card(Protocol):
@@ -88,6 +94,8 @@ class Engine:
         """Stand in for `torch.autograd.graph._engine_run_backward`."""
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise NotImplementedError(_FUNCTIONAL)
+        if torch.version.cuda and not has_gpu():
+            raise NotImplementedError(_NO_GPU)
         here = self._here
         if not here.depth:
             here.autocasts = self._increment_autocast() - 1

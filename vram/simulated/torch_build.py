@@ -23,7 +23,7 @@ def fill_cuda_guard() -> None:
     `_ensureCUDADeviceGuardSet` fills it for good too. A torch that was built with CUDA has its own, and is left alone.
     Raises RuntimeError without one for meta tensors.
     """
-    if not _has_gpu():
+    if not has_gpu():
         slots = _slots()
         slots[_CUDA] = slots[_CUDA] or slots[_META]
 
@@ -80,12 +80,13 @@ def check(composed: Iterable[Any]) -> None:
     for name in ("_only_lift_cpu_tensors", "_set_only_lift_cpu_tensors", "_AutoDispatchBelowAutograd"):
         if not hasattr(torch._C, name):
             raise RuntimeError(f"simulated CUDA needs torch._C.{name}, which torch {torch.__version__} lacks")
-    if not _has_gpu() and not _slots()[_META]:
+    if not has_gpu() and not _slots()[_META]:
         raise RuntimeError("torch has no device guard for meta tensors, which simulated CUDA borrows")
 
 
 @functools.cache
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Whether torch sees a GPU of its own."""
     return torch.cuda.is_available()
 
 

@@ -215,3 +215,10 @@ def test_a_scalar_of_the_cpu_has_its_gradient_there() -> None:
         assert factor.grad is not None
         assert x.grad is not None
         assert (factor.grad.device.type, x.grad.device.type) == ("cpu", "cuda")
+
+
+def test_a_torch_with_cuda_and_without_a_gpu_runs_no_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its engine asks for the GPU; the refusal names the build that does not."""
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    with device(), pytest.raises(NotImplementedError, match="install the CPU's build of torch"):
+        matrix(requires_grad=True).sum().backward()
