@@ -22,6 +22,7 @@ from torch.autograd import graph
 from torch.autograd.grad_mode import set_multithreading_enabled
 
 from vram.simulated.replacements import Places
+from vram.simulated.streams import Streams
 from vram.simulated.torch_build import has_gpu
 from vram.torch_hooks import dispatch
 from vram.torch_hooks.dispatch import dispatches
@@ -48,11 +49,17 @@ _NO_GPU = (
     "install the CPU's build of torch, whose figures are the same, or measure on a GPU"
 )
 
+_STREAMS = (
+    "simulated CUDA does not model backward passes where the program has made streams of its own: train on the default "
+    "stream, or measure on a GPU"
+)
+
 
 class Card(Protocol):
     """A simulated card, as the engine uses it."""
 
     device: torch.device
+    streams: Streams
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """One operation."""
@@ -94,6 +101,8 @@ class Engine:
         """Stand in for `torch.autograd.graph._engine_run_backward`."""
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise NotImplementedError(_FUNCTIONAL)
+        if not self._card.streams.is_one:
+            raise NotImplementedError(_STREAMS)
         if torch.version.cuda and not has_gpu():
             raise NotImplementedError(_NO_GPU)
         here = self._here

@@ -222,3 +222,12 @@ def test_a_torch_with_cuda_and_without_a_gpu_runs_no_backward_pass(monkeypatch: 
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     with device(), pytest.raises(NotImplementedError, match="install the CPU's build of torch"):
         matrix(requires_grad=True).sum().backward()
+
+
+def test_a_backward_pass_beside_streams_is_refused() -> None:
+    """Each node would run on the stream of its forward pass."""
+    with device():
+        torch.cuda.Stream()
+        total = matrix(requires_grad=True).sum()
+        with pytest.raises(NotImplementedError, match="train on the default stream"):
+            total.backward()
