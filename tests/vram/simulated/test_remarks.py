@@ -139,8 +139,9 @@ def test_beam_search_is_refused_where_transformers_chooses_beams_elsewhere(monke
         remarks_of(search)
 
 
-def test_eta_sampling_and_an_assistant_are_followed() -> None:
+def test_eta_sampling_and_an_assistant_are_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eta sampling checks a distribution, an assistant its confidence: both are assumed well."""
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # torch.compile turns it off for good
 
     def generate(**options: Any) -> None:
         model = llama().half().to("cuda")
