@@ -24,6 +24,7 @@ from vram.meters import default_meter, torch_device
 from vram.plugin.markers import MarkerLimits
 from vram.replaying.collector import unfrozen
 from vram.replaying.measurement import measured_by
+from vram.simulated.context import simulated_cuda
 from vram.summary.at_peak import peak_lines
 from vram.torch_hooks.storages import has_bytes, living_tensors, storages_of
 from vram.units import format_bytes
@@ -176,3 +177,5 @@ def _clear_workspaces(device: str) -> None:
     """cuBLAS keeps a workspace for every handle and stream that was ever used: no test's own, and no leak."""
     if device.startswith("cuda") and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch._C._cuda_clearCublasWorkspaces()
+    if device.startswith("simulated"):
+        simulated_cuda(device.partition(":")[2]).clear_workspaces()

@@ -98,7 +98,7 @@ class SimulatedCuda:
         self.streams = Streams()
         self._has_workspaces = cublas_workspace
         # Those that are taken: by library, stream, and whether it is autograd's thread that has the handle.
-        self._workspaces: set[tuple[str, int, bool]] = set()
+        self._workspaces: dict[tuple[str, int, bool], Block] = {}  # by library, stream, and whether autograd's thread
         self._depth = 0
         self.engine = Engine(self)
         self._modes = ExitStack()
@@ -206,17 +206,17 @@ class SimulatedCuda:
         return self._living.get(storage)
 
     def take_workspace(self, lt: bool = True) -> None:
-        """cuBLAS takes its workspace of the current stream now, and not at the first matrix product there: no figure
-        depends on who comes first.
-
-        `lt`: that of cuBLASLt too, where it has one of its own.
-        """
-        stream = self.streams.current.stream_id
+        """Take cuBLAS's workspace of the current stream before the first product there; `lt`: cuBLASLt's too."""
         libraries = ("cuBLAS", "cuBLASLt")[: 1 + lt] if self._has_workspaces else ()
         for library in libraries:
-            if (workspace := (library, stream, self.engine.runs)) not in self._workspaces:
-                self._workspaces.add(workspace)  # it stays for good, as no tensor's
-                self._take(self._workspace_bytes(library))
+            if (workspace := (library, self.streams.current.stream_id, self.engine.runs)) not in self._workspaces:
+                self._workspaces[workspace] = self._take(self._workspace_bytes(library))
+
+    def clear_workspaces(self) -> None:
+        """Give back the workspaces of autograd's thread, and of all streams but the default one."""
+        for library, stream, in_backward in list(self._workspaces):
+            if stream or in_backward:
+                self._give_back(self._workspaces.pop((library, stream, in_backward)))
 
     def _workspace_bytes(self, library: str) -> int:
         if library == "cuBLASLt":
@@ -334,8 +334,8 @@ class SimulatedCuda:
             return
         try:
             storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):
-            return  # sparse: its parts are seen by themselves
+        except (NotImplementedError, RuntimeError):  # sparse: its parts are seen by themselves
+            return
         if self._living.changed(storage):
             tag = self._tag(func, tensor)
             self._put(storage, self._take(storage.nbytes(), tag))

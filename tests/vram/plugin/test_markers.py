@@ -428,7 +428,7 @@ def test_a_storage_at_the_address_of_a_freed_one_is_new() -> None:
 
 @pytest.mark.filterwarnings("ignore:simulated CUDA is tested with torch")
 def test_the_first_matrix_product_of_a_simulated_card_is_no_leak(pytester: pytest.Pytester) -> None:
-    """cuBLAS's workspace is no test's own, whichever test comes first, and no part of its limit."""
+    """cuBLAS's workspaces are no test's own, whichever test comes first; the default one is no part of its limit."""
     pytester.makepyfile(
         """
         import pytest, torch
@@ -440,12 +440,25 @@ def test_the_first_matrix_product_of_a_simulated_card_is_no_leak(pytester: pytes
             matrix @ matrix
 
         @pytest.mark.vram_leak_free
+        @pytest.mark.parametrize("time", [1, 2])
+        def test_product_of_autograd_s_thread(vram, time):
+            matrix = torch.zeros(16, 16, device=vram.torch_device, requires_grad=True)
+            (matrix @ matrix).sum().backward()
+
+        @pytest.mark.vram_leak_free
+        @pytest.mark.parametrize("time", [1, 2])
+        def test_product_of_another_stream(vram, time):
+            with torch.cuda.stream(torch.cuda.Stream()):
+                matrix = torch.zeros(16, 16, device=vram.torch_device)
+                matrix @ matrix
+
+        @pytest.mark.vram_leak_free
         def test_leak(vram, request):
             request.config.kept = torch.zeros(1000, device=vram.torch_device)
         """
     )
     result = pytester.runpytest_inprocess("--vram-device", "simulated", "--vram-card", "23.5GiB")
-    result.assert_outcomes(passed=1, failed=1)
+    result.assert_outcomes(passed=5, failed=1)
     result.stdout.fnmatch_lines("*keeps 4,000 B*")
 
 
