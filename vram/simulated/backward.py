@@ -125,11 +125,11 @@ class Engine:
 
     def _learn_counts(self) -> None:
         """Learn how many references there are to a gradient that nobody but the engine has: from one on no card."""
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             x = torch.zeros(1, device="cpu", requires_grad=True)
             y = x * 2
             total = y.sin() + y.cos()
-        gradient = torch.ones(1, device="cpu")
+            gradient = torch.ones(1, device="cpu")
         torch.autograd.Variable._execution_engine.run_backward(
             (total,), (gradient,), False, False, (x,), allow_unreachable=True, accumulate_grad=False
         )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import BartConfig, BartForConditionalGeneration
 
 import vram
@@ -174,6 +175,16 @@ def convolution(channels: int = 8, side: int = 64) -> torch.Tensor:
 
 OLD = Card("8GiB", 8 * 2**30, (8, 0), context_bytes=0)
 HOPPER = Card("8GiB", 8 * 2**30, (9, 0), context_bytes=0)
+
+
+@torch.inference_mode(False)
+def attend_and_back() -> None:
+    """Attention and its backward pass, in one kernel each."""
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        q = on_card(1, 2, 64, 64, dtype=torch.float32).requires_grad_()
+        torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
+
+
 UNCOUNTED: dict[str, tuple[Callable[[], Any], str]] = {
     "convolution": (convolution, "cuDNN's workspace of a convolution"),
     "FFT": (lambda: torch.fft.rfft(on_card(4096, dtype=torch.float32)), "cuFFT's workspace"),
@@ -191,6 +202,7 @@ UNCOUNTED: dict[str, tuple[Callable[[], Any], str]] = {
 COUNTED: dict[str, tuple[Callable[[], Any], Card]] = {
     "product": (lambda: on_card(64, 64) @ on_card(64, 64), OLD),
     "norm": (lambda: torch.linalg.vector_norm(on_card(64, 64)), OLD),
+    "backward of attention": (attend_and_back, OLD),
     "short sort": (lambda: on_card(4096).sort(), OLD),
     "sort on Hopper": (lambda: on_card(8192).sort(), HOPPER),
     "sort of single precision": (lambda: on_card(8192, dtype=torch.float32).sort(), OLD),
@@ -203,6 +215,12 @@ def test_a_peak_in_an_operation_whose_memory_is_not_counted_is_remarked_on(step:
     (remark,) = remarks_of(step, OLD)
     assert remark.startswith(f"not counted: {whose}, at the peak, ")
     assert f"{HERE}:" in remark or "torch/" in remark
+
+
+def test_the_backward_pass_of_attention_is_remarked_on_before_ampere() -> None:
+    """Its kernels are others there than those whose workspace is counted."""
+    (remark,) = remarks_of(attend_and_back, Card("8GiB", 8 * 2**30, (7, 5), context_bytes=0))
+    assert remark.startswith("not counted: part of the workspace of attention's backward pass before Ampere, ")
 
 
 @pytest.mark.parametrize(("step", "card"), COUNTED.values(), ids=COUNTED)

@@ -12,7 +12,7 @@ from vram.simulated.kernels.sorting import MOST_SORTED_WITHIN_BLOCKS
 from vram.simulated.operations import arguments, tensors
 
 _CAP = "CUDNN_CONV_WSCAP_DBG"  # cuDNN's own limit of a convolution's workspace, MiB
-_HOPPER = (9, 0)
+_AMPERE, _HOPPER = (8, 0), (9, 0)
 _CONVOLUTION, _ATTENTION = "cuDNN's workspace of a convolution", "cuDNN's workspace of attention"
 _FFT, _LINALG = "cuFFT's workspace", "the workspace of a decomposition (cuSOLVER, MAGMA)"
 _WITHOUT = {"linalg_cross", "linalg_matrix_exp", "linalg_solve_triangular", "linalg_vector_norm"}
@@ -36,6 +36,8 @@ def whose_memory(call: Call) -> str:
     operation = name(call.func)
     if operation == "sort":
         return "temporary memory of a sort of half precision" if _by_radix(call) else ""
+    if operation == "_scaled_dot_product_efficient_attention_backward" and call.card.compute_capability < _AMPERE:
+        return "part of the workspace of attention's backward pass before Ampere"
     if operation.startswith(("linalg_", "_linalg_")) and operation not in _WITHOUT:
         return _LINALG
     return _WHOSE.get(operation, "")
