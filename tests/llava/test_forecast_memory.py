@@ -30,11 +30,13 @@ TINY = ("--model", "tiny", "--answers", "2,3", "--card", "8GiB")
 pytestmark = pytest.mark.filterwarnings("ignore:simulated CUDA is tested with torch")
 
 
-@pytest.fixture(autouse=True)
-def _smallest_is_a_v100(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, scope="module")
+def _smallest_is_a_v100() -> Iterator[None]:
     """A smaller card that is listed one day changes nothing here."""
     listed = [card for card in CARDS if card.total_bytes >= find_card("V100-16").total_bytes]
-    monkeypatch.setattr("vram.cards.CARDS", listed)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("vram.cards.CARDS", listed)
+        yield
 
 
 @pytest.fixture(autouse=True, scope="module")
