@@ -47,7 +47,8 @@ def pytests(session: nox.Session, version: str) -> None:
 def _test(session: nox.Session, *tests: str, requirement: str = "pytest") -> None:
     """Install the newest that fits, build the wheel, and run tests on it in a folder without the packages."""
     session.install(".[test]", requirement, "build", "setuptools>=77")
-    build = Path(session.create_tmp()).resolve()
+    # Not `create_tmp`, which has tests make their projects below the checkout, whose pytest.ini would count there.
+    build = Path(session.virtualenv.location).resolve() / "build"
     session.run("python", "ci/built.py", str(build))
     session.chdir(build / "tested")
     wheel = str(build / "wheel")
