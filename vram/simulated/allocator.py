@@ -26,9 +26,9 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
+from vram.simulated.allocator_figures import FIGURES, Count, Pool, Stat, Stats
 from vram.simulated.allocator_settings import UNLIMITED_BYTES, Settings
 
 _MIB = 2**20
@@ -39,16 +39,6 @@ _OWN_SEGMENT_BYTES = 10 * _MIB  # kMinLargeAlloc
 _PAGE_BYTES = 2 * _MIB  # kRoundLarge, and the driver's page
 _EXBIBYTE = 2**60
 _FIRST_ADDRESS = 0x7F00_0000_0000  # where the driver puts segments on Linux; no figure depends on it
-
-_FIGURES = (
-    "allocated_bytes",
-    "requested_bytes",
-    "reserved_bytes",
-    "inactive_split_bytes",
-    "allocations",
-    "segments",
-    "inactive_split",
-)
 
 
 class SimulatedOutOfMemory(Exception):
@@ -150,95 +140,6 @@ class Segment:
             block = block.next
 
 
-@dataclass(frozen=True)
-class Stat:
-    """A figure now, and the most since the peaks were reset."""
-
-    current: int = 0
-    peak: int = 0
-
-
-@dataclass(frozen=True)
-class Stats:
-    """`torch.cuda.memory_stats`, the `all` pool: bytes, then counts. Active: allocated, or waiting for a stream."""
-
-    allocated_bytes: Stat
-    requested_bytes: Stat
-    reserved_bytes: Stat
-    active_bytes: Stat
-    inactive_split_bytes: Stat
-    allocations: Stat
-    segments: Stat
-    active: Stat
-    inactive_split: Stat
-    alloc_retries: int
-    ooms: int
-    sync_all_streams: int
-
-
-class Count:
-    """A figure of one pool: now, its peak, and what was added since the totals were reset."""
-
-    __slots__ = ("_before", "allocated", "current", "peak")
-
-    def __init__(self) -> None:
-        self.current = self.peak = self.allocated = self._before = 0
-
-    @property
-    def freed(self) -> int:
-        """What was taken away since the totals were reset."""
-        return self._before + self.allocated - self.current
-
-    def change(self, by: int) -> None:
-        """Add, or take away."""
-        self.current += by
-        if by > 0:
-            self.allocated += by
-            if self.current > self.peak:
-                self.peak = self.current
-
-    def reset_totals(self) -> None:
-        """Count what is added and taken away from zero."""
-        self.allocated, self._before = 0, self.current
-
-
-class Pool:
-    """Figures of the small requests, or of the large ones, over all streams."""
-
-    __slots__ = ("pending", "pending_bytes", "requests", "small", *_FIGURES)
-
-    def __init__(self, small: bool) -> None:
-        self.small = small
-        self.requests = 0  # since unused segments are collected
-        self.allocated_bytes, self.requested_bytes, self.allocations = Count(), Count(), Count()
-        self.reserved_bytes, self.segments = Count(), Count()
-        self.inactive_split_bytes, self.inactive_split = Count(), Count()
-        # Freed blocks that wait for a stream. There are none where a block is allocated, so that the peak of active is
-        # that of allocated, or what it was when peaks were reset, which is kept in their peak.
-        self.pending_bytes, self.pending = Count(), Count()
-
-    @property
-    def active_bytes(self) -> Count:
-        """Bytes in use by their owner or by another stream."""
-        return _active(self.allocated_bytes, self.pending_bytes)
-
-    @property
-    def active(self) -> Count:
-        """Blocks in use by their owner or by another stream."""
-        return _active(self.allocations, self.pending)
-
-    def counts(self) -> Iterator[Count]:
-        """Every count that is kept."""
-        return (getattr(self, name) for name in ("pending", "pending_bytes", *_FIGURES))
-
-
-def _active(allocated: Count, pending: Count) -> Count:
-    active = Count()
-    active.current, active.peak = allocated.current + pending.current, max(allocated.peak, pending.peak)
-    active.allocated, active._before = allocated.allocated, allocated._before + pending._before
-    return active
-
-
 # The cached blocks of one pool and stream, ascending; addresses differ, so that blocks are never compared.
 _Free = list[tuple[int, int, Block]]
 
@@ -262,7 +163,7 @@ class CachingAllocator:
             )
         self.capacity_bytes, self.context_bytes, self.other_bytes = capacity_bytes, context_bytes, other_bytes
         self.settings = Settings().set_to(settings) if isinstance(settings, str) else settings
-        # Of segments: torch.cuda.set_per_process_memory_fraction.
+        # Limit of segments: torch.cuda.set_per_process_memory_fraction.
         fraction = self.settings.fraction
         self.allowed_bytes: int | None = None if fraction == 1 else int(fraction * capacity_bytes)
         # As torch.cuda.memory_stats says it: that of the start, and -1 without one.
@@ -515,7 +416,7 @@ class CachingAllocator:
         """Let every peak start again from the current figure."""
         for keep in self.before_reset:
             keep()
-        for name in _FIGURES:
+        for name in FIGURES:
             setattr(self, f"_peak_{name}", getattr(self, name))
         for count in self._counts():
             count.peak = count.current
@@ -533,7 +434,7 @@ class CachingAllocator:
     @property
     def stats(self) -> Stats:
         """All figures, with their peaks."""
-        stats = {name: Stat(getattr(self, name), getattr(self, f"_peak_{name}")) for name in _FIGURES}
+        stats = {name: Stat(getattr(self, name), getattr(self, f"_peak_{name}")) for name in FIGURES}
         return Stats(
             **stats,
             active_bytes=Stat(

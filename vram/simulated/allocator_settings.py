@@ -42,10 +42,11 @@ UNLIMITED_BYTES = 2**62
 
 @dataclass(frozen=True)
 class Settings:
-    """What the allocator's rules depend on; the defaults are PyTorch's. `rounding_bytes`: by how much an unsplit cached
-    block may be larger than a request from `max_split_bytes` on. `divisions`: how many steps from one power of two to
-    the next, by interval of sizes. `collect_from`: the share of what is allowed from which unused segments are given
-    back. `fraction`: the share of the card that may be used.
+    """Settings that the allocator's rules depend on; the defaults are PyTorch's.
+
+    `rounding_bytes`: by how much an unsplit cached block may be larger than a request from `max_split_bytes` on.
+    `divisions`: how many steps from one power of two to the next, by interval of sizes. `collect_from`: the share of
+    what is allowed from which unused segments are given back. `fraction`: the share of the card that may be used.
     """
 
     max_split_bytes: int = UNLIMITED_BYTES

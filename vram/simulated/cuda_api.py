@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from vram.cards import Card
-from vram.simulated.allocator import CachingAllocator, Count, Stat
+from vram.simulated.allocator import CachingAllocator
+from vram.simulated.allocator_figures import Count, Stat
 from vram.simulated.allocator_settings import Settings
 from vram.simulated.device import card_index
 from vram.simulated.replacements import Places, always, of_the_card, refuse, refused_class

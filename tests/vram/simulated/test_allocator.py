@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from vram.simulated import allocator as allocator_module
-from vram.simulated.allocator import CachingAllocator, SimulatedOutOfMemory, Stat
+from vram.simulated.allocator import CachingAllocator, SimulatedOutOfMemory
+from vram.simulated.allocator_figures import Stat
 
 MIB, GIB = 2**20, 2**30
 SOFTMAX_BYTES = 32 * 627**2 * 4  # one fp32 softmax of 32 heads over 627 tokens: 50,320,512 B

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from vram.simulated.allocator import CachingAllocator, SimulatedOutOfMemory, Stat, cuda_size
+from vram.simulated.allocator import CachingAllocator, SimulatedOutOfMemory, cuda_size
+from vram.simulated.allocator_figures import Stat
 
 MIB, GIB = 2**20, 2**30
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.vram.simulated.reference_allocator import Full, ReferenceAllocator
-from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory, Stat
+from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory
+from vram.simulated.allocator_figures import Stat
 
 MIB, GIB = 2**20, 2**30
 SOFTMAX_BYTES = 32 * 627**2 * 4  # one fp32 softmax of 32 heads over 627 tokens: 50,320,512 B

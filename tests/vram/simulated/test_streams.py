@@ -14,7 +14,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.cardless.allocations import Scenario, rows
 from tests.vram.simulated.devices import device
 from tests.vram.simulated.test_allocator_settings import Model
-from vram.simulated.allocator import CachingAllocator, Stat
+from vram.simulated.allocator import CachingAllocator
+from vram.simulated.allocator_figures import Stat
 from vram.simulated.trace import Recorder, Replay
 
 MIB, GIB = 2**20, 2**30
@@ -169,7 +170,7 @@ def test_emptying_the_cache_waits_for_every_stream() -> None:
 
 
 def test_a_replay_needs_no_record_of_what_other_streams_used() -> None:
-    """What waited is back at the next request: the same peaks, segments and places of blocks without."""
+    """A block that waited is back at the next request: the same peaks, segments and places of blocks without."""
     scenario = Scenario("", 21, streams=3)
     played = CachingAllocator(64 * GIB)
 
