@@ -6,9 +6,7 @@ After `--`: what Python shall run on it instead, as `-m pytest -p benchmarks.car
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,15 +14,13 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from benchmarks import gpu
-from benchmarks.cardless import models
+from benchmarks.cardless import evidence, models
 from benchmarks.cardless.building import build
 from benchmarks.cardless.operations import Figures, measured, operations
 from benchmarks.cardless.values import Values
@@ -86,14 +82,7 @@ def compare(card: Card, model: str, path: Path) -> None:
         name: {"torch": step_figures(make, Values), "simulated": step_figures(make, simulated)}
         for name, make in models.models().items()
     }
-    evidence = {
-        "schema": 1,
-        "card": asdict(card),
-        "environment": {
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-            "python": sys.version.split()[0],
-        },
+    written = evidence.begun(card) | {
         "model": model,
         "peaks": peaks,
         "kernels": kernels,
@@ -101,21 +90,20 @@ def compare(card: Card, model: str, path: Path) -> None:
         "different": {name: {"torch": theirs[name], "simulated": ours[name]} for name in different},
         "operations": {name: figures for name, figures in theirs.items() if not isinstance(figures, str)},
     }
-    show(evidence, sum(not isinstance(theirs[name], str) and not isinstance(ours[name], str) for name in theirs))
-    text = re.sub(r"\[[\d\s,]+\]", lambda figures: " ".join(figures[0].split()), json.dumps(evidence, indent=1))
-    path.write_text(text + "\n", encoding="utf-8")  # a line for each list of figures
+    show(written, sum(not isinstance(theirs[name], str) and not isinstance(ours[name], str) for name in theirs))
+    evidence.write(path, written)
     print(f"written: {path}, {time.monotonic() - started:.0f} s")
 
 
-def show(evidence: dict[str, Any], n_both: int) -> None:
+def show(written: dict[str, Any], n_both: int) -> None:
     """Print where the two sides differ; `n_both`: operations that both sides answered."""
-    different, peaks, steps = (evidence[name] for name in ("different", "peaks", "models"))
+    different, peaks, steps = (written[name] for name in ("different", "peaks", "models"))
     unlike = {name: step for name, step in steps.items() if step["torch"] != step["simulated"]}
     for name, sides in different.items():
         print(f"{name}: torch {sides['torch']}, simulated {sides['simulated']}")
     gpu.show("peaks", [row for row in peaks if row["error"]])
-    gpu.show("kernels", evidence["kernels"])
-    print(f"peaks: {sum(not row['error'] for row in peaks)} of {len(peaks)} equal, {evidence['model']}")
+    gpu.show("kernels", written["kernels"])
+    print(f"peaks: {sum(not row['error'] for row in peaks)} of {len(peaks)} equal, {written['model']}")
     for name, sides in unlike.items():
         print(f"{name}: torch {sides['torch']}, simulated {sides['simulated']}")
     print(f"models: {len(steps) - len(unlike)} of {len(steps)} equal")
@@ -134,8 +122,7 @@ def main() -> int:
     options = parser.parse_args()
     card = find_card(options.card)
     if _CARD in os.environ:
-        name = f"cardless-{card.name}-torch{torch.__version__}".replace(" ", "-")
-        compare(card, options.model, options.output_folder / f"{name}.json")
+        compare(card, options.model, evidence.path_of(options.output_folder, "cardless", card))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         try:

@@ -7,7 +7,6 @@ writes what PyTorch's own says; `tests/vram/simulated/test_allocator_settings.py
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import sys
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from benchmarks.cardless.evidence import write
 
 _MIB = 2**20
 _STEPS, _SHOWN = 900, 60
@@ -59,7 +60,7 @@ SCENARIOS = (
 
 
 class Allocator(Protocol):
-    """What the requests are made to."""
+    """An allocator that takes the requests."""
 
     def set_to(self, settings: str) -> None:
         """Change the settings, as a call does."""
@@ -136,7 +137,7 @@ class PyTorchs:
 
     def __init__(self, scenario: Scenario) -> None:
         torch.cuda.empty_cache()
-        # What a call leaves out is not reset, but for the size of splits, rounding and collecting.
+        # A call resets the size of splits, rounding and collecting alone; other settings that it leaves out stay.
         default = "large_segment_size_mb:20,max_non_split_rounding_mb:20,expandable_segments:False"
         self.set_to(default)
         self.set_to(scenario.settings)
@@ -190,8 +191,7 @@ def main() -> int:
         "torch": str(torch.__version__),
         "scenarios": found,
     }
-    text = re.sub(r"\[[\d\s,-]+\]", lambda row: " ".join(row[0].split()), json.dumps(evidence, indent=1))
-    Path(sys.argv[1]).write_text(text + "\n", encoding="utf-8")
+    write(Path(sys.argv[1]), evidence)
     return 0
 
 

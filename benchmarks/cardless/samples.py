@@ -8,7 +8,6 @@ the runtime lacks, only that one ends.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
@@ -24,9 +23,10 @@ from typing import Any
 
 import torch
 
+from benchmarks.cardless import evidence
 from benchmarks.cardless.operations import Figures, measured
 from benchmarks.cardless.values import Values
-from vram.cards import Card, find_card
+from vram.cards import Card
 from vram.simulated.context import SimulatedCuda
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
@@ -98,10 +98,10 @@ def compare(card: Card, folder: Path, names: list[str]) -> None:
     print(
         f"samples: {equal} of {samples} equal; refused: {len(refused)} operations; not run: {len(without)} operations"
     )
-    path = folder / f"samples-{card.name}-torch{torch.__version__}.json".replace(" ", "-")
-    evidence = {"schema": 1, "card": card.name, "torch": str(torch.__version__), "samples": samples, "equal": equal}
-    evidence |= {"different": different, "refused": refused, "not asked": without}
-    path.write_text(json.dumps(evidence, indent=1) + "\n", encoding="utf-8")
+    path = evidence.path_of(folder, "samples", card)
+    written = {"schema": 1, "card": card.name, "torch": str(torch.__version__), "samples": samples, "equal": equal}
+    written |= {"different": different, "refused": refused, "not asked": without}
+    path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     print(f"written: {path}, {time.monotonic() - started:.0f} s")
 
 
@@ -113,14 +113,7 @@ def worst(name: str, unlike: list[Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="benchmarks.cardless.samples")
-    parser.add_argument("--output-folder", type=Path, default=Path("ci/evidence"))
-    parser.add_argument("operations", nargs="*")
-    options = parser.parse_args()
-    if "CARDLESS" not in os.environ:
-        parser.error(
-            "is for the runtime without a card: python -m benchmarks.cardless -- -m benchmarks.cardless.samples"
-        )
+    its_card, options, parser = evidence.arguments("samples", "operations")
     if find_spec("expecttest") is None:
         parser.error("needs expecttest, as PyTorch's own tests do")
-    compare(find_card(os.environ["CARDLESS"].rsplit(",", 1)[1]), options.output_folder, options.operations)
+    compare(its_card, options.output_folder, options.operations)

@@ -5,16 +5,10 @@ python -m benchmarks.cardless -- -m benchmarks.cardless.training [--output-folde
 
 from __future__ import annotations
 
-import argparse
 import gc
-import json
-import os
-import re
-import sys
 import warnings
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +18,9 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 (as everybody calls it)
 
+from benchmarks.cardless import evidence
 from benchmarks.cardless.values import Values
-from vram.cards import Card, find_card
+from vram.cards import Card
 from vram.simulated.context import SimulatedCuda
 
 Figures = list[int]  # bytes: allocated, requested, reserved
@@ -228,7 +223,7 @@ def begin() -> None:
 
 
 def measured(make: Callable[[], Step]) -> dict[str, Figures]:
-    """What a second step takes beyond what was there before its model: three peaks or levels each."""
+    """Peaks of a second step beyond what was there before its model: three peaks or levels each."""
     gc.collect()
     torch.cuda.empty_cache()
     before = _now("current")
@@ -263,30 +258,15 @@ def compare(card: Card, folder: Path, names: Collection[str]) -> None:
     print(f"training steps: {len(theirs) - len(unlike)} of {len(theirs)} equal")
     if names:
         return
-    evidence = {
-        "schema": 1,
-        "card": asdict(card),
-        "environment": {
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-            "python": sys.version.split()[0],
-        },
+    written = evidence.begun(card) | {
         "different": {name: {"torch": theirs[name], "simulated": ours[name]} for name in unlike},
         "steps": theirs,
     }
-    text = re.sub(r"\[[\d\s,]+\]", lambda figures: " ".join(figures[0].split()), json.dumps(evidence, indent=1))
-    path = folder / f"training-{card.name}-torch{torch.__version__}.json".replace(" ", "-")
-    path.write_text(text + "\n", encoding="utf-8")  # a line for each list of figures
+    path = evidence.path_of(folder, "training", card)
+    evidence.write(path, written)
     print(f"written: {path}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="benchmarks.cardless.training")
-    parser.add_argument("--output-folder", type=Path, default=Path("ci/evidence"))
-    parser.add_argument("steps", nargs="*")
-    options = parser.parse_args()
-    if "CARDLESS" not in os.environ:
-        parser.error(
-            "is for the runtime without a card: python -m benchmarks.cardless -- -m benchmarks.cardless.training"
-        )
-    compare(find_card(os.environ["CARDLESS"].rsplit(",", 1)[1]), options.output_folder, options.steps)
+    its_card, options, _ = evidence.arguments("training", "steps")
+    compare(its_card, options.output_folder, options.steps)
