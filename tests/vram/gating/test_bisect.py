@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,9 @@ import os, sys, time
 from pathlib import Path
 assert sys.argv[1:3] == ["-m", "pytest"] and sys.argv[-2:] == ["tests", "-q"], sys.argv
 option = dict(zip(sys.argv[3:], sys.argv[4:]))
-text = (Path("../size.txt") if Path.cwd().name == "part" else Path("size.txt")).read_text()
+within = os.environ.get("WITHIN", ".")
+assert (Path.cwd().name == "part") == (within == "part"), Path.cwd()
+text = (Path("../size.txt") if within == "part" else Path("size.txt")).read_text()
 if text == "slow":
     Path(os.environ["STARTED"]).touch()
     time.sleep(60)
@@ -106,16 +109,20 @@ def test_the_commit_is_named_to_the_byte(repository: Path, capfd: pytest.Capture
     assert f"{ids[4]} Commit 4: good" in lines
     assert f"first bad commit: {ids[5]} Commit 5 (A. Author, " in printed
     assert "himap  peak    1,000 B  1,001 B  +1 B (+0.10%)" in printed
+    assert re.search(rf"compared with \d+_{ids[4]}", printed)
 
 
-def test_the_repository_stays_as_it_is(repository: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_repository_stays_as_it_is(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A change that is not committed, a bisection that goes on, and no worktree or saved run more; from a folder of
     the repository the tests run in that folder."""
     sizes(repository, "1000", "1000", "1001", "1001", "1001")
     git(repository, "bisect", "start", "HEAD", "HEAD~3")
     (repository / "size.txt").write_text("changed")
     before = [git(repository, *command) for command in (("status",), ("bisect", "log"), ("worktree", "list"))]
-    os.chdir("part")
+    monkeypatch.chdir("part")
+    monkeypatch.setenv("WITHIN", "part")
 
     assert bisected(capfd, good="main~4", bad="main")[0] == 0
 
