@@ -103,7 +103,7 @@ def find_card(name: str) -> Card:
 
 
 def _nearest(name: str) -> list[str]:
-    """What may have been meant: the sizes of a card, a size in binary units and the cards of it, names like it."""
+    """Cards and sizes that may be meant: the sizes of a card, a size in binary units and its cards, names alike."""
     size = re.fullmatch(r"\s*([1-9][0-9]{0,2})\s*(?:GB?)?\s*", name, re.IGNORECASE | re.ASCII)
     if size:
         cards = [card.name for card in CARDS if 0.9 <= card.total_bytes / 2**30 / int(size[1]) <= 1]

@@ -638,7 +638,7 @@ def test_what_is_left_of_the_card_is_said_first_and_what_was_assumed_last(
 def test_only_the_samples_asked_for_are_read_and_simulated(
     tmp_path: Path, write_questions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a long question file neither prompts are counted nor answers played beyond them."""
+    """No prompt of a long question file is counted beyond them, and no answer played."""
     from llava.prompting import Prompts
 
     texts, played = [], set()

@@ -291,7 +291,7 @@ class SimulatedTracer(TensorTracer):
             self.categories.made(key, made)
 
     def _workspace(self, n_bytes: int, of: Allocation | None) -> Allocation:
-        """What a library took for itself: during an operation, or once for good."""
+        """Memory that a library took for itself: during an operation, or once for good."""
         op = "" if of is None else of.op
         frames = self._stacks.here() if of is None else of.frames
         return Allocation(

@@ -41,7 +41,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Traces:
-    """What a step asked of the allocator: at import, and in each call and what follows until the next.
+    """Requests of a step to the allocator: at import, and in each call and what follows until the next.
 
     `weights_bytes` are parameters that were on the card after the import. `remarks` go with the figures.
     """

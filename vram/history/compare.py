@@ -100,7 +100,7 @@ class Judged:
 
     @cached_property
     def difference(self) -> Difference | None:
-        """What the peak has more or less than its base's, piece by piece; None where it is the same, or where one of
+        """Difference of the peak from its base's, piece by piece; None where it is the same, or where one of
         them was not broken down."""
         base = None if self.base is None else self.base.entry.in_pieces
         head = self.entry.in_pieces

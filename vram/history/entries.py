@@ -58,7 +58,7 @@ class Entry:
 
     @cached_property
     def in_pieces(self) -> Breakdown | None:
-        """What the peak is made of; None where it was not traced, or can't be read."""
+        """Pieces of the peak; None where it was not traced, or can't be read."""
         try:
             found = None if self.breakdown is None else breakdown_from_json(self.breakdown)
         except ValueError:

@@ -195,7 +195,7 @@ class Streams:
             self.current = stream
 
     def _new_stream(self, own: Any) -> Callable[..., Stream]:
-        """What makes streams of the class `own`."""
+        """Function that makes streams of the class `own`."""
 
         def new(cls: Any, device: Any = None, priority: int = 0, stream_id: int | None = None, **_: Any) -> Stream:
             card_index("cuda" if device is None else device)

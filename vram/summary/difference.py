@@ -35,7 +35,7 @@ class Moved:
 
     @property
     def word(self) -> Literal["came", "went", "grew", "shrank", "same"]:
-        """What became of it."""
+        """Fate of the piece: it came, grew, shrank, went, or stayed."""
         if self.base is None:
             return "came"
         if self.head is None:
@@ -167,7 +167,7 @@ def _distance(one: Piece, other: Piece) -> tuple[bool, int, int]:
 
 
 def _kind(piece: Piece) -> Key:
-    """What no partner may differ in."""
+    """Facts that no partner may differ in."""
     return piece.category, bool(piece.smaller), bool(piece.line)
 
 

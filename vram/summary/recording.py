@@ -335,7 +335,7 @@ class RecordingSummary:
 
     @cached_property
     def breakdown(self) -> Breakdown | None:
-        """What the peak is made of, piece by piece; None where that was not traced, or does not add up."""
+        """Pieces of the peak; None where that was not traced, or does not add up."""
         data = (self.at_peak or {}).get("breakdown")
         return None if data is None else from_json(data)
 

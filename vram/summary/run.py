@@ -124,7 +124,7 @@ class RunSummary:
         return self.garbage + noisy + climbs + kept + self._of_simulation()
 
     def _of_simulation(self) -> list[str]:
-        """What a simulation assumed and does not count, once each, with the names of those that it concerns."""
+        """Remarks on a simulation's figures, once each, with the names of those that each concerns."""
         names: dict[str, list[str]] = {}
         measured = [(one.name, one.remarks) for one in self.recordings] + [
             (one.test, one.remarks) for one in self.tests

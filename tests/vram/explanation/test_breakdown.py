@@ -1,4 +1,4 @@
-"""What a peak is made of: every byte of the recorded peak, found by its owner or where it was made."""
+"""Pieces of a peak: every byte of the recorded peak, found by its owner or where it was made."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_the_simulated_card_adds_up() -> None:
 
 
 def test_declared_code_has_its_category(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What functions of a module allocate is what the project says it is; weights stay weights."""
+    """Allocations by functions of a module are what the project says they are; weights stay weights."""
     monkeypatch.setattr("vram.explanation.declared._modules", {})
     vram.categorize("pruning", __name__, "no.such.module")
     assert of(in_pieces(torch.inference_mode()(Router()), torch.zeros(4, 4)), "pruning")

@@ -67,7 +67,7 @@ def project(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Project:
 
 
 def test_a_step_that_fits(project: Project) -> None:
-    """What a reader needs, in the order of need."""
+    """The lines come in the order in which a reader needs them."""
     code, out, err = project.run(PLAIN, "--no-search")
     assert (code, err) == (0, "")
     lines = out.splitlines()
@@ -85,7 +85,7 @@ def test_a_step_that_fits(project: Project) -> None:
 
 
 def test_figures_are_those_of_the_step(project: Project) -> None:
-    """By hand: 8 MiB of weights and 2 x 4 MiB; the largest sizes fit, and one more does not."""
+    """Worked out by hand: 8 MiB of weights and 2 x 4 MiB; the largest sizes fit, and one more does not."""
     read = project.read(PLAIN)
     assert (read["peak_bytes"], read["weights_bytes"], read["kept_bytes"]) == (16 * MIB, 8 * MIB, 0)
     assert (read["fits"], read["calls_until_full"], read["out_of_memory"]) == (True, None, "")

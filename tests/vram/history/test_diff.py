@@ -60,7 +60,7 @@ def test_where_a_mode_saves_and_where_it_costs(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """What --vram-report wrote suffices."""
+    """A file of --vram-report suffices."""
     modes = {"baseline": PLAIN, "himap": PRUNED}
     recordings = [
         RecordingSummary(

@@ -34,7 +34,7 @@ def peak_of(cuda: Any, run: Callable[[], object]) -> float:
 
 
 def test_a_graph_is_let_go_node_by_node() -> None:
-    """What a node saved goes when it has run: of five products' operands, never all beside two gradients."""
+    """Tensors that a node saved go when it has run: of five products' operands, never all beside two gradients."""
     with device() as cuda:
         x = matrix(requires_grad=True)
         y = x

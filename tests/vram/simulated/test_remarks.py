@@ -91,7 +91,7 @@ def test_a_comparison_of_activations_is_no_assumption() -> None:
 
 
 def test_an_assumed_choice_is_remarked_on_where_something_depends_on_it() -> None:
-    """What follows from it too, written in place or copied; a choice that nobody reads decides nothing."""
+    """Values that follow from it too, written in place or copied; a choice that nobody reads decides nothing."""
 
     def nobody_reads() -> None:
         on_card(2, 9).max(dim=-1)
@@ -254,7 +254,7 @@ def test_the_limit_that_cudnn_has_is_the_bound(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_highest_of_several_lines_is_named_and_the_others_are_counted() -> None:
-    """Of one library; what cannot reach the peak is left out."""
+    """One line for each library; what cannot reach the peak is left out."""
     remarks = Remarks()
     for line, alive_bytes, operand_bytes in (("a", 90, 20), ("b", 95, 20), ("c", 50, 20), ("b", 60, 60)):
         remarks.leave_out(Uncounted("its workspace", line, alive_bytes, operand_bytes))

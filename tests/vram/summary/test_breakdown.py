@@ -41,7 +41,7 @@ def many(count: int) -> Breakdown:
 
 
 def test_sums() -> None:
-    """By category and by module, most first; what was there before is no module's work."""
+    """Sums by category and by module, most first; what was there before is no module's work."""
     assert PEAK.by_category == {"attention maps": 8192, "activations": 4096, "weights": 100, UNTRACED: 12}
     assert PEAK.by_module == {"layers.*": 12_288}
     assert sums_text(PEAK.by_category, 2) == "attention maps 8.00 KiB, activations 4.00 KiB, 2 more 112 B"

@@ -1,4 +1,4 @@
-"""What the backward passes of fused attention allocate besides their results.
+"""Allocations of the backward passes of fused attention besides their results.
 
 Sources: aten/src/ATen/native/transformers/cuda: attention_backward.cu, flash_attn/flash_api.cpp, and
 mem_eff_attention/kernel_backward.h with the table of kernels that generate_kernels.py makes, for Ampere and later.
