@@ -93,6 +93,8 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     add("--attn", choices=("sdpa", "eager"), default="sdpa", help="attention implementation (default: sdpa)")
     cache_help = "compute the whole prompt anew at every token, as the original does (default: keep a KV cache)"
     add("--no-cache", action="store_true", help=cache_help)
+    for bits in (8, 4):
+        add(f"--load-{bits}bit", action="store_true", help="refused: bitsandbytes' kernels are not modelled")
     keep_help = "keep attentions and logits, as the original did: eager, no cache (default: keep nothing)"
     add("--keep-attentions", action="store_true", help=keep_help)
 
@@ -107,6 +109,12 @@ def _check(options: argparse.Namespace) -> None:
         environment_settings(os.environ)
     except ValueError as error:
         raise BadInput(str(error)) from None
+    for name in ("load_8bit", "load_4bit"):
+        if getattr(options, name):
+            raise BadInput(
+                f"a forecast's weights must not be quantised, as bitsandbytes' kernels are not modelled, "
+                f"got --{name.replace('_', '-')} (measure it on a card: `eval-scivqa` has the same option)"
+            )
     if options.samples is not None and options.samples > _MAX_SAMPLES:
         raise BadInput(f"--samples: must be at most {_MAX_SAMPLES:,}, got {shown(options.samples)}")
     if options.image_folder is not None and options.question_file is None:

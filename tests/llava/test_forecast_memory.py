@@ -117,6 +117,8 @@ def test_kept_attentions_grow_with_every_token(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "rule"),
     [
+        (("--load-4bit",), "bitsandbytes' kernels are not modelled, got --load-4bit (measure it on a card"),
+        (("--load-8bit",), "a forecast's weights must not be quantised"),
         (("--card", "rtx"), "--card: a card must be one of V100-16"),
         (("--answers", "1_0"), "must be a whole number of at least 1, got '1_0'"),
         (("--answers", "2,x"), "answers must be numbers of tokens, as in 2,2,5,24"),
