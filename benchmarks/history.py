@@ -99,14 +99,14 @@ def write(folder: Path, runs: int) -> None:
         session = SimpleNamespace(benchmarks=[], save="made", autosave=None, json=None)
         session.storage = made(folder, logger, default_machine_id="Linux-CPython-3.11-64bit")
         saver.Saver(session).put(entries(run, draw), {})
-        told = {
+        saved = {
             "machine_info": machine,
             "commit_info": {"id": f"{run:040x}", "dirty": False},
             "benchmarks": [one.as_dict(include_data=False) for one in session.benchmarks],
             "datetime": (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(hours=run)).isoformat(),
             "version": "5.3.1",
         }
-        session.storage.save(told, "made")
+        session.storage.save(saved, "made")
 
 
 def seconds(command: tuple[str, ...], folder: Path, rounds: int) -> float:

@@ -42,14 +42,14 @@ def card() -> Any:
     kinds: tuple[str, ...] = ("allocation", "segment", "active", "inactive_split", "allocated_bytes", "reserved_bytes")
     kinds += ("active_bytes", "inactive_split_bytes", "requested_bytes")
     figures = {"current": 2**34, "peak": 2**34, "allocated": 2**40, "freed": 2**40}
-    told = {kind: {pool: dict(figures) for pool in ("all", "small_pool", "large_pool")} for kind in kinds}
+    stats = {kind: {pool: dict(figures) for pool in ("all", "small_pool", "large_pool")} for kind in kinds}
     return SimpleNamespace(
         current_device=lambda: 0,
         device_count=lambda: 1,
         get_device_properties=lambda _: SimpleNamespace(name="card", total_memory=2**36, major=9, minor=0, uuid="0"),
         get_allocator_backend=lambda: "native",
         memory_stats_as_nested_dict=lambda device: {  # built anew, as PyTorch does
-            kind: {pool: dict(told) for pool, told in pools.items()} for kind, pools in told.items()
+            kind: {pool: dict(figures) for pool, figures in pools.items()} for kind, pools in stats.items()
         },
         synchronize=lambda _: None,
         reset_peak_memory_stats=lambda _: None,

@@ -154,9 +154,9 @@ class TensorTracer:
         if before is not None:  # resized in place: the line that did it is what matters now
             self._log("free", *before[1])
         self._log("alloc", self._next_key, allocation)
-        self._tell(self._next_key, allocation)
+        self._categorize(self._next_key, allocation)
 
-    def _tell(self, key: int, allocation: Allocation) -> None:
+    def _categorize(self, key: int, allocation: Allocation) -> None:
         if self.categories is not None:
             self.categories.made(key, allocation)
 
@@ -302,8 +302,8 @@ class SimulatedTracer(TensorTracer):
         n_bytes = tensor.untyped_storage().nbytes()
         return described(op, tensor, n_bytes, self._stacks.here(), self._run, self._mark(), self._place())
 
-    def _tell(self, key: int, allocation: Allocation) -> None:
-        """Nothing: blocks are told of, by numbers of their own."""
+    def _categorize(self, key: int, allocation: Allocation) -> None:
+        """Do nothing: the allocator reports blocks by numbers of its own."""
 
     def _counts(self, storage: torch.UntypedStorage) -> bool:
         """None has anything behind it here."""

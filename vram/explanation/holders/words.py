@@ -42,7 +42,7 @@ class _Words:
         self.path, self.named, self.locals = path.objects, named, locals_
         self.end = end or (" that native code keeps" if path.whole else " and so on")
         self.is_named = path.named
-        # The places that are told, and how each sits in the next.
+        # The places that are named, and how each sits in the next.
         self.at, self.places = [0], list[Place]()
         while self.at[-1] < len(self.path) - 1:
             self.places.append(place_in(self.path, self.at[-1]))
