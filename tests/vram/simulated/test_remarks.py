@@ -185,6 +185,11 @@ def attend_and_back() -> None:
         torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
 
 
+def embeddings_back(n: int, *, scale_grad_by_freq: bool = False) -> Any:
+    indices = torch.zeros(n, dtype=torch.int64, device="cuda")
+    return torch.ops.aten.embedding_dense_backward(on_card(n, 8), indices, 64, -1, scale_grad_by_freq)
+
+
 UNCOUNTED: dict[str, tuple[Callable[[], Any], str]] = {
     "convolution": (convolution, "cuDNN's workspace of a convolution"),
     "FFT": (lambda: torch.fft.rfft(on_card(4096, dtype=torch.float32)), "cuFFT's workspace"),
@@ -198,11 +203,20 @@ UNCOUNTED: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "renorm": (lambda: torch.renorm(on_card(64, 64, dtype=torch.float32), 2, 0, 1.0), "temporary memory of renorm"),
     "sort of half precision": (lambda: on_card(8192).sort(), "temporary memory of a sort of half precision"),
+    "gradient of many embeddings": (
+        lambda: embeddings_back(3073),
+        "temporary memory of the gradient of an embedding",
+    ),
+    "gradient of embeddings by how frequent they are": (
+        lambda: embeddings_back(1, scale_grad_by_freq=True),
+        "temporary memory of the gradient of an embedding",
+    ),
 }
 COUNTED: dict[str, tuple[Callable[[], Any], Card]] = {
     "product": (lambda: on_card(64, 64) @ on_card(64, 64), OLD),
     "norm": (lambda: torch.linalg.vector_norm(on_card(64, 64)), OLD),
     "backward of attention": (attend_and_back, OLD),
+    "gradient of embeddings": (lambda: embeddings_back(3072), OLD),
     "short sort": (lambda: on_card(4096).sort(), OLD),
     "sort on Hopper": (lambda: on_card(8192).sort(), HOPPER),
     "sort of single precision": (lambda: on_card(8192, dtype=torch.float32).sort(), OLD),

@@ -13,6 +13,7 @@ from vram.cards import Card
 from vram.simulated import context
 from vram.simulated.context import SimulatedCuda
 
+_aten = torch.ops.aten
 N = 512
 FLOATS, INDICES, BITS = N * N * 4, N * N * 8, N * N
 # Storage of CUB for a prefix sum over all, and to find where a mask is true; and the number of those places.
@@ -44,6 +45,12 @@ def unknown(x: Tensor) -> Tensor:
 
 def filled_cross(x: Tensor) -> None:
     x[x[:, 0] > 0, x[0] > 0] = 0.0
+
+
+def _back_through_layer_norm(gradient: Tensor, x: Tensor) -> object:
+    statistics, weights = x[:, :1], x[0]
+    rows = (gradient, x, [N], statistics, statistics, weights, weights, [True, True, True])
+    return _aten.native_layer_norm_backward(*rows)
 
 
 CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
@@ -129,6 +136,28 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "windows that overlap": (lambda x: F.unfold(x[None, None], (1, 2)), FLOATS + 2 * N * (N - 1) * 4),
     "one hot": (lambda x: F.one_hot(x.new_zeros(256, dtype=torch.int64), 16), 256 * 8 + 256 * 16 * 8),
     "the middle of a few": (lambda x: x[0, :64].median(), 512 + 2 * 512),
+    "back through softmax": (lambda x: _aten._softmax_backward_data(x, x, -1, x.dtype), 2 * FLOATS),
+    "back through softmax, of one number": (
+        lambda x: _aten._softmax_backward_data(x[0, 0].expand(N, N), x, -1, x.dtype),
+        2 * FLOATS,
+    ),
+    # The gradient, its product with the result, copies of both by rows.
+    "back through softmax by columns": (lambda x: _aten._softmax_backward_data(x.t(), x.t(), -1, x.dtype), 4 * FLOATS),
+    "back through softmax, a gradient by columns": (
+        lambda x: _aten._softmax_backward_data(x.t(), x, -1, x.dtype),
+        3 * FLOATS,
+    ),
+    "back through log_softmax": (lambda x: _aten._log_softmax_backward_data(x, x, -1, x.dtype), FLOATS),
+    "back through log_softmax by columns": (
+        lambda x: _aten._log_softmax_backward_data(x.t(), x.t(), -1, x.dtype),
+        3 * FLOATS,
+    ),
+    "back through layer_norm": (lambda x: _back_through_layer_norm(x, x), FLOATS + 2 * N * 4),
+    "back through layer_norm, of one number": (
+        lambda x: _back_through_layer_norm(x[0, 0].expand(N, N), x),
+        2 * FLOATS + 2 * N * 4,
+    ),
+    "back through layer_norm by columns": (lambda x: _back_through_layer_norm(x.t(), x.t()), 3 * FLOATS + 2 * N * 4),
     "put a tensor at indices": (lambda x: x.index_put_((torch.tensor([1]).to("cuda"),), x[0]), 512),
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from vram.simulated.kernels.call import HALF, Call, Rules, Steps, contiguous, empty, meta, of_bytes
 from vram.simulated.kernels.reduce_buffers import buffers
@@ -16,6 +17,28 @@ from vram.simulated.kernels.reduce_buffers import buffers
 
 def _by_rows(call: Call) -> Steps:
     yield from contiguous(call.args[0])
+
+
+def _back_by_softmax(call: Call) -> Steps:
+    """SoftMax.cu: the gradient times the result, and copies of both by rows."""
+    gradient, output = call.args[:2]
+    yield torch.ops.aten.mul.Tensor, (gradient, output), {}
+    with _disable_current_modes():
+        as_strided = (torch.empty_strided(each.shape, each.stride(), device="meta") for each in (gradient, output))
+        in_rows = torch.mul(*as_strided).is_contiguous()
+    if not in_rows:
+        yield empty(output.shape, output.dtype)
+    yield from contiguous(output)
+
+
+def _back_by_log_softmax(call: Call) -> Steps:
+    yield from contiguous(call.args[0])
+    yield from contiguous(call.args[1])
+
+
+def _normalised(call: Call) -> Steps:
+    """layer_norm_kernel.cu copies an input by columns before it has memory for the results, a gradient after that."""
+    yield from contiguous(call.args[1])
 
 
 def _by_groups(call: Call) -> Steps:
@@ -153,8 +176,12 @@ def _loss_shape(args: Any) -> torch.Size:
     return torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call,no-any-return]
 
 
+_NORMS_BACK = ("native_layer_norm_backward", "_fused_rms_norm_backward")
 RULES: Rules = {
     **dict.fromkeys(("_softmax", "_log_softmax", "native_layer_norm", "_fused_rms_norm"), _by_rows),
+    **dict.fromkeys(_NORMS_BACK, _by_rows),
+    "_softmax_backward_data": _back_by_softmax,
+    "_log_softmax_backward_data": _back_by_log_softmax,
     **dict.fromkeys(("sum", "nansum", "mean", "prod"), _summed),
     **dict.fromkeys(("std", "var", "std_mean", "var_mean"), _deviating),
     **dict.fromkeys(("amax", "amin", "max", "min", "argmax", "argmin"), _extreme),
@@ -171,3 +198,4 @@ RULES: Rules = {
 KEPT: dict[str, Callable[[Any, Tensor], int]] = dict.fromkeys(
     ("mse_loss", "smooth_l1_loss", "binary_cross_entropy"), _loss_bytes
 )
+AROUND: Rules = dict.fromkeys(_NORMS_BACK, _normalised)

@@ -93,5 +93,5 @@ _RULES: Rules = {
     "_scaled_dot_product_flash_attention": _dropped_out,
 }
 _BEFORE: Rules = indexing.BEFORE | sorting.BEFORE
-_AROUND: Rules = attention_backward.AROUND | copies.AROUND
+_AROUND: Rules = attention_backward.AROUND | copies.AROUND | reductions.AROUND
 _KEPT = reductions.KEPT | copies.KEPT

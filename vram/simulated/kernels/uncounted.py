@@ -13,6 +13,7 @@ from vram.simulated.operations import arguments, tensors
 
 _CAP = "CUDNN_CONV_WSCAP_DBG"  # cuDNN's own limit of a convolution's workspace, MiB
 _AMPERE, _HOPPER = (8, 0), (9, 0)
+_MOST_ADDED_UNSORTED = 3072  # gradients of embeddings (Embedding.cu)
 _CONVOLUTION, _ATTENTION = "cuDNN's workspace of a convolution", "cuDNN's workspace of attention"
 _FFT, _LINALG = "cuFFT's workspace", "the workspace of a decomposition (cuSOLVER, MAGMA)"
 _WITHOUT = {"linalg_cross", "linalg_matrix_exp", "linalg_solve_triangular", "linalg_vector_norm"}
@@ -38,6 +39,8 @@ def whose_memory(call: Call) -> str:
         return "temporary memory of a sort of half precision" if _by_radix(call) else ""
     if operation == "_scaled_dot_product_efficient_attention_backward" and call.card.compute_capability < _AMPERE:
         return "part of the workspace of attention's backward pass before Ampere"
+    if operation == "embedding_dense_backward":
+        return "temporary memory of the gradient of an embedding" if _sorts_its_indices(call) else ""
     if operation.startswith(("linalg_", "_linalg_")) and operation not in _WITHOUT:
         return _LINALG
     return _WHOSE.get(operation, "")
@@ -49,6 +52,12 @@ def _by_radix(call: Call) -> bool:
     x, dim = named["self"], named["dim"]
     long = x.dim() > 0 and x.shape[dim] > MOST_SORTED_WITHIN_BLOCKS
     return long and x.dtype in HALF and call.card.compute_capability < _HOPPER
+
+
+def _sorts_its_indices(call: Call) -> bool:
+    """Whether rows of the gradient are added up in the order of their indices, in parts whose number they decide."""
+    by_frequency = call.argument(4, "scale_grad_by_freq", False)
+    return bool(by_frequency) or call.args[1].numel() > _MOST_ADDED_UNSORTED
 
 
 def bound(whose: str, environment: Mapping[str, str] = os.environ) -> tuple[int | None, str]:
