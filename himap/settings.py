@@ -89,6 +89,14 @@ class HimapSettings:
                 f"hmap_v_attn_txt_rank must be at most the {image_tokens} image tokens, got {self.txt_rank}"
             )
 
+    def without_effect(self, layers: int, image_tokens: int) -> str:
+        """Predicate for a stage that comes after the last of `layers`: "removes nothing: ..."; "" where none does."""
+        if self.txt_layer >= layers:
+            return f"removes nothing: {_beyond('hmap_v_attn_txt_layer', self.txt_layer, layers)}"
+        if self.img_layer is not None and self.img_layer >= layers:
+            return f"removes nothing at its second stage: {_beyond('hmap_v_attn_img_layer', self.img_layer, layers)}"
+        return ""
+
 
 @dataclass(frozen=True)
 class FastvSettings:
@@ -111,6 +119,11 @@ class FastvSettings:
         if self.rank > image_tokens:
             raise ValueError(f"fast_v_attention_rank must be at most the {image_tokens} image tokens, got {self.rank}")
 
+    def without_effect(self, layers: int, image_tokens: int) -> str:
+        """Predicate where the layer comes after the last of `layers`: "removes nothing: ..."; "" elsewhere."""
+        beyond = self.agg_layer >= layers
+        return f"removes nothing: {_beyond('fast_v_agg_layer', self.agg_layer, layers)}" if beyond else ""
+
 
 @dataclass(frozen=True)
 class CustomSettings:
@@ -130,6 +143,18 @@ class CustomSettings:
             raise ValueError(
                 f"custom_first_index must be below the {image_tokens} image tokens, got {self.first_index}"
             )
+
+    def without_effect(self, layers: int, image_tokens: int) -> str:
+        """Predicate where all image tokens are kept, or the layer comes after the last of `layers`: "selects nothing:
+        ..."; "" elsewhere."""
+        if self.kept >= image_tokens:
+            return f"selects nothing: custom_kept_tokens is {self.kept}, and an image has {image_tokens} tokens"
+        beyond = self.agg_layer >= layers
+        return f"selects nothing: {_beyond('custom_agg_layer', self.agg_layer, layers)}" if beyond else ""
+
+
+def _beyond(flag: str, layer: int, layers: int) -> str:
+    return f"{flag} is {layer}, and the decoder's last layer is {layers - 1}"
 
 
 PruningSettings = HimapSettings | FastvSettings

@@ -18,7 +18,7 @@ from llava.answering import generate_and_keep
 from llava.checkpoint import empty_model
 from llava.forecast_config import SYSTEM_TOKENS
 from llava.model_shape import image_token_count
-from llava.modes import MODES, mode_flags, set_mode
+from llava.modes import MODES, mode_flags, mode_without_effect, set_mode
 from vram.cards import Card
 from vram.explanation.allocations import Describing
 from vram.forecasting.playing import ENDLESS_BYTES
@@ -118,10 +118,11 @@ class AnswerTraces:
 
     @property
     def remarks(self) -> list[str]:
-        """Lines on what was assumed, and on what is not counted in the answer with the highest peak."""
+        """Lines on a mode without effect, on what was assumed, and on what the answer with the highest peak lacks."""
         highest = max(self._remarks, key=lambda each: each[0], default=(0, ()))[1]
         assumed = [[line for line in lines if line.startswith(ASSUMED)] for _, lines in self._remarks]
-        return merged([*assumed, highest])
+        remark = mode_without_effect(self.config, self.workload.mode, **self.workload.flags)
+        return [remark] * bool(remark) + merged([*assumed, highest])
 
     def is_long(self, tokens: int) -> bool:
         """Whether an answer of `tokens` tokens is to be interpolated."""

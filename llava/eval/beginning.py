@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llava.eval.preparation import Run
 from llava.eval.terminal import say
-from llava.modes import MODES
+from llava.modes import MODES, mode_without_effect
 
 
 def print_beginning(run: Run) -> None:
@@ -18,6 +18,8 @@ def print_beginning(run: Run) -> None:
     say(f"Model: {options.model_path}{base}, on {device}, {dtype}{quantised}, {run.model_config['attn']} attention")
     flags = ", ".join(f"{name} {value}" for name, value in run.flags.items() if value is not None)
     say(f"Mode: {run.mode}{f' ({flags})' if flags else ''}")
+    if remark := mode_without_effect(checkpoint.config, run.mode, **run.chosen_flags):
+        say(remark)
     if checkpoint.has_random_weights:
         say("The weights are random: answers mean nothing, memory and speed do.")
     if checkpoint.pads_images and options.image_aspect_ratio != "pad":

@@ -15,7 +15,7 @@ from llava.modes import custom as custom
 
 # isort: on
 from llava.modes.registry import MODES, Choice, Mode, Option, register
-from llava.modes.switching import default_flags, default_new_tokens, mode_flags, set_mode
+from llava.modes.switching import default_flags, default_new_tokens, mode_flags, mode_without_effect, set_mode
 from vram.explanation.declared import categorize
 
 categorize("pruning", "himap.scoring", "himap.selection")
@@ -28,6 +28,7 @@ __all__ = [
     "default_flags",
     "default_new_tokens",
     "mode_flags",
+    "mode_without_effect",
     "register",
     "set_mode",
 ]

@@ -41,6 +41,16 @@ def mode_flags(config: HimapLlavaConfig, mode: str, **flags: Any) -> dict[str, A
     return values
 
 
+def mode_without_effect(config: HimapLlavaConfig, mode: str, **flags: Any) -> str:
+    """One line where `mode`, or a stage of it, does nothing in a model of this shape, with the reason; "" elsewhere."""
+    from himap.settings import active_settings  # as in _check
+
+    settings = active_settings(SimpleNamespace(**mode_flags(config, mode, **flags)))
+    shape = model_shape(config)
+    predicate = "" if settings is None else settings.without_effect(shape.layers, shape.image_tokens)
+    return predicate and f"Mode {mode} {predicate}"
+
+
 def _check(values: dict[str, Any], image_tokens: int) -> None:
     """Raise BadInput where himap refuses these flags, or they are for images of another length."""
     from himap.settings import active_settings  # imports torch, and a command line is checked before that

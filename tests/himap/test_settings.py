@@ -215,3 +215,29 @@ def test_the_flags_have_the_originals_names() -> None:
         *("custom_agg_layer", "custom_selection_method", "custom_temperature"),
         *("use_fast_v", "fast_v_sys_length", "fast_v_image_token_length", "fast_v_attention_rank", "fast_v_agg_layer"),
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "predicate"),
+    [
+        (
+            himap_flags(attn_txt_layer=4, attn_img_layer=6),
+            "removes nothing: hmap_v_attn_txt_layer is 4, and the decoder's last layer is 3",
+        ),
+        (himap_flags(attn_img_layer=4), "removes nothing at its second stage: hmap_v_attn_img_layer is 4"),
+        (himap_flags(attn_img_layer=3), ""),
+        (custom_flags(agg_layer=4), "selects nothing: custom_agg_layer is 4"),
+        (custom_flags(agg_layer=3), ""),
+        (
+            custom_flags(agg_layer=3, kept_tokens=64),
+            "selects nothing: custom_kept_tokens is 64, and an image has 64 tokens",
+        ),
+    ],
+)
+def test_a_mode_that_does_nothing_in_a_model_says_so(flags: Any, predicate: str) -> None:
+    """A layer past the last of 4, or all 64 tokens kept: with the flag, its value and the model's."""
+    settings = active_settings(flags)
+    assert settings is not None
+    said = settings.without_effect(4, 64)
+    assert said.startswith(predicate)
+    assert bool(said) == bool(predicate)

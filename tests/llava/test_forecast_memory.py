@@ -637,6 +637,14 @@ def test_what_is_left_of_the_card_is_said_first_and_what_was_assumed_last(
     assert read["remarks"] == lines[-len(read["remarks"]) :]
 
 
+def test_a_mode_without_effect_is_a_remark(tmp_path: Path) -> None:
+    """More tokens kept than an image has: the file says so, beside the figures of baseline."""
+    kept = forecast(tmp_path, "--mode", "custom-fps", "--custom-kept-tokens", "999999", "--answers", "1")
+    assert (
+        "Mode custom-fps selects nothing: custom_kept_tokens is 999999, and an image has 64 tokens" in kept["remarks"]
+    )
+
+
 def test_only_the_samples_asked_for_are_read_and_simulated(
     tmp_path: Path, write_questions: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,13 @@ def _files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_a_mode_without_effect_says_so(workplace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A layer that the model has not: one line before the answers, with the flag, its value and the last layer."""
+    assert CUSTOM(["--custom-agg-layer", "99", "--num-samples", "1", "--max-new-tokens", "1"]) == 0
+    line = "Mode custom-fps selects nothing: custom_agg_layer is 99, and the decoder's last layer is 3"
+    assert capfd.readouterr().out.splitlines()[3] == line
+
+
 @pytest.mark.parametrize(
     ("main", "argv", "mode", "technique"),
     [
