@@ -26,6 +26,7 @@ from vram.replaying.limits import Listener
 from vram.replaying.loop import planned, record
 from vram.replaying.rerunnable import loosen
 from vram.summary import GARBAGE, Check, Status, garbage_text
+from vram.summary.kept import garbage_lines, kept_from_json
 from vram.text import apart, rate_text
 from vram.units import format_bytes, parse_bytes
 from vram.verdict.channels import PASSING, convicting, overall, verdicts
@@ -208,18 +209,43 @@ def explained_check(recording: Recording, check: Check, **known: Any) -> PeakExp
     return explained_peak(recording, check.channel, **known)
 
 
-def raise_unless_passed(name: str, check: Check, explanation: PeakExplanation | None = None) -> None:
+def explained_garbage(recording: Recording, check: Check, known: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    """Garbage over its limit in pieces, or why not, as `vram.explanation.collected` has it; `known` was made before."""
+    if check.status != "over":
+        return {}
+    if known is not None:
+        return {"garbage": known}
+    from vram.explanation.collected import explained_garbage  # needs torch, which importing vram does not
+
+    return explained_garbage(recording)
+
+
+def raise_unless_passed(
+    name: str,
+    check: Check,
+    explanation: PeakExplanation | None = None,
+    *,
+    found: Mapping[str, Any] | None = None,
+) -> None:
     """Raise PeakExceeded or GarbageExceeded for what is over, NotRecorded for what is new, Inconclusive for the rest
     that did not pass."""
     __tracebackhide__ = True
     if check.status == "over":
         text = f"{name}: {check.text}"
+        if check.channel == GARBAGE:
+            raise GarbageExceeded("\n".join([text, *_garbage_lines(found or {})]), explanation=found)
         if explanation is None:
-            raise (GarbageExceeded if check.channel == GARBAGE else PeakExceeded)(text)
+            raise PeakExceeded(text)
         lines = explanation.text(offer="" if check.besides_bytes else "assert_peak(..., above_start=True)")
         raise PeakExceeded("\n".join([text, *lines]), explanation=explanation.summary())
     if check.status != "passed":
         raise (NotRecorded if check.status == "new" else Inconclusive)(check.text.removeprefix("inconclusive: "))
+
+
+def _garbage_lines(found: Mapping[str, Any]) -> list[str]:
+    kept = kept_from_json(found["garbage"]) if "garbage" in found else None
+    lines = [found["no_garbage"]] if "no_garbage" in found else [] if kept is None else garbage_lines(kept)
+    return [f"  {line}" for line in lines]
 
 
 def assert_garbage(recording: Recording, limit: str | int) -> None:
@@ -227,11 +253,13 @@ def assert_garbage(recording: Recording, limit: str | int) -> None:
 
     Python frees such cycles in its own time, or never where `gc` is disabled: memory that a stable recording does not
     show, as a replay collects after each sample. Garbage that Python collects by itself within the sample counts, what
-    the step collects by a call does not. Raises GarbageExceeded; Inconclusive where it was not measured or nothing was
+    the step collects by a call does not. Raises GarbageExceeded, with the lines that make it, from running the sample
+    with most of it once more; Inconclusive where it was not measured or nothing was
     allocated; ValueError for a size that cannot be read.
     """
     __tracebackhide__ = True
-    raise_unless_passed(recording.title, check_garbage(recording, limit))
+    check = check_garbage(recording, limit)
+    raise_unless_passed(recording.title, check, found=explained_garbage(recording, check))
 
 
 def check_garbage(recording: Recording, limit: str | int) -> Check:

@@ -26,7 +26,7 @@ class PeakExceeded(_Explained):
     """The peak of some sample is over its budget."""
 
 
-class GarbageExceeded(AssertionError):
+class GarbageExceeded(_Explained):
     """A sample makes more that only the garbage collector frees than it may."""
 
 

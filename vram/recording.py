@@ -105,10 +105,15 @@ class Recording:
     @property
     def most_garbage_bytes(self) -> int | None:
         """The most bytes of one sample that only the collector freed, after warm-up; None where not measured."""
+        return max(self.garbage_by_sample, default=None)
+
+    @property
+    def garbage_by_sample(self) -> list[int]:
+        """The most of each sample that only the collector freed, after warm-up; empty where it was not measured."""
         if self.garbage_bytes is None:
-            return None
+            return []
         judged = self.garbage_bytes[self.warmup_laps :] if self.laps > self.warmup_laps else self.garbage_bytes
-        return int(judged.max())
+        return [int(n_bytes) for n_bytes in judged.max(axis=0)]
 
     def unseen(self, channel: str) -> str:
         """Why `channel` does not say what the samples need; "" where it does."""

@@ -211,7 +211,7 @@ class VramSession:
         except (MemoryGrowth, Undecided) as growth:
             self._remember(recording)
             if growth.explanation is not None:
-                self._replace(recording, replace(self.summary(recording), explanation=growth.explanation))
+                self._replace(recording, self.summary(recording).with_growth(growth.explanation))
             raise
         except Inconclusive as error:
             if self._touch(recording):
@@ -288,9 +288,11 @@ class VramSession:
         """See `vram.assert_garbage`."""
         __tracebackhide__ = True
         check = api.check_garbage(recording, limit)
-        self._touch(recording)
         self._check(recording, check)
-        api.raise_unless_passed(recording.title, check)
+        known = self.summary(recording).garbage
+        found = api.explained_garbage(recording, check, known)
+        self._replace(recording, self.summary(recording).with_garbage(found))
+        api.raise_unless_passed(recording.title, check, found=found)
 
     def assert_ratio(
         self,

@@ -61,7 +61,7 @@ class Categories:
 
     @contextmanager
     def following(self, sample: object) -> Iterator[None]:
-        """Follow the run of `sample`."""
+        """Follow the run of `sample`. Owners that only a look through all objects finds are for `find_owners`."""
         with ExitStack() as stack:
             stack.enter_context(self.modules.following())
             for handle in (
@@ -72,7 +72,6 @@ class Categories:
             self._stack = stack
             self._note_all(sample, "inputs")
             yield
-            self._owned_at_the_end()
 
     def here(self) -> Place:
         """The place where this thread is."""
@@ -86,10 +85,14 @@ class Categories:
         elif allocation.op in _SOFTMAX or allocation.op in _PRODUCTS:
             self._made[allocation.call].add((allocation.op in _SOFTMAX, allocation.shape))
 
+    def owner(self, key: int | None) -> str:
+        """The category of an allocation whose owner is known; else ""."""
+        known = () if key is None else self._known.get(key, ())
+        return next((name for name in _OWNERS if name in known), "")
+
     def of(self, key: int, allocation: Allocation) -> str:
         """The category of an allocation."""
-        known = self._known.get(key, ())
-        owner = next((name for name in _OWNERS if name in known), "")
+        owner = self.owner(key)
         if owner:
             return owner
         if allocation.workspace:
@@ -177,8 +180,9 @@ class Categories:
     def _noted(self, parameter: torch.Tensor) -> None:
         self._note(parameter.grad, "gradients")
 
-    def _owned_at_the_end(self) -> None:
-        """Gradients, states of optimizers that made no step, and buffers of modules that no root led to."""
+    def find_owners(self) -> None:
+        """Look through all objects for what is owned now: gradients, states of optimizers that made no step, and
+        buffers of modules that no root led to."""
         objects = gc.get_objects()
         kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, Module | Optimizer | Parameter)}
         for one in objects:

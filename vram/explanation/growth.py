@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vram.explanation.allocations import Allocation
+from vram.explanation.collected import garbage_of, garbage_sample
 from vram.explanation.failures import attempt
+from vram.explanation.groups import Group, by_line, shapes
 from vram.explanation.holders import holders
+from vram.explanation.retained import Names, Sizes
+from vram.explanation.traced import TracedRun, run_traced
 from vram.explanation.tracer import TensorTracer, tracer_for
 from vram.frames import short_name
 from vram.recording import Recording
 from vram.replaying.collector import cheap_collections, unfrozen
-from vram.replaying.marks import listening
 from vram.replaying.rerunnable import Rerunnable, forget, rerunnable_of, step_name
+from vram.summary.kept import Kept
 from vram.text import rate_text
 from vram.units import format_bytes
 
@@ -29,8 +32,6 @@ _HOLDERS_SEARCHED = 8
 _FAILED = "could not be explained: "
 _NOT_GROWN = "running the samples again with tracing did not make it grow"
 
-# Allocations of one line of code, one operation and one dtype are one group.
-_Group = tuple[object, str, str]
 _explained: dict[int, Explanation] = {}  # by the recording's id, as long as it lives
 
 
@@ -66,10 +67,12 @@ class Explanation:
     at_peak: bool = False
     snapshot: Path | None = None
     not_written: str = field(default="")
+    kept: Kept | None = None  # of the lines, in pieces
+    garbage: Mapping[str, Any] = field(default_factory=dict)  # as `garbage_of` has it
 
     def text(self, most_lines: int) -> list[str]:
         """The explanation in at most `most_lines` lines, for the terminal."""
-        end = []
+        end = [] if self.kept is None else [f"    {line}" for line in self.kept.rate_lines]
         if self.snapshot is not None:
             end.append(f"  snapshot for pytorch.org/memory_viz: {self.snapshot}")
         elif self.not_written:
@@ -107,6 +110,8 @@ class Explanation:
             "lines": [dict(vars(line)) for line in self.lines],
             "snapshot": None if self.snapshot is None else str(self.snapshot),
             "snapshot_not_written": self.not_written,
+            **({} if self.kept is None else {"breakdown": self.kept.to_json()}),
+            **self.garbage,
         }
 
 
@@ -120,21 +125,27 @@ def explained(
     known = _explained.get(id(recording))
     rerunnable = rerunnable_of(recording)
     if known is None and rerunnable is not None:
-        result, failure = attempt(lambda: explain(rerunnable, peak=peak, save=save))
+        result, failure = attempt(lambda: explain(rerunnable, peak=peak, save=save, recording=recording))
         known = _explained[id(recording)] = result or Explanation((), f"{_FAILED}{failure}")
         weakref.finalize(recording, _explained.pop, id(recording), None)
         forget(recording)
     return known
 
 
-def explain(rerunnable: Rerunnable, *, peak: bool, save: Callable[[dict[str, Any]], Path] | None = None) -> Explanation:
+def explain(
+    rerunnable: Rerunnable,
+    *,
+    peak: bool,
+    save: Callable[[dict[str, Any]], Path] | None = None,
+    recording: Recording | None = None,
+) -> Explanation:
     """Run the samples again, traced, and say what grows: live memory, or with `peak` what the peak is made of.
 
-    `save` writes the viewer's snapshot and returns its path. An error of the rerun, of the search for holders or of
-    `save` becomes words of the explanation.
+    `save` writes the viewer's snapshot and returns its path. Garbage of the `recording` is broken down too. An error of
+    the rerun, of the search for holders or of `save` becomes words of the explanation.
     """
     with tracer_for(rerunnable.device) as tracer:
-        trace = _Trace(rerunnable, tracer)
+        trace = _Trace(rerunnable, tracer, None if recording is None else garbage_sample(recording))
         trace.run()
         grown = trace.grown()
         at_peak = peak and not grown
@@ -151,7 +162,9 @@ def explain(rerunnable: Rerunnable, *, peak: bool, save: Callable[[dict[str, Any
         note = "; ".join(filter(None, [trace.failed, failure and f"the holders are not known: {failure}"]))
         if not lines:
             note = f"{_FAILED}{note}" if note else f"{_NOT_GROWN} ({trace.runs} runs): no line to name"
-        return Explanation(lines, note, trace.runs, at_peak, path, not_written)
+        kept = trace.kept([key for key, _ in grown], at_peak=at_peak) if grown else None
+        garbage = {} if recording is None or trace.garbage is None else garbage_of(recording, *trace.garbage)
+        return Explanation(lines, note, trace.runs, at_peak, path, not_written, kept, garbage)
 
 
 def _saved(tracer: TensorTracer, save: Callable[[dict[str, Any]], Path] | None) -> tuple[Path | None, str]:
@@ -177,41 +190,28 @@ def line_of(allocations: Sequence[Allocation]) -> str:
     return f"{where}: {made}" if made else where
 
 
-def by_line(allocations: Iterable[Allocation]) -> dict[_Group, list[Allocation]]:
-    """Allocations by line of code, operation and dtype."""
-    groups: dict[_Group, list[Allocation]] = {}
-    for allocation in allocations:
-        if allocation.n_bytes:
-            groups.setdefault((allocation.line, allocation.op, allocation.dtype), []).append(allocation)
-    return groups
-
-
-def shapes(allocations: Sequence[Allocation]) -> str:
-    """ "[1, 64]", "[1, 5..24]" where sizes differ, "various shapes" where the number of dimensions does."""
-    distinct = {allocation.shape for allocation in allocations}
-    if not allocations[0].dtype:
-        return ""
-    if len({len(shape) for shape in distinct}) > 1:
-        return "various shapes"
-    sizes = [sorted(set(column)) for column in zip(*distinct, strict=True)]
-    return f"[{', '.join(str(size[0]) if len(size) == 1 else f'{size[0]}..{size[-1]}' for size in sizes)}]"
-
-
 class _Trace:
     """Laps of traced runs: an even number, so that the second half repeats the samples of the first."""
 
-    def __init__(self, rerunnable: Rerunnable, tracer: TensorTracer) -> None:
+    def __init__(self, rerunnable: Rerunnable, tracer: TensorTracer, garbage_sample: int | None = None) -> None:
+        """`garbage_sample`: the one whose last run is to be kept, as `garbage`."""
         self.rerunnable, self.tracer = rerunnable, tracer
         self.runs = 0
         self.failed = ""
-        self._alive: list[dict[_Group, int]] = []  # after each lap: bytes by group
-        self._last: dict[_Group, list[Allocation]] = {}  # after the last: meanwhile other threads may let go
+        self.garbage: tuple[TracedRun, int] | None = None
+        self._garbage_sample = garbage_sample
+        self._names = Names(tracer)
+        self._halves = {4, 8}  # laps whose end may be compared with another's, besides the planned ones
+        self._sizes: list[Sizes] = []  # after each lap: of each piece
+        self._alive: list[dict[Group, int]] = []  # after each lap: bytes by group
+        self._last: dict[Group, list[Allocation]] = {}  # after the last: meanwhile other threads may let go
         self._peaks: list[list[list[Allocation]]] = []  # by lap, by sample
 
     def run(self) -> None:
         samples = len(self.rerunnable.samples)
         laps = 2 * max(1, -(-_RUNS // (2 * samples)))
         most = max(laps, _MOST_LAPS)
+        self._halves |= {laps // 2, laps}
         with cheap_collections():
             while not self.failed and len(self._alive) < laps:
                 self._lap()
@@ -220,29 +220,36 @@ class _Trace:
 
     def _lap(self) -> None:
         peaks: list[list[Allocation]] = []
+        traced = None
         for index in range(len(self.rerunnable.samples)):
-            self.failed = self._sample(index)
-            if self.failed:
+            traced = self._sample(index)
+            if traced is None:
                 return
-            gc.collect()
+            self._names.note(traced, self.runs)
             self.runs += 1
             peaks.append(self.tracer.at_peak())
-        self._last = by_line(self.tracer.alive())
+        alive = self.tracer.alive()  # at once: other threads may let go of some of it
+        if traced is not None and len(self._alive) + 1 in self._halves:
+            with unfrozen():
+                self._names.find_owners(traced)
+        self._last = by_line(alive)
         self._alive.append({group: _bytes(allocations) for group, allocations in self._last.items()})
+        self._sizes.append(self._names.sizes(alive))
         # Only halves are compared: of the laps between, peaks need not be kept.
         self._peaks = [*self._peaks[:1], peaks]
+        self._names.keep(one for each in (alive, *(peak for lap in self._peaks for peak in lap)) for one in each)
 
-    def _sample(self, index: int) -> str:
-        """Run it; the error in words, "" for none."""
+    def _sample(self, index: int) -> TracedRun | None:
+        """Run it; None, and `failed` says why, where it raises."""
+        traced, error = attempt(
+            lambda: run_traced(self.tracer, self.rerunnable, index, self.runs, owners=False),
+        )
+        self.failed = f"running sample {index} again with tracing raised {error}" if error else ""
+        if traced is not None and index == self._garbage_sample:
+            self.garbage = traced, index
+        return traced
 
-        def run() -> None:
-            with self.tracer.watching(self.runs), listening(self.tracer.reached):
-                self.rerunnable.step(self.rerunnable.samples[index])
-
-        _, error = attempt(run)
-        return f"running sample {index} again with tracing raised {error}" if error else ""
-
-    def grown(self) -> list[tuple[_Group, float]]:
+    def grown(self) -> list[tuple[Group, float]]:
         """Groups with more bytes alive at the end than half-way, with bytes a sample, most first."""
         half = len(self._alive) // 2
         if not half:
@@ -251,7 +258,7 @@ class _Trace:
         runs = (len(self._alive) - half) * len(self.rerunnable.samples)
         return _most_first({group: (n_bytes - then.get(group, 0)) / runs for group, n_bytes in now.items()})
 
-    def grown_at_peak(self) -> list[tuple[_Group, float]]:
+    def grown_at_peak(self) -> list[tuple[Group, float]]:
         """The same of what is alive at the peak of the sample whose peak rose most, with bytes a lap over samples."""
         if len(self._peaks) < 2:
             return []
@@ -267,15 +274,27 @@ class _Trace:
         first, last = self._peaks[0], self._peaks[-1]
         return max(range(len(first)), key=lambda index: _bytes(last[index]) - _bytes(first[index]))
 
-    def alive_in(self, group: _Group) -> list[Allocation]:
+    def kept(self, groups: Sequence[Group], *, at_peak: bool) -> Kept:
+        """The growth of these groups in pieces, as `grown` counts it, or `grown_at_peak`."""
+        if at_peak:
+            first, last = (peaks[self._risen_sample()] for peaks in (self._peaks[0], self._peaks[-1]))
+            then, laps = self._names.sizes(first), len(self._alive) - 1
+        else:
+            half = len(self._alive) // 2
+            last = [one for group in groups for one in self._last[group]]
+            then, laps = self._sizes[half - 1], len(self._alive) - half
+        pieces = self._names.pieces(groups, then, last)
+        return Kept(sum(piece.n_bytes for piece in pieces), laps * len(self.rerunnable.samples), pieces)
+
+    def alive_in(self, group: Group) -> list[Allocation]:
         """The allocations of a group that were alive after the last lap, oldest first."""
         return self._last[group]
 
-    def peak_in(self, group: _Group) -> list[Allocation]:
+    def peak_in(self, group: Group) -> list[Allocation]:
         """The allocations of a group that were alive at the peak that rose most."""
         return by_line(self._peaks[-1][self._risen_sample()])[group]
 
-    def shape_at_peak(self, group: _Group) -> str:
+    def shape_at_peak(self, group: Group) -> str:
         """Their shape, from the first lap to the last."""
         sample = self._risen_sample()
         return shapes(
@@ -331,7 +350,7 @@ def _first(allocations: Sequence[Allocation], samples: int) -> str:
     return "; ".join(words)
 
 
-def _most_first(rates: dict[_Group, float]) -> list[tuple[_Group, float]]:
+def _most_first(rates: dict[Group, float]) -> list[tuple[Group, float]]:
     grown = [(group, rate) for group, rate in rates.items() if rate > 0]
     return sorted(grown, key=lambda item: -item[1])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 import weakref
@@ -13,6 +14,7 @@ from torch.nn import Module
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 _INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+_calls = itertools.count(1)  # of every trace, so that what an earlier run left is of no call of this one
 
 
 class _Running(threading.local):
@@ -38,7 +40,6 @@ class RunningModules:
         self._entered, self._left = entered, left
         self._running = _Running()
         self._paths: dict[int, tuple[weakref.ref[Module], str]] = {}  # by id
-        self._calls = 0
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -66,8 +67,7 @@ class RunningModules:
             self._entered(module)
         if path is None:  # made on the way, as no part of its root
             path = ".".join(filter(None, (places[-1][0], type(module).__name__)))
-        self._calls += 1
-        places.append((path, self._calls))
+        places.append((path, next(_calls)))
 
     def _after(self, module: Module, args: Any, *others: Any) -> None:
         """A forward returned, or raised: then PyTorch leaves out the keywords, and there is no result."""

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from vram.errors import OutOfMemory
 from vram.explanation.allocations import BEFORE, Allocation
 from vram.explanation.failures import attempt
-from vram.explanation.growth import line_of, names_of, shapes
+from vram.explanation.groups import shapes
+from vram.explanation.growth import line_of, names_of
 from vram.explanation.holders import holders
 from vram.explanation.tracer import TensorTracer, tracer_for
 from vram.replaying.collector import unfrozen

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vram.explanation.allocations import BEFORE, Allocation
-from vram.explanation.categories import Categories
+from vram.explanation.collected import explained_garbage, garbage_of, garbage_sample
 from vram.explanation.failures import attempt
-from vram.explanation.growth import by_line, shapes
+from vram.explanation.groups import by_line, shapes
 from vram.explanation.pieces import in_pieces
+from vram.explanation.traced import run_traced
 from vram.explanation.tracer import tracer_for
 from vram.recording import Recording
-from vram.replaying.marks import listening
 from vram.replaying.random_numbers import same_random_numbers
 from vram.replaying.rerunnable import Rerunnable, rerunnable_of
 from vram.summary.at_peak import at_peak_lines
@@ -102,8 +100,8 @@ def breakdown(recording: Recording) -> tuple[dict[str, Any] | None, str]:
 
     What was alive before the sample is one line, "before the sample"; what is beyond 12 lines another, which has a key
     "lines" more, for how many they are. The key "breakdown" has the peak in pieces (`vram.summary.breakdown`), or
-    "no_breakdown" why not. None, and why, where the step and the samples are not known any more, or where running it
-    again raised. Raises nothing but KeyboardInterrupt.
+    "no_breakdown" why not; "garbage" or "no_garbage" are as `explained_garbage` has them. None, and why, where the step
+    and the samples are not known any more, or where running it again raised. Raises nothing but KeyboardInterrupt.
     """
     rerunnable = rerunnable_of(recording)
     if "requested_peak" not in recording.channels:
@@ -111,7 +109,10 @@ def breakdown(recording: Recording) -> tuple[dict[str, Any] | None, str]:
     if rerunnable is None:
         return None, "the step or its samples are gone"
     found, error = attempt(lambda: _traced(rerunnable, recording, "requested_peak"))
-    return found or (None, f"the lines are not known: {error}")
+    at_peak, why = found or (None, f"the lines are not known: {error}")
+    if at_peak is not None and not at_peak.keys() & {"garbage", "no_garbage"}:
+        at_peak |= explained_garbage(recording)  # of another sample
+    return at_peak, why
 
 
 def _traced(
@@ -124,25 +125,20 @@ def _traced(
     traces: list[list[Allocation]] = []
     with tracer_for(rerunnable.device) as tracer, same_random_numbers():
         for run in range(runs):
-            categories = tracer.categories = Categories(tracer.key_of)
             try:
-                with ExitStack() as stack:
-                    stack.enter_context(tracer.watching(run))
-                    stack.enter_context(listening(tracer.reached))
-                    stack.enter_context(categories.following(rerunnable.samples[number]))
-                    rerunnable.step(rerunnable.samples[number])
+                traced = run_traced(tracer, rerunnable, number, run)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a failing step fails its own test
                 return None, f"the lines are not known: run again, sample {number} raised {type(error).__name__}"
             alive = {key: one for key, one in tracer.keyed_at_peak().items() if one.n_bytes}
             traces.append(list(alive.values()))
-            gc.collect()
     n_bytes = sum(one.n_bytes for one in traces[-1])
     at_peak = {"sample": number, "bytes": n_bytes, "lines": breakdown_lines(traces)}
     if channel in ("requested_peak", "allocated_peak") and sample is None:
-        made, reason = in_pieces(alive, categories, number, recording)
+        made, reason = in_pieces(alive, traced.categories, number, recording)
         at_peak |= {"no_breakdown": reason} if made is None else {"breakdown": made.to_json()}
+        at_peak |= garbage_of(recording, traced, number) if garbage_sample(recording) == number else {}
     return at_peak, ""
 
 

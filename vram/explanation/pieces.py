@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from vram.explanation.allocations import Allocation
 from vram.explanation.categories import Categories
-from vram.explanation.growth import shapes
+from vram.explanation.groups import shapes
 from vram.recording import Recording
 from vram.summary.breakdown import Breakdown, Piece
 from vram.units import format_bytes
@@ -15,7 +15,7 @@ from vram.units import format_bytes
 _UNSEEN = {
     "cuda": "blocks that are no tensor's, such as workspaces of libraries, and what was not alive in this run",
 }
-_NOT_ALIVE = "alive in the recorded peak, and not when the sample ran again"
+NOT_ALIVE = "alive in the {}, and not when the sample ran again"
 
 
 def in_pieces(
@@ -28,8 +28,9 @@ def in_pieces(
     if untraced_bytes < 0:
         more = format_bytes(-untraced_bytes)
         return None, f"sample {sample}, run again with tracing, needed {more} more than was recorded"
-    untraced = _UNSEEN.get(recording.device.partition(":")[0], _NOT_ALIVE) if untraced_bytes else ""
-    return Breakdown(sample, peak_bytes, tuple(pieces(alive, categories)), untraced_bytes, untraced), ""
+    unseen = _UNSEEN.get(recording.device.partition(":")[0], NOT_ALIVE.format("recorded peak"))
+    made = tuple(pieces(alive, categories))
+    return Breakdown(sample, peak_bytes, made, untraced_bytes, unseen if untraced_bytes else ""), ""
 
 
 def pieces(alive: Mapping[int, Allocation], categories: Categories) -> list[Piece]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -107,12 +107,27 @@ class TensorTracer:
 
     def keyed_at_peak(self) -> dict[int, Allocation]:
         """The same, by their numbers in the trace."""
-        return keyed_at_peak(self._start, self._run_events)
+        return keyed_at_peak(self.start.items(), self.log)
+
+    @property
+    def start(self) -> Mapping[int, Allocation]:
+        """Allocations that were alive when the last run began, by number."""
+        return dict(self._start)
+
+    @property
+    def log(self) -> Sequence[Event]:
+        """Events of the last run, and since."""
+        return self._run_events
 
     def key_of(self, storage: torch.UntypedStorage) -> int | None:
         """The number of a living storage's allocation; None where it is not followed."""
         known = self._living.get(storage)
         return None if known is None else known[0]
+
+    def living_storages(self) -> Iterator[tuple[torch.UntypedStorage, Allocation]]:
+        """Each storage that is alive, and its allocation."""
+        for storage, (_, allocation) in self._living.living():
+            yield storage, allocation
 
     def storages(self, groups: Sequence[Sequence[Allocation]]) -> list[Any | None]:
         """One living storage (`torch.UntypedStorage`) of each group of allocations; None where none is left."""
@@ -239,9 +254,15 @@ class SimulatedTracer(TensorTracer):
         finally:
             allocator.observer, self._cuda.describe = earlier
 
-    def keyed_at_peak(self) -> dict[int, Allocation]:
-        """As `TensorTracer.keyed_at_peak`, of blocks."""
-        return keyed_at_peak(self._at_start.items(), self._of_card)
+    @property
+    def start(self) -> Mapping[int, Allocation]:
+        """As `TensorTracer.start`, of blocks."""
+        return self._at_start
+
+    @property
+    def log(self) -> Sequence[Event]:
+        """As `TensorTracer.log`, of blocks, and of the run alone."""
+        return self._of_card
 
     def key_of(self, storage: torch.UntypedStorage) -> int | None:
         """As `TensorTracer.key_of`, of blocks."""

@@ -12,7 +12,7 @@ from vram.history.keys import Key, canonical, key_of, name_of
 from vram.summary import ChannelSummary, MarkedSummary, RecordingSummary
 from vram.summary.breakdown import Breakdown
 from vram.summary.breakdown import from_json as breakdown_from_json
-from vram.summary.recording import PEAK
+from vram.summary.parts import PEAK
 
 SCHEMA = 1
 OUT_OF_MEMORY, INCONCLUSIVE = "out of memory", "inconclusive"

@@ -66,14 +66,14 @@ class Garbage:
     def _collects(self, phase: str, info: Mapping[str, int]) -> None:
         """A collection begins or ends, in any thread."""
         if phase == "start":
-            self._before = self._live_bytes() if _is_automatic(info["generation"]) else None
+            self._before = self._live_bytes() if is_automatic(info["generation"]) else None
         elif self._before is not None:
             if info["collected"]:
                 self._automatic_bytes += max(0, self._before - self._live_bytes())
             self._before = None
 
 
-def _is_automatic(generation: int) -> bool:
+def is_automatic(generation: int) -> bool:
     """Whether the collection that begins is one of Python's own, and not a call of `gc.collect`."""
     return gc.isenabled() and gc.get_count()[generation] > gc.get_threshold()[generation] > 0
 

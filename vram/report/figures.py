@@ -137,6 +137,19 @@ def icicles(one: RecordingSummary, judged: Judged | None) -> list[Icicle]:
     return [] if one.breakdown is None else [icicle(one.breakdown, f"sample {one.breakdown.sample}")]
 
 
+def kept_icicles(one: RecordingSummary) -> list[Icicle]:
+    """Growth and garbage in pieces, as far as they were traced."""
+    growth, garbage = one.growth_kept, one.garbage_kept
+    drawn = []
+    if growth is not None and growth.pieces:
+        title = f"growth of {growth.runs} runs with tracing, {growth.rate_text} a sample"
+        drawn.append(icicle(growth, title, name="growth"))
+    if garbage is not None:
+        title = f"garbage of sample {garbage.sample}, which only the collector frees"
+        drawn.append(icicle(garbage, title, name="garbage"))
+    return drawn
+
+
 def differing(judged: Judged | None) -> Sequence[Moved]:
     """Every piece that the peak has more or less than its base's, what moved most first."""
     difference = None if judged is None else judged.difference

@@ -1,4 +1,4 @@
-"""A peak as an icicle: what it is, in which module, by which line; each bar as wide as its bytes. Arithmetic."""
+"""A figure as an icicle: what it is, in which module, by which line; each bar as wide as its bytes. Arithmetic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from vram.summary.breakdown import CATEGORIES, UNTRACED, Breakdown, Piece
+from vram.summary.breakdown import CATEGORIES, UNTRACED, InPieces, Piece
 from vram.units import format_bytes
 
 _LEAST = 0.4  # percent: narrower bars are drawn together
@@ -27,7 +27,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Icicle:
-    """Bars of one peak, from the whole at the top to lines of code."""
+    """Bars of one figure, from the whole at the top to lines of code."""
 
     title: str
     bars: Sequence[Bar]
@@ -38,10 +38,11 @@ class Icicle:
         return max((bar.row for bar in self.bars), default=0) + 1
 
 
-def icicle(one: Breakdown, title: str, most_bytes: int | None = None) -> Icicle:
-    """The bars of a peak; `most_bytes` fill the width, so that two peaks can be drawn on one scale."""
-    scale = 100 / max(1, one.peak_bytes if most_bytes is None else most_bytes)
-    bars = [Bar(0, 0.0, round(scale * one.peak_bytes, 2), "peak", f"peak {_size(one.peak_bytes)}", -1)]
+def icicle(one: InPieces, title: str, most_bytes: int | None = None, *, name: str = "peak") -> Icicle:
+    """The bars of a figure called `name`; `most_bytes` fill the width, so that two can be drawn on one scale."""
+    n_bytes = _bytes(one.whole)
+    scale = 100 / max(1, n_bytes if most_bytes is None else most_bytes)
+    bars = [Bar(0, 0.0, round(scale * n_bytes, 2), name, f"{name} {_size(n_bytes)}", -1)]
     _draw(list(one.whole), _LEVELS, 1, 0, scale, bars, -1)
     return Icicle(title, bars)
 

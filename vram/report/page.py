@@ -78,6 +78,7 @@ def _templates() -> Environment:
         "change_text": figures.change_text,
         "shares": figures.shares,
         "icicles": figures.icicles,
+        "kept_icicles": figures.kept_icicles,
         "differing": figures.differing,
         "signed": signed,
         "RECENT": RECENT,

@@ -5,17 +5,13 @@ are frozen; derived words are properties. `to_json` writes them, `vram.summary.r
 """
 
 from vram.summary.marked import MarkedSummary
+from vram.summary.parts import GARBAGE, ChannelSummary, Check, RatioSummary, Status
 from vram.summary.recording import (
-    GARBAGE,
     NEEDS_ATTENTION,
     NO_DECISION,
     OUTCOMES,
-    ChannelSummary,
-    Check,
     Outcome,
-    RatioSummary,
     RecordingSummary,
-    Status,
     garbage_text,
 )
 from vram.summary.run import SCHEMA, Failure, RunSummary, merged_environment

@@ -73,22 +73,16 @@ class Piece:
         return f"{what}{place} ({self.category})" if self.category != UNTRACED else f"{what}{place}"
 
 
-@dataclass(frozen=True)
-class Breakdown:
-    """The recorded peak of the highest sample, as its traced rerun explains it.
+class InPieces:
+    """A figure and its pieces. `untraced_bytes` are the rest of the figure, which `untraced` names."""
 
-    `untraced_bytes` are the rest of `peak_bytes`, which `untraced` names: the pieces and it add up to the peak.
-    """
-
-    sample: int
-    peak_bytes: int
     pieces: tuple[Piece, ...]
-    untraced_bytes: int = 0
-    untraced: str = ""
+    untraced_bytes: int
+    untraced: str
 
     @property
     def whole(self) -> tuple[Piece, ...]:
-        """All pieces, most bytes first, and what was not traced as one more: their sum is the peak."""
+        """All pieces, most bytes first, and what was not traced as one more: their sum is the figure."""
         rest = Piece(self.untraced_bytes, 1, category=UNTRACED) if self.untraced_bytes else None
         return (*self.pieces, *([rest] if rest else []))
 
@@ -110,19 +104,32 @@ class Breakdown:
         made = self.by(lambda piece: (piece.module or OUTSIDE) if piece.line else "")
         return {name: n_bytes for name, n_bytes in made.items() if name}
 
-    def to_json(self) -> dict[str, Any]:
-        """Ready for a report: at most 150 pieces, the smaller ones summed by category."""
+    def parts_to_json(self) -> dict[str, Any]:
+        """The parts ready for a report: at most 150 pieces, the smaller ones summed by category."""
         cut = folded(self.pieces, _MOST_PIECES)
         return {
-            "version": VERSION,
-            "sample": self.sample,
-            "peak_bytes": self.peak_bytes,
             "untraced_bytes": self.untraced_bytes,
             "untraced": self.untraced,
             "pieces": [{name: getattr(piece, name) for name in (*_FIELDS, "smaller")} for piece in cut],
             "by_category": self.by_category,
             "by_module": self.by_module,
         }
+
+
+@dataclass(frozen=True)
+class Breakdown(InPieces):
+    """The recorded peak of the highest sample, as its traced rerun explains it: the pieces add up to it."""
+
+    sample: int
+    peak_bytes: int
+    pieces: tuple[Piece, ...]
+    untraced_bytes: int = 0
+    untraced: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for a report."""
+        figure = {"version": VERSION, "sample": self.sample, "peak_bytes": self.peak_bytes}
+        return {**figure, **self.parts_to_json()}
 
     def compact(self) -> dict[str, Any]:
         """The same for the history, in at most 3 KB of JSON: a text a piece, with numbers for the texts in it."""
@@ -156,8 +163,8 @@ def from_json(data: Any) -> Breakdown | None:
         if data["version"] > VERSION:
             return None
         texts = data.get("texts")
-        made = tuple(_piece(one) if texts is None else _unpacked(one, texts) for one in data["pieces"])
-        numbers = {name: _whole(data[name]) for name in ("sample", "peak_bytes", "untraced_bytes")}
+        made = tuple(piece_from_json(one) if texts is None else _unpacked(one, texts) for one in data["pieces"])
+        numbers = {name: whole_number(data[name]) for name in ("sample", "peak_bytes", "untraced_bytes")}
         found = Breakdown(**numbers, pieces=made, untraced=str(data["untraced"]))
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ValueError(f"not a breakdown: {type(error).__name__}: {error}") from None
@@ -166,9 +173,11 @@ def from_json(data: Any) -> Breakdown | None:
     return found
 
 
-def _piece(data: Mapping[str, Any]) -> Piece:
+def piece_from_json(data: Mapping[str, Any]) -> Piece:
+    """Read back a piece of `parts_to_json`. Raises KeyError, TypeError or ValueError for anything else."""
     texts = {name: str(data[name]) for name in _FIELDS[2:]}
-    return Piece(_whole(data["n_bytes"]), _whole(data["count"]), smaller=_whole(data["smaller"]), **texts)
+    n_bytes, count, smaller = (whole_number(data[name]) for name in ("n_bytes", "count", "smaller"))
+    return Piece(n_bytes, count, smaller=smaller, **texts)
 
 
 def _packed(one: Breakdown, pieces: Iterable[Piece]) -> dict[str, Any]:
@@ -193,10 +202,11 @@ def _unpacked(row: str, texts: Sequence[Any]) -> Piece:
     if len(numbers) != len(_FIELDS) - 2 or min(numbers) < 0:
         raise ValueError(f"no piece: {row[:40]!r}")
     named = dict(zip(_FIELDS[2:], (str(texts[number]) for number in numbers), strict=True))
-    return Piece(_whole(n_bytes), _whole(count), smaller=_whole(smaller), **named)
+    return Piece(whole_number(n_bytes), whole_number(count), smaller=whole_number(smaller), **named)
 
 
-def _whole(value: Any) -> int:
+def whole_number(value: Any) -> int:
+    """`value`, where it is a whole number of at most 64 bits; else raises ValueError."""
     if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 2**63:
         raise ValueError(f"a whole number was expected, got {str(value)[:40]!r}")
     return value
@@ -206,9 +216,9 @@ def _json_bytes(data: Mapping[str, Any]) -> int:
     return len(json.dumps(data, separators=(",", ":")))
 
 
-def sums_text(sums: Mapping[str, int], most: int = 4) -> str:
-    """ "weights 26.00 MiB, activations 12.00 MiB, 2 more 4.00 KiB"."""
+def sums_text(sums: Mapping[str, int], most: int = 4, text: Callable[[int], str] = format_bytes) -> str:
+    """ "weights 26.00 MiB, activations 12.00 MiB, 2 more 4.00 KiB", each figure as `text` has it."""
     shown = list(sums.items())[:most]
     rest = list(sums.values())[most:]
-    texts = [f"{name} {format_bytes(n_bytes)}" for name, n_bytes in shown]
-    return ", ".join(texts + ([f"{len(rest)} more {format_bytes(sum(rest))}"] if rest else []))
+    texts = [f"{name} {text(n_bytes)}" for name, n_bytes in shown]
+    return ", ".join(texts + ([f"{len(rest)} more {text(sum(rest))}"] if rest else []))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from vram.summary.breakdown import from_json
+from vram.summary.kept import kept_from_json
 from vram.summary.marked import MarkedSummary
-from vram.summary.recording import OWN_KEYS, PEAK, ChannelSummary, Check, RatioSummary, RecordingSummary
+from vram.summary.parts import PEAK, ChannelSummary, Check, RatioSummary
+from vram.summary.recording import OWN_KEYS, RecordingSummary
 from vram.summary.run import SCHEMA, Failure, RunSummary
 
 _NUMBER, _COUNT, _TEXT = (int, float, type(None)), (int, type(None)), (str, type(None))
@@ -135,8 +137,9 @@ def recording_from_json(data: Mapping[str, Any]) -> RecordingSummary:
         if data.get(name) is not None:
             _fits(data[name], shape, f"{name} of {at}")
     _fit_explanation(data.get("explanation") or {}, at)
-    if (data.get("at_peak") or {}).get("breakdown") is not None:
-        _fit_breakdown(data["at_peak"]["breakdown"], at)
+    for name, read in (("at_peak", from_json), ("explanation", kept_from_json)):
+        _fit_pieces((data.get(name) or {}).get("breakdown"), read, f"the breakdown in {name} of {at}")
+    _fit_pieces(data.get("garbage"), kept_from_json, f"the garbage of {at}")
     known = {name: value for name, value in _only(RecordingSummary, data).items() if value is not None}
     return RecordingSummary(
         **{
@@ -209,13 +212,15 @@ def _fit_explanation(explanation: object, at: str) -> None:
             _fits(line, _WHY, f"the explanation of {at}")
 
 
-def _fit_breakdown(data: Any, at: str) -> None:
+def _fit_pieces(data: Any, read: Callable[[Any], object], at: str) -> None:
+    if data is None:
+        return
     try:
-        from_json(data)
+        read(data)
         _fits(data["by_category"], {_ANY: int})
         _fits(data["by_module"], {_ANY: int})
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the breakdown of {at} can't be read: {error}") from None
+        raise ValueError(f"{at} can't be read: {error}") from None
 
 
 def _fits(value: object, shape: Any, at: str = "the report") -> None:

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 from vram.summary.at_peak import at_peak_lines
 from vram.summary.breakdown import Breakdown, from_json
+from vram.summary.kept import Kept, garbage_lines, kept_from_json
+from vram.summary.parts import GARBAGE, PEAK, ChannelSummary, Check, RatioSummary
 from vram.text import apart, rate_text, size_text
 from vram.units import format_bytes
 
@@ -30,96 +32,7 @@ NEEDS_ATTENTION = frozenset(OUTCOMES[:5])
 NO_DECISION = frozenset(OUTCOMES[5:7])
 _SMALL_CLIMB = 10  # a plateau that climbed by less than so many parts of what was alive before is not remarked on
 _MOST_PEAK_LINES = 6
-PEAK = "requested_peak"  # the channel that limits and budgets mean where they name none
-
-GARBAGE = "garbage"  # of a check: what only the collector frees
-_BREAKDOWN = "breakdown"  # of what is absent: the pieces of the peak
-
-Kind = Literal["growth", "budget", "limit", "ratio", "base"]
-Status = Literal["passed", "over", "new", "inconclusive"]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison of a recording: with a budget, a literal limit, a ratio, a base in the history, or stability.
-
-    `text` says it in one line. `figure_bytes` is the figure that was compared, the most of `channel` less
-    `besides_bytes`, which others of the process kept alive throughout. `over_bytes` is its excess, 0 if it is allowed.
-    `limit_headroom` is how much of the limit is room above a recorded figure ("2%"), None without any.
-    """
-
-    kind: Kind
-    status: Status
-    text: str
-    channel: str = PEAK
-    figure_bytes: int | None = None
-    limit_bytes: int | None = None
-    besides_bytes: int = 0
-    over_bytes: int = 0
-    limit_headroom: str | None = None
-
-    @property
-    def compares_with(self) -> tuple[object, ...]:
-        """The figure and its limit or base: equal where a check was made again."""
-        return self.kind, self.channel, self.limit_bytes, self.besides_bytes, self.text if self.kind == "base" else ""
-
-    @property
-    def room_bytes(self) -> int | None:
-        """Bytes that the peak has left below a budget or limit; None for a check of anything else."""
-        if self.channel != PEAK or self.kind not in ("budget", "limit"):
-            return None
-        return None if self.figure_bytes is None or self.limit_bytes is None else self.limit_bytes - self.figure_bytes
-
-
-@dataclass(frozen=True)
-class RatioSummary:
-    """A recording beside its reference: `ratio` of the sample that decides, `over` samples above `at_most`."""
-
-    reference: str
-    ratio: float | None
-    over: int
-    text: str
-    channel: str = PEAK
-    at_most: float | None = None
-
-
-@dataclass(frozen=True)
-class ChannelSummary:
-    """One channel: its readings, `bytes` of shape (laps, samples), and its verdict; None where growth is not judged."""
-
-    exact: bool
-    bytes: Sequence[Sequence[int]]
-    before_bytes: int
-    tolerance_bytes: int = 0
-    verdict: str | None = None
-    bytes_per_sample: float | None = None
-    interval_bytes: Sequence[float] | None = None
-    onset_run: int | None = None
-    resolution_bytes: int | None = None
-    rare_leak_bound: float | None = None
-    climb_bytes: int | None = None
-    late_climb_bytes: int | None = None
-
-    @property
-    def most_bytes(self) -> int:
-        """The highest reading."""
-        return max(map(max, self.bytes))
-
-    @property
-    def last_bytes(self) -> int:
-        """The reading after the last sample."""
-        return self.bytes[-1][-1]
-
-    @property
-    def growth_text(self) -> str:
-        """ "4,096 B" a sample; of a plateau that climbed, also how far. "-" where growth was not judged."""
-        return f"{rate_text(self.bytes_per_sample)}{self.climb_text and '; '}{self.climb_text}"
-
-    @property
-    def climb_text(self) -> str:
-        """ "1.00 MiB above the start" of a plateau that is; "" of anything else."""
-        climbed = self.verdict == "plateau" and self.climb_bytes is not None and self.climb_bytes > 0
-        return f"{size_text(self.climb_bytes)} above the start" if climbed else ""
+_BREAKDOWN, _OF_GARBAGE = "breakdown", "breakdown of garbage"  # of what is absent: the pieces of the peak, of garbage
 
 
 @dataclass(frozen=True)
@@ -131,7 +44,8 @@ class RecordingSummary:
     `new_fails`: the budget or base that is missing failed its test.
     `nothing_allocated`: no sample took memory on the device measured, so that nothing is known of the step.
     `base_lines` say what the peak has more than that of a base that it is over.
-    `garbage_bytes`: the most of one sample that only the garbage collector freed; `garbage_kinds` says what it was.
+    `garbage_bytes`: the most of one sample that only the garbage collector freed; `garbage_kinds` says what it was, and
+    `garbage` has it in pieces.
     `remarks` are lines on what a simulation assumed for the figures, and what at the peak it does not count.
     """
 
@@ -153,6 +67,7 @@ class RecordingSummary:
     ratios: tuple[RatioSummary, ...] = ()
     explanation: Mapping[str, Any] | None = None
     at_peak: Mapping[str, Any] | None = None
+    garbage: Mapping[str, Any] | None = None
     expected: bool = False
     new_fails: bool = False
     named: bool = True
@@ -298,7 +213,10 @@ class RecordingSummary:
     @property
     def garbage_text(self) -> str:
         """Garbage that only the collector frees, in one line; "" where it is nothing, or not measured."""
-        return garbage_text(self.garbage_bytes, self.garbage_kinds) if self.garbage_bytes else ""
+        if not self.garbage_bytes:
+            return ""
+        text = garbage_text(self.garbage_bytes, self.garbage_kinds)
+        return f"{text}: {self.garbage_kept.piece_lines(2)[0]}" if self.garbage_kept is not None else text
 
     @property
     def explanation_lines(self) -> list[str]:
@@ -314,7 +232,8 @@ class RecordingSummary:
             lines.append(f"{line['bytes_per_sample']:,.0f} B a sample: {line['where']}{caller}: {made}")
             if line.get("holder"):
                 lines.append(f"  held by: {line['holder']}")
-        return lines + ([str(data["note"])] if data.get("note") else [])
+        kept = [] if self.growth_kept is None else self.growth_kept.rate_lines
+        return lines + kept + ([str(data["note"])] if data.get("note") else [])
 
     @property
     def peak_lines(self) -> list[str]:
@@ -324,20 +243,53 @@ class RecordingSummary:
 
     @property
     def why_lines(self) -> list[str]:
-        """Everything that explains a failure: who keeps what grows, what is more than the base, what the peak is."""
-        return [*self.explanation_lines, *self.base_lines, *self.peak_lines]
+        """Everything that explains a failure: who keeps what grows, what is more than the base, what the peak is, what
+        garbage is."""
+        return [*self.explanation_lines, *self.base_lines, *self.peak_lines, *self.garbage_lines]
+
+    @property
+    def garbage_lines(self) -> list[str]:
+        """Lines of code that make garbage over its limit; none of any other."""
+        over = any(check.status == "over" and check.channel == GARBAGE for check in self.checks)
+        return [] if not over or self.garbage_kept is None else garbage_lines(self.garbage_kept)
 
     def explained(self, at_peak: Mapping[str, Any] | None, why: str) -> RecordingSummary:
         """The same with what its peak is made of; where that is not known, or does not add up, with the reason."""
         reason = why if at_peak is None else at_peak.get("no_breakdown", "")
         absent = {name: text for name, text in self.absent.items() if name != _BREAKDOWN}
-        return replace(self, at_peak=at_peak, absent={**absent, _BREAKDOWN: reason} if reason else absent)
+        absent = {**absent, _BREAKDOWN: reason} if reason else absent
+        found, rest = _apart(at_peak)
+        return replace(self, at_peak=rest, absent=absent).with_garbage(found)
+
+    def with_growth(self, explanation: Mapping[str, Any]) -> RecordingSummary:
+        """The same with the explanation of its growth, as `vram.explanation.growth` has it."""
+        found, rest = _apart(explanation)
+        return replace(self, explanation=rest).with_garbage(found)
+
+    def with_garbage(self, found: Mapping[str, Any]) -> RecordingSummary:
+        """The same with its garbage in pieces, or why not, as `vram.explanation.collected` has it; `{}` is neither."""
+        if not found:
+            return self
+        absent = {name: text for name, text in self.absent.items() if name != _OF_GARBAGE}
+        absent |= {_OF_GARBAGE: found["no_garbage"]} if "no_garbage" in found else {}
+        return replace(self, garbage=found.get("garbage", self.garbage), absent=absent)
 
     @cached_property
     def breakdown(self) -> Breakdown | None:
         """Pieces of the peak; None where that was not traced, or does not add up."""
         data = (self.at_peak or {}).get("breakdown")
         return None if data is None else from_json(data)
+
+    @cached_property
+    def growth_kept(self) -> Kept | None:
+        """Pieces of what grows; None where that was not traced, or nothing was seen to grow."""
+        data = (self.explanation or {}).get("breakdown")
+        return None if data is None else kept_from_json(data)
+
+    @cached_property
+    def garbage_kept(self) -> Kept | None:
+        """Pieces of the garbage; None where that was not traced, or is more than was recorded."""
+        return None if self.garbage is None else kept_from_json(self.garbage)
 
     @property
     def cause_lines(self) -> list[str]:
@@ -361,12 +313,20 @@ class RecordingSummary:
         data["base_lines"] = list(self.base_lines)
         for name in ("checks", "ratios"):
             data[name] = [dict(vars(each)) for each in data[name]]
-        for name in ("explanation", "at_peak", "remarks", "base_lines"):
+        for name in ("explanation", "at_peak", "garbage", "remarks", "base_lines"):
             if not data[name]:
                 del data[name]
         notes = {"softmax_peak_bytes": None, **data.pop("notes")}
         derived = {name: getattr(self, name) for name in _DERIVED}
         return {"mode": data.pop("name"), "outcome": self.outcome, **data, **derived, **notes}
+
+
+def _apart(found: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What a traced rerun found of garbage, and the rest."""
+    if found is None:
+        return {}, None
+    garbage = {name: found[name] for name in ("garbage", "no_garbage") if name in found}
+    return garbage, {name: value for name, value in found.items() if name not in garbage}
 
 
 def garbage_text(n_bytes: int, kinds: Sequence[str]) -> str:

@@ -284,4 +284,5 @@ def test_categories_keep_nothing() -> None:
     categories = Categories(lambda _: None)
     with categories.following(torch.zeros(3)):
         nn.Linear(2, 2)(torch.zeros(1, 2))
+    categories.find_owners()
     assert not categories._known

@@ -14,7 +14,8 @@ import torch
 
 import vram
 from vram.explanation.allocations import Allocation
-from vram.explanation.growth import Explanation, Line, by_line, shapes
+from vram.explanation.groups import by_line, shapes
+from vram.explanation.growth import Explanation, Line
 from vram.frames import Frame
 from vram.replaying.collector import frozen
 

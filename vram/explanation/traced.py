@@ -1,0 +1,88 @@
+"""One sample, run again with tracing: what was made where, and what only Python's collector freed of it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from vram.explanation.allocations import Allocation, Event
+from vram.explanation.categories import Categories
+from vram.explanation.tracer import TensorTracer
+from vram.replaying.garbage import is_automatic
+from vram.replaying.marks import listening
+from vram.replaying.rerunnable import Rerunnable
+
+
+@dataclass(frozen=True)
+class TracedRun:
+    """A run of one sample. `collected` are the numbers of the allocations that only the collector freed."""
+
+    categories: Categories
+    start: Mapping[int, Allocation]
+    log: Sequence[Event]
+    collected: frozenset[int]
+
+    def freed_by_collector(self) -> dict[int, Allocation]:
+        """Those allocations, by number."""
+        known = dict(self.start) | {event.key: event.allocation for event in self.log if event.action == "alloc"}
+        return {key: known[key] for key in self.collected if known[key].n_bytes}
+
+
+def run_traced(
+    tracer: TensorTracer, rerunnable: Rerunnable, sample: int, run: int, *, owners: bool = True
+) -> TracedRun:
+    """Run a sample as `run` of the trace, and collect. Raises whatever the step raises.
+
+    `owners`: look through all objects for the owners of storages, which takes some tenths of a second.
+    """
+    categories = tracer.categories = Categories(tracer.key_of)
+    with tracer.watching(run):
+        collector = _Collector(tracer)
+        with collector.following():
+            with ExitStack() as stack:
+                stack.enter_context(listening(tracer.reached))
+                stack.enter_context(categories.following(rerunnable.samples[sample]))
+                rerunnable.step(rerunnable.samples[sample])
+            if owners:
+                categories.find_owners()
+            collector.collect()
+        return TracedRun(categories, tracer.start, tracer.log, frozenset(collector.freed))
+
+
+class _Collector:
+    """Finds in a trace's log what Python's collector frees, by itself or when it is called here.
+
+    As in a replay, a call by the step itself is no garbage.
+    """
+
+    def __init__(self, tracer: TensorTracer) -> None:
+        self._tracer = tracer
+        self._begun: int | None = None  # of the log, when the collection that runs began
+        self._called = False
+        self.freed: set[int] = set()
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow all collections."""
+        gc.callbacks.append(self._collects)
+        try:
+            yield
+        finally:
+            gc.callbacks.remove(self._collects)
+
+    def collect(self) -> None:
+        """Collect what is left over at the end."""
+        self._called = True
+        gc.collect()
+        self._called = False
+
+    def _collects(self, phase: str, info: Mapping[str, int]) -> None:
+        if phase == "start":
+            counts = self._called or is_automatic(info["generation"])
+            self._begun = len(self._tracer.log) if counts else None
+        elif self._begun is not None:
+            events = self._tracer.log[self._begun :] if info["collected"] else ()
+            self.freed.update(event.key for event in events if event.action == "free")
+            self._begun = None
