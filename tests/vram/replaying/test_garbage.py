@@ -13,6 +13,7 @@ import torch
 
 import vram
 from vram.cli import main
+from vram.frames import Frame
 from vram.meters import default_meters, torch_device
 from vram.meters.tensor import TensorMeter
 from vram.replaying.garbage import Garbage
@@ -110,6 +111,7 @@ def test_warm_up_is_left_out_and_one_lap_is_all_there_is() -> None:
 
 def test_a_limit_holds_to_the_byte_and_names_what_it_is() -> None:
     """Exactly the limit passes; one byte less says how much, by how many bytes, and of what."""
+    line = Frame(__file__, Session.__init__.__code__.co_firstlineno + 1, "Session.__init__")
     recording = vram.replay(in_cycles(), [16], name="answer")
     vram.assert_garbage(recording, "16 KiB")
     with pytest.raises(vram.GarbageExceeded) as failure:
@@ -117,7 +119,9 @@ def test_a_limit_holds_to_the_byte_and_names_what_it_is() -> None:
     assert isinstance(failure.value, AssertionError)
     assert str(failure.value) == (
         "answer: a sample makes up to 16.00 KiB that only the garbage collector frees (Session, float32 [4096]), "
-        "1 B over the allowed 16,383 B"
+        "1 B over the allowed 16,383 B\n"
+        "  garbage of sample 0, run again with tracing: 16.00 KiB\n"
+        f"    16.00 KiB {line}: aten.zeros float32 [4096] (other)"
     )
 
 
