@@ -9,7 +9,9 @@ their way (the autograd engine runs), activations (within the forward of a modul
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -53,8 +55,10 @@ class Categories:
         self.modules = RunningModules(self._enter, self._leave)
         self._known: dict[int, set[str]] = defaultdict(set)  # categories by key
         self._paths: dict[int, str] = {}  # of modules, by the key of their weights and buffers
-        self._outputs: set[int] = set()  # ids of modules that make logits
+        self._outputs: dict[int, bool] = {}  # ids of modules that make logits: whether these can be limited
         self._vocabulary = 0
+        self.logits: dict[int, tuple[tuple[int, ...], bool]] = {}  # by key: shape, whether these can be limited
+        self.attentions: dict[int, weakref.ref[Module]] = {}  # by key of a map: the transformers model that returned it
         self._made: dict[int, set[tuple[bool, tuple[int, ...]]]] = defaultdict(set)  # by call: is softmax, shape
         self._outside: set[int] = set()  # keys of what was made outside of modules
         self._stack = ExitStack()  # of the run that is followed
@@ -140,19 +144,28 @@ class Categories:
         named = getattr(root, "get_output_embeddings", None)
         output = named() if callable(named) else None
         if isinstance(output, Module) and isinstance(getattr(output, "weight", None), torch.Tensor):
-            self._outputs.add(id(output))
+            self._outputs[id(output)] = "logits_to_keep" in inspect.signature(root.forward).parameters
 
     def _leave(self, module: Module, arguments: Any, result: Any, outermost: bool) -> None:
         if id(module) in self._outputs:
             self._note_all(result, "logits")
             if isinstance(result, torch.Tensor):
                 self._vocabulary = int(result.shape[-1])
+                limited = self._outputs[id(module)]
+                self.logits |= {key: (tuple(result.shape), limited) for key in self._keys(result)}
         self._note_caches((arguments, result) if outermost else arguments)
         if outermost:
+            self._note_attentions(module, result)
             for tensor in tensors_in(arguments):
                 for key in self._keys(tensor):
                     if key in self._outside:
                         self._known[key].add("inputs")
+
+    def _note_attentions(self, module: Module, result: Any) -> None:
+        library = sys.modules.get("transformers.utils.generic")
+        if library is not None and isinstance(result, library.ModelOutput):
+            for tensor in tensors_in(getattr(result, "attentions", None)):
+                self.attentions |= dict.fromkeys(self._keys(tensor), weakref.ref(module))
 
     def _note_caches(self, values: Any) -> None:
         library = sys.modules.get("transformers.cache_utils")

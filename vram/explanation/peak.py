@@ -11,12 +11,13 @@ from vram.explanation.collected import explained_garbage, garbage_of, garbage_sa
 from vram.explanation.failures import attempt
 from vram.explanation.groups import by_line, shapes
 from vram.explanation.pieces import in_pieces
+from vram.explanation.suggested import suggested
 from vram.explanation.traced import run_traced
 from vram.explanation.tracer import tracer_for
 from vram.recording import Recording
 from vram.replaying.random_numbers import same_random_numbers
 from vram.replaying.rerunnable import Rerunnable, rerunnable_of
-from vram.summary.at_peak import at_peak_lines
+from vram.summary.at_peak import at_peak_lines, way_out_lines
 from vram.units import format_bytes
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class PeakExplanation:
             end = [f"  to leave out what was alive before: {offer}"] if offer else []
         if self.at_peak is None:
             return [*begin, f"  {self.note}", *end][:most_lines]
+        end = [*(f"  {line}" for line in way_out_lines(self.at_peak)), *end]
         lines = at_peak_lines(self.at_peak, most_lines - len(begin) - len(end))
         return [*begin, *(f"  {line}" for line in lines), *end]
 
@@ -100,8 +102,9 @@ def breakdown(recording: Recording) -> tuple[dict[str, Any] | None, str]:
 
     What was alive before the sample is one line, "before the sample"; what is beyond 12 lines another, which has a key
     "lines" more, for how many they are. The key "breakdown" has the peak in pieces (`vram.summary.breakdown`), or
-    "no_breakdown" why not; "garbage" or "no_garbage" are as `explained_garbage` has them. None, and why, where the step
-    and the samples are not known any more, or where running it again raised. Raises nothing but KeyboardInterrupt.
+    "no_breakdown" why not; "garbage" or "no_garbage" are as `explained_garbage` has them, "suggestions" or
+    "no_suggestions" as `suggested` does. None, and why, where the step and the samples are not known any more, or where
+    running it again raised. Raises nothing but KeyboardInterrupt.
     """
     rerunnable = rerunnable_of(recording)
     if "requested_peak" not in recording.channels:
@@ -126,20 +129,21 @@ def _traced(
     with tracer_for(rerunnable.device) as tracer, same_random_numbers():
         for run in range(runs):
             try:
-                traced = run_traced(tracer, rerunnable, number, run)
+                traced = run_traced(tracer, rerunnable, number, run, uses=True)
             except KeyboardInterrupt:
                 raise
             except BaseException as error:  # a failing step fails its own test
                 return None, f"the lines are not known: run again, sample {number} raised {type(error).__name__}"
             alive = {key: one for key, one in tracer.keyed_at_peak().items() if one.n_bytes}
             traces.append(list(alive.values()))
+        ways_out = suggested(tracer, traced, rerunnable, recording, number)
     n_bytes = sum(one.n_bytes for one in traces[-1])
     at_peak = {"sample": number, "bytes": n_bytes, "lines": breakdown_lines(traces)}
     if channel in ("requested_peak", "allocated_peak") and sample is None:
         made, reason = in_pieces(alive, traced.categories, number, recording)
         at_peak |= {"no_breakdown": reason} if made is None else {"breakdown": made.to_json()}
         at_peak |= garbage_of(recording, traced, number) if garbage_sample(recording) == number else {}
-    return at_peak, ""
+    return at_peak | ways_out, ""
 
 
 def breakdown_lines(traces: Sequence[Sequence[Allocation]]) -> list[dict[str, Any]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from vram.explanation.allocations import Allocation, Event
 from vram.explanation.categories import Categories
+from vram.explanation.suggestions.uses import Uses
 from vram.explanation.tracer import TensorTracer
 from vram.replaying.garbage import is_automatic
 from vram.replaying.marks import listening
@@ -23,6 +24,7 @@ class TracedRun:
     start: Mapping[int, Allocation]
     log: Sequence[Event]
     collected: frozenset[int]
+    uses: Uses | None = None
 
     def freed_by_collector(self) -> dict[int, Allocation]:
         """Those allocations, by number."""
@@ -31,24 +33,29 @@ class TracedRun:
 
 
 def run_traced(
-    tracer: TensorTracer, rerunnable: Rerunnable, sample: int, run: int, *, owners: bool = True
+    tracer: TensorTracer, rerunnable: Rerunnable, sample: int, run: int, *, owners: bool = True, uses: bool = False
 ) -> TracedRun:
     """Run a sample as `run` of the trace, and collect. Raises whatever the step raises.
 
-    `owners`: look through all objects for the owners of storages, which takes some tenths of a second.
+    `owners`: look through all objects for the owners of storages, which takes some tenths of a second. `uses`: follow
+    what each operation reads.
     """
     categories = tracer.categories = Categories(tracer.key_of)
+    followed = Uses(tracer.key_of, lambda: len(tracer.log), lambda: categories.modules.here()[1]) if uses else None
+    tracer.uses = followed
     with tracer.watching(run):
         collector = _Collector(tracer)
         with collector.following():
             with ExitStack() as stack:
                 stack.enter_context(listening(tracer.reached))
                 stack.enter_context(categories.following(rerunnable.samples[sample]))
-                rerunnable.step(rerunnable.samples[sample])
+                stack.enter_context(nullcontext() if followed is None else followed.following())
+                result = rerunnable.step(rerunnable.samples[sample])  # kept until the step has surely returned
+            del result
             if owners:
                 categories.find_owners()
             collector.collect()
-        return TracedRun(categories, tracer.start, tracer.log, frozenset(collector.freed))
+        return TracedRun(categories, tracer.start, tracer.log, frozenset(collector.freed), followed)
 
 
 class _Collector:

@@ -29,6 +29,7 @@ from vram.torch_hooks.watchers import hooked
 
 if TYPE_CHECKING:
     from vram.explanation.categories import Categories
+    from vram.explanation.suggestions.uses import Uses
     from vram.simulated.allocator import Block
     from vram.simulated.context import SimulatedCuda
 
@@ -45,7 +46,7 @@ class TensorTracer:
     def __init__(self, device: torch.device | None = None) -> None:
         """`device`: only tensors there; without an index, on any of that type. Default: the CPU."""
         self._device = torch.device("cpu") if device is None else device
-        self._living = LivingStorages[tuple[int, Allocation]](lambda _, known: self._log("free", *known))
+        self._living = LivingStorages[tuple[int, Allocation]](lambda _, known: self._freed(*known))
         self._stacks = Stacks()
         self._next_key = 0
         self._run = BEFORE
@@ -54,6 +55,7 @@ class TensorTracer:
         self._run_events: list[Event] = []
         self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
         self.categories: Categories | None = None  # if set, it knows where each operation runs, and is to know of it
+        self.uses: Uses | None = None  # if set, it is to know what runs, and what ends
 
     def __enter__(self) -> Self:
         gc.collect()
@@ -76,7 +78,8 @@ class TensorTracer:
 
     def following(self) -> AbstractContextManager[object]:
         """Follow the operations of this thread alone."""
-        following: AbstractContextManager[object] = Following(self._seen)
+        ran = None if self.uses is None else self.uses.ran
+        following: AbstractContextManager[object] = Following(self._seen, ran)
         return following
 
     def resized(self, storage: torch.UntypedStorage) -> None:
@@ -174,6 +177,11 @@ class TensorTracer:
     def _categorize(self, key: int, allocation: Allocation) -> None:
         if self.categories is not None:
             self.categories.made(key, allocation)
+
+    def _freed(self, key: int, allocation: Allocation) -> None:
+        if self.uses is not None:
+            self.uses.ended(key)
+        self._log("free", key, allocation)
 
     def _place(self) -> Place:
         return NOWHERE if self.categories is None else self.categories.here()
@@ -301,6 +309,8 @@ class SimulatedTracer(TensorTracer):
         if action == "free":
             key = self._keys.pop(id(block), None)
             if key is not None:
+                if self.uses is not None:
+                    self.uses.ended(key)
                 self._of_card.append(Event("free", key, Allocation(block.requested, "", (), "", (), self._run)))
             return
         made = block.tag if isinstance(block.tag, Allocation) else None
@@ -325,6 +335,9 @@ class SimulatedTracer(TensorTracer):
 
     def _categorize(self, key: int, allocation: Allocation) -> None:
         """Do nothing: the allocator reports blocks by numbers of its own."""
+
+    def _freed(self, key: int, allocation: Allocation) -> None:
+        self._log("free", key, allocation)
 
     def _counts(self, storage: torch.UntypedStorage) -> bool:
         """None has anything behind it here."""

@@ -115,7 +115,7 @@ class Keeping:
         made = self._gathering().by_index(item.nodeid, self._measuring.environment())
         worse = [index for index, entry in made.items() if entry.key in over]
         summaries = [self._measuring.summaries[index] for index in worse]
-        return lines + [f"  {line}" for one in summaries for line in (*one.base_lines, *one.peak_lines)]
+        return lines + [f"  {line}" for one in summaries for line in one.over_base_lines]
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:

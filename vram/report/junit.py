@@ -32,6 +32,7 @@ def properties(recordings: Iterable[RecordingSummary], marked: MarkedSummary | N
         values |= {stem + name: value for name, value in figures.items() if value is not None}
         values |= {f"{stem}garbage_bytes": one.garbage_bytes} if one.garbage_bytes else {}
         values |= {f"{stem}ratio.{shown(each.reference)}": each.ratio for each in one.ratios if each.ratio is not None}
+        values |= {f"{stem}suggestion.{each['pattern']}": shown(each["text"]) for each in one.suggestions}
     if marked is not None:
         values |= {PROPERTY + name: value for name, value in marked.properties.items()}
         values[PROPERTY + "outcome"] = marked.outcome

@@ -8,6 +8,8 @@ from typing import Any
 from vram.summary.breakdown import OUTSIDE, sums_text
 from vram.units import format_bytes
 
+_MOST_WAYS_OUT = 3
+
 
 def at_peak_lines(at_peak: Mapping[str, Any], most_lines: int) -> list[str]:
     """A breakdown, as `vram.explanation.peak.breakdown` has it, in at most `most_lines` lines of text.
@@ -25,6 +27,11 @@ def _sums(data: Mapping[str, Any]) -> list[str]:
     if not by_module:
         return []
     return [f"  {sums_text(data['by_category'])}", f"  in {sums_text(by_module, 3)}"]
+
+
+def way_out_lines(at_peak: Mapping[str, Any]) -> list[str]:
+    """Ways out of the peak that are certain, what saves most first."""
+    return [f"way out: {one['text']}" for one in at_peak.get("suggestions", ())[:_MOST_WAYS_OUT]]
 
 
 def peak_lines(lines: Sequence[Mapping[str, Any]], most_lines: int) -> list[str]:

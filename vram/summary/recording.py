@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from vram.summary.at_peak import at_peak_lines
+from vram.summary.at_peak import at_peak_lines, way_out_lines
 from vram.summary.breakdown import Breakdown, from_json
 from vram.summary.kept import Kept, garbage_lines, kept_from_json
 from vram.summary.parts import GARBAGE, PEAK, ChannelSummary, Check, RatioSummary
@@ -32,7 +32,8 @@ NEEDS_ATTENTION = frozenset(OUTCOMES[:5])
 NO_DECISION = frozenset(OUTCOMES[5:7])
 _SMALL_CLIMB = 10  # a plateau that climbed by less than so many parts of what was alive before is not remarked on
 _MOST_PEAK_LINES = 6
-_BREAKDOWN, _OF_GARBAGE = "breakdown", "breakdown of garbage"  # of what is absent: the pieces of the peak, of garbage
+# Of what is absent: the pieces of the peak and ways out of it, by the keys of the reasons; the pieces of garbage.
+_NOT_EXPLAINED, _OF_GARBAGE = {"breakdown": "no_breakdown", "suggestions": "no_suggestions"}, "breakdown of garbage"
 
 
 @dataclass(frozen=True)
@@ -238,14 +239,33 @@ class RecordingSummary:
     @property
     def peak_lines(self) -> list[str]:
         """Lines of code that a peak over its limit, or above its base, is made of; none of any other."""
-        over = any(check.status == "over" and check.channel == PEAK for check in self.checks)
-        return at_peak_lines(self.at_peak, _MOST_PEAK_LINES) if over and self.at_peak and self.at_peak["lines"] else []
+        at_peak = self.at_peak if self._is_peak_over else None
+        return at_peak_lines(at_peak, _MOST_PEAK_LINES) if at_peak and at_peak["lines"] else []
+
+    @property
+    def way_out_lines(self) -> list[str]:
+        """Ways out of a peak over its limit, or above its base; none of any other."""
+        return way_out_lines(self.at_peak) if self._is_peak_over and self.at_peak else []
+
+    @property
+    def _is_peak_over(self) -> bool:
+        return any(check.status == "over" and check.channel == PEAK for check in self.checks)
+
+    @property
+    def suggestions(self) -> list[dict[str, Any]]:
+        """Ways out of the peak that are certain, over its limit or not: "pattern", "text" and "saves_bytes" of each."""
+        return list((self.at_peak or {}).get("suggestions", ()))
+
+    @property
+    def over_base_lines(self) -> list[str]:
+        """Ways out of the peak, what it has more than its base's, and what it is."""
+        return [*self.way_out_lines, *self.base_lines, *self.peak_lines]
 
     @property
     def why_lines(self) -> list[str]:
-        """Everything that explains a failure: who keeps what grows, what is more than the base, what the peak is, what
-        garbage is."""
-        return [*self.explanation_lines, *self.base_lines, *self.peak_lines, *self.garbage_lines]
+        """Everything that explains a failure: who keeps what grows, ways out of the peak, what is more than the base,
+        what the peak is, what garbage is."""
+        return [*self.explanation_lines, *self.over_base_lines, *self.garbage_lines]
 
     @property
     def garbage_lines(self) -> list[str]:
@@ -255,9 +275,9 @@ class RecordingSummary:
 
     def explained(self, at_peak: Mapping[str, Any] | None, why: str) -> RecordingSummary:
         """The same with what its peak is made of; where that is not known, or does not add up, with the reason."""
-        reason = why if at_peak is None else at_peak.get("no_breakdown", "")
-        absent = {name: text for name, text in self.absent.items() if name != _BREAKDOWN}
-        absent = {**absent, _BREAKDOWN: reason} if reason else absent
+        gaps = {name: at_peak.get(key, "") for name, key in _NOT_EXPLAINED.items()} if at_peak else {"breakdown": why}
+        absent = {name: text for name, text in self.absent.items() if name not in _NOT_EXPLAINED}
+        absent |= {name: text for name, text in gaps.items() if text}
         found, rest = _apart(at_peak)
         return replace(self, at_peak=rest, absent=absent).with_garbage(found)
 
@@ -310,10 +330,10 @@ class RecordingSummary:
         data |= {name: dict(data[name]) for name in ("marks", "environment", "absent", "facts")}
         data["channels"] = {name: dict(vars(channel)) for name, channel in self.channels.items()}
         data["garbage_kinds"], data["remarks"] = list(self.garbage_kinds), list(self.remarks)
-        data["base_lines"] = list(self.base_lines)
+        data["base_lines"], data["suggestions"] = list(self.base_lines), self.suggestions
         for name in ("checks", "ratios"):
             data[name] = [dict(vars(each)) for each in data[name]]
-        for name in ("explanation", "at_peak", "garbage", "remarks", "base_lines"):
+        for name in ("explanation", "at_peak", "garbage", "remarks", "base_lines", "suggestions"):
             if not data[name]:
                 del data[name]
         notes = {"softmax_peak_bytes": None, **data.pop("notes")}
@@ -337,4 +357,5 @@ def garbage_text(n_bytes: int, kinds: Sequence[str]) -> str:
 
 _DERIVED = ("besides_bytes", "own_peak_bytes", "limit_bytes", "limit_headroom", "reasons", "climb_bytes")
 _FIELDS = tuple(RecordingSummary.__dataclass_fields__)
-OWN_KEYS = frozenset({*_FIELDS, *RecordingSummary("").to_json()} - {"softmax_peak_bytes"})  # no note may be called so
+_OWN = {*_FIELDS, "suggestions", *RecordingSummary("").to_json()}
+OWN_KEYS = frozenset(_OWN - {"softmax_peak_bytes"})  # no note may be called so

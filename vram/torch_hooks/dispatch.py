@@ -89,10 +89,15 @@ class LeavingSubclasses(DispatchMode):
 class Following(LeavingSubclasses):
     """Shows the tensors of every operation of its thread, and of those it is made of, inputs before results."""
 
-    def __init__(self, seen: Callable[[torch.Tensor, Any, bool], None]) -> None:
-        """`seen` gets a tensor, the operation, and whether it is among the operation's results."""
+    def __init__(
+        self,
+        seen: Callable[[torch.Tensor, Any, bool], None],
+        ran: Callable[[Any, Any, Any, Any], None] | None = None,
+    ) -> None:
+        """`seen` gets a tensor, the operation, and whether it is among the operation's results; `ran` an operation
+        that is no other's whole: itself, its arguments, their keywords and the result."""
         super().__init__()
-        self._seen = seen
+        self._seen, self._ran = seen, ran
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self.is_left(func):
@@ -106,6 +111,8 @@ class Following(LeavingSubclasses):
             self._show(kwargs.values(), func, False)
         result = func(*args, **(kwargs or {})) if not left else self.by_subclass(func, args, kwargs or {})
         self._show((result,), func, True)
+        if self._ran is not None and not left:
+            self._ran(func, args, kwargs, result)
         return result
 
     def _show(self, values: Iterable[Any], func: Any, made: bool) -> None:

@@ -40,8 +40,8 @@ def hooked(watcher: Watcher) -> Iterator[None]:
     """
     with _changing:
         if not _watchers:
-            _restore.enter_context(_wrapped(threading.Thread, "start", _followed))
-            _restore.enter_context(_wrapped(torch.UntypedStorage, "resize_", _announced))
+            _restore.enter_context(wrapped(threading.Thread, "start", _followed))
+            _restore.enter_context(wrapped(torch.UntypedStorage, "resize_", _announced))
         _watchers.append(watcher)
     try:
         yield
@@ -53,7 +53,8 @@ def hooked(watcher: Watcher) -> Iterator[None]:
 
 
 @contextmanager
-def _wrapped(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def wrapped(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Have `owner.name` be what `wrap` makes of it, inside the block."""
     own = vars(owner).get(name)
     ours = wrap(getattr(owner, name))
     setattr(owner, name, ours)

@@ -1,6 +1,7 @@
 """Attention maps of every layer are returned, and nobody reads them."""
 # category: attention maps
 # module: model.layers.*.self_attn
+# way out: attentions returned
 # line: transformers/models/llama/modeling_llama.py:* eager_attention_forward
 
 import torch

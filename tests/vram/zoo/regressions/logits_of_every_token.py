@@ -1,6 +1,7 @@
 """Logits of every token, where only the last is used."""
 # category: logits
 # module: lm_head
+# way out: full logits
 # line: transformers/models/llama/modeling_llama.py:* LlamaForCausalLM.forward
 
 import torch

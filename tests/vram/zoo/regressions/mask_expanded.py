@@ -1,6 +1,7 @@
 """A causal mask [1, 1, N, N] is copied out to every head."""
 # category: activations
 # module: Attention
+# way out: expanded mask
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention

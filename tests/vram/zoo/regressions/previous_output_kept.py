@@ -1,6 +1,7 @@
 """The output of the batch before is alive while the next is made."""
 # category: activations
 # module: Linear
+# way out: previous output
 
 import torch
 

@@ -1,0 +1,62 @@
+"""Ways out of a peak, for patterns that are certain: one sentence each, and the bytes that it saves.
+
+A pattern is one file with a function from `Evidence` to `Found`, and one line of PATTERNS. It finds nothing where it is
+not certain: a wrong suggestion is much worse than none. A suggestion never changes a verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from vram.explanation.allocations import BEFORE
+from vram.explanation.suggestions.attentions import attentions_returned
+from vram.explanation.suggestions.evidence import Bound, Evidence, Found
+from vram.explanation.suggestions.graph import graph_kept
+from vram.explanation.suggestions.logits import full_logits
+from vram.explanation.suggestions.mask import expanded_mask
+from vram.explanation.suggestions.previous import previous_output
+from vram.explanation.suggestions.upcast import upcast
+from vram.units import format_bytes
+
+PATTERNS: Mapping[str, Callable[[Evidence], Iterable[Found]]] = {
+    "full logits": full_logits,
+    "float32 copy": upcast,
+    "expanded mask": expanded_mask,
+    "graph kept": graph_kept,
+    "previous output": previous_output,
+    "attentions returned": attentions_returned,
+}
+_LEAST_SHARE = 100  # a way out that saves less than so many parts of what the sample needs is not worth a line
+
+
+def suggestions(evidence: Evidence, sample: int, *, exact: bool) -> list[dict[str, Any]]:
+    """`[{"pattern", "text", "saves_bytes"}]`, most bytes first; each saves that of the sample's peak by itself.
+
+    `exact`: the traced peak is the recorded one to the byte. Otherwise a figure is the most that it may be.
+    """
+    if evidence.uses.failure:
+        raise RuntimeError(evidence.uses.failure)
+    own_bytes = sum(one.n_bytes for one in evidence.alive.values() if one.run != BEFORE)
+    made = []
+    for pattern, find in PATTERNS.items():
+        for found in find(evidence):
+            n_bytes, bound = _saving(evidence, found, exact)
+            if n_bytes * _LEAST_SHARE >= max(own_bytes, 1):
+                text = (
+                    f"{found.text}; saves {bound}{n_bytes:,} B ({format_bytes(n_bytes)}) at the peak of sample {sample}"
+                )
+                made.append({"pattern": pattern, "text": text, "saves_bytes": n_bytes})
+    return sorted(made, key=lambda one: -one["saves_bytes"])
+
+
+def _saving(evidence: Evidence, found: Found, exact: bool) -> tuple[int, Bound]:
+    """Bytes that the peak falls by, and whether that is exact."""
+    if found.saves_bytes is not None:
+        return found.saves_bytes, found.bound if exact else "up to "
+    if exact:
+        return evidence.curve.peak_bytes - evidence.curve.peak_with(found.sizes, found.ends), found.bound
+    # Blocks that are no tensor's may make another moment the highest; more than what goes can't be saved.
+    gone = {key: 0 for key, end in found.ends.items() if end < evidence.curve.peak_at} | dict(found.sizes)
+    sizes = evidence.curve.sizes
+    return sum(sizes[key] - left for key, left in gone.items() if key in evidence.alive), "up to "

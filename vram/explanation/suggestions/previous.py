@@ -1,0 +1,74 @@
+"""Finds results that are alive while the statement that replaces them computes the next."""
+
+from __future__ import annotations
+
+import ctypes
+import dis
+import sys
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any
+
+from vram.explanation.suggestions.evidence import Evidence, Found
+from vram.torch_hooks.dispatch import DispatchMode
+
+
+def previous_output(evidence: Evidence) -> Iterator[Found]:
+    """Storages alive at the peak that an assignment to a local variable let go of later, without reading them since;
+    and the peak of the same sample if the variable is None while the statement runs."""
+    peak_at = evidence.curve.peak_at
+    releases = {
+        use.release
+        for key, use in ((key, evidence.uses[key]) for key in evidence.alive)
+        if use.release is not None and use.last_read < peak_at and evidence.stays_inside(key)
+    }
+    for release in sorted(releases, key=lambda one: one.line):
+        name = release.local
+        if not name or _mentions(release.code, release.line, name):
+            continue
+        peak_bytes = evidence.peak_within(_Emptied(release.code, release.line, name))
+        if peak_bytes is not None:
+            text = (
+                f"set `{name} = None` before {release.frame} computes the next: until then the one before is alive, "
+                "and nothing reads it"
+            )
+            yield Found(text, saves_bytes=evidence.curve.peak_bytes - peak_bytes)
+
+
+def _mentions(code: CodeType, line: int, name: str) -> bool:
+    """Whether the statement that begins on a line reads the name that it assigns to."""
+    places = [
+        (each, each.positions.lineno or 0, each.positions.end_lineno or 0)
+        for each in dis.get_instructions(code)
+        if each.positions is not None
+    ]
+    last = max((end for _, begin, end in places if begin == line), default=line)
+    return any(
+        each.opname.startswith("LOAD_") and each.argval == name and line <= begin <= last for each, begin, _ in places
+    )
+
+
+class _Emptied(DispatchMode):
+    """Inside, a local variable is None while the statement on its line runs operations."""
+
+    def __init__(self, code: CodeType, line: int, name: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._code, self._line, self._name = code, line, name
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        frame = sys._getframe(1)
+        while frame is not None and not (frame.f_code is self._code and frame.f_lineno == self._line):
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame is not None:
+            _set_none(frame, self._name)
+        return func(*args, **(kwargs or {}))
+
+
+def _set_none(frame: Any, name: str) -> None:
+    variables = frame.f_locals
+    if variables.get(name) is not None:
+        variables[name] = None
+        if isinstance(variables, dict):  # before Python 3.13 a copy, which would keep all others alive too
+            ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+    if isinstance(variables, dict):
+        variables.clear()

@@ -1,0 +1,259 @@
+"""Follows what a traced run does with each storage: who made it, what reads it, and where it is let go of."""
+
+from __future__ import annotations
+
+import dis
+import functools
+import gc
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType
+from typing import Any, NamedTuple
+
+import torch
+
+from vram.explanation.categories import in_backward
+from vram.explanation.failures import in_a_line
+from vram.frames import Frame, short_name
+from vram.torch_hooks.dispatch import operation_name
+from vram.torch_hooks.storages import living_tensors, storages_of
+from vram.torch_hooks.watchers import wrapped
+
+_MOST_READS = 32  # different ones of a storage; more are not told apart
+_OURS = str(Path(__file__).parents[2])
+_LOOKS = (_OURS, str(Path(torch.__file__).parent / "_subclasses"))  # at tensors, and not at what is in them
+# Methods that give a tensor's bytes to somebody whom no dispatch mode sees. Others of Tensor come to one of these.
+_BASE: Any = torch._C.TensorBase  # a subclass may have code of its own for its names
+_RAW = ("numpy", "tolist", "data_ptr", "__dlpack__", "untyped_storage")
+
+
+class View(NamedTuple):
+    """A tensor as an operation was given it, by the name of the argument."""
+
+    op: str
+    argument: str
+    offset: int
+    sizes: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its elements, each counted once."""
+        count = 1
+        for size, stride in zip(self.sizes, self.strides, strict=True):
+            count *= size if stride else 1
+        return count * self.dtype.itemsize
+
+    @property
+    def end(self) -> int:
+        """Elements of the storage up to its last."""
+        return 1 + self.offset + sum((size - 1) * step for size, step in zip(self.sizes, self.strides, strict=True))
+
+
+class Release(NamedTuple):
+    """The instruction of the project's own code that let go of a storage."""
+
+    code: CodeType
+    instruction: int
+    line: int
+
+    @property
+    def frame(self) -> Frame:
+        """The line."""
+        return Frame(self.code.co_filename, self.line, short_name(self.code.co_qualname))
+
+    @property
+    def local(self) -> str:
+        """The local variable that it assigns to; "" where it assigns to none."""
+        instructions = dis.get_instructions(self.code)
+        return next((str(each.argval) for each in instructions if self._assigns(each)), "")
+
+    def _assigns(self, each: dis.Instruction) -> bool:
+        return each.offset == self.instruction and each.opname == "STORE_FAST"
+
+
+@dataclass(slots=True)
+class Use:
+    """Everything that the run did with one storage. Positions are numbers of events of the trace.
+
+    `reads` has the last position of each, `outside` says whether one was outside of the call of a module that made it;
+    `hidden`: somebody may have read it unseen. `last_write` is -1 where nothing changed it after it was made. `views`
+    are the operations that made views of it.
+    """
+
+    maker: str = ""
+    source: tuple[int, View] | None = None
+    made_in: int = 0
+    reads: dict[View, int] = field(default_factory=dict)
+    last_read: int = -1
+    outside: bool = False
+    hidden: bool = False
+    last_write: int = -1
+    views: set[str] = field(default_factory=set)
+    release: Release | None = None
+
+
+class Uses:
+    """Follows one traced run. Keeps no tensor."""
+
+    def __init__(
+        self,
+        key_of: Callable[[torch.UntypedStorage], int | None],
+        position: Callable[[], int],
+        call: Callable[[], int],
+    ) -> None:
+        """`key_of` gives the number of a storage's allocation, `position` that of the next event, `call` that of the
+        call of a module that runs."""
+        self._key_of, self._position, self._call = key_of, position, call
+        self._uses: dict[int, Use] = {}
+        self._collecting = False
+        self.failure = ""  # an error of ours, after which nothing is known
+        self.backward = False  # whether a backward pass ran
+        self.recorded = False  # whether autograd recorded an operation
+        self.graph_left = False  # whether a tensor with a graph was alive when the step returned
+        self.end = 0  # the position at which the step returned
+
+    def __getitem__(self, key: int) -> Use:
+        return self._uses.get(key) or Use(hidden=True)
+
+    def items(self) -> Iterator[tuple[int, Use]]:
+        """(key, use) of every storage that was made or read."""
+        yield from self._uses.items()
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow the run inside the block; operations are brought by the tracer."""
+        with ExitStack() as stack:
+            for name in _RAW:
+                stack.enter_context(wrapped(torch.Tensor, name, self._noted))
+            gc.callbacks.append(self._collector)
+            stack.callback(gc.callbacks.remove, self._collector)
+            yield
+            self.end = self._position()
+            self.graph_left = self.recorded and not self.backward and any(map(_has_graph, living_tensors()))
+
+    def ran(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """An operation ran. Raises nothing: it is called within the step."""
+        if self.failure or getattr(func, "namespace", "") == "prim":  # prim.device reads nothing
+            return
+        try:
+            with torch._C.DisableTorchFunctionSubclass():
+                self._ran(func, args, kwargs, result)
+        except Exception as error:
+            self.failure = in_a_line(error)
+
+    def ended(self, key: int) -> None:
+        """A storage ends, in the frame that let go of it."""
+        use = self._uses.get(key)
+        if use is None or self._collecting:
+            return
+        frame = sys._getframe(1)
+        while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+            frame = frame.f_back  # type: ignore[assignment]
+        if frame is not None and _own(frame.f_code.co_filename):
+            use.release = Release(frame.f_code, frame.f_lasti, frame.f_lineno or 0)
+
+    def _ran(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        op, call = operation_name(func), self._call()
+        names, mutable = _described(func)
+        inputs = [
+            (name, tensor)
+            for name, value in (*zip(names, args, strict=False), *(kwargs or {}).items())
+            for tensor in _tensors(value)
+        ]
+        self.backward |= in_backward()
+        self.recorded |= torch.is_grad_enabled() and any(tensor.requires_grad for _, tensor in inputs)
+        results = {key for tensor in _tensors(result) for key in self._keys(tensor)}
+        given: set[int] = set()
+        source = None
+        for name, tensor in inputs:
+            for key in self._keys(tensor):
+                given.add(key)
+                view = _view(op, name, tensor)
+                source = source or (None if view is None else (key, view))
+                self._used(key, view, call, is_view=key in results and not mutable, written=mutable and key in results)
+        for key in results - given:
+            if key not in self._uses:
+                self._uses[key] = Use(op, source, call)
+
+    def _used(self, key: int, view: View | None, call: int, *, is_view: bool, written: bool) -> None:
+        use = self._uses.get(key)
+        if use is None:  # it was there before the run
+            use = self._uses[key] = Use(made_in=-1)
+        if is_view and view is not None:
+            use.views.add(view.op)
+            return
+        use.last_read = self._position()
+        use.last_write = use.last_read if written else use.last_write
+        use.outside |= call != use.made_in
+        if view is None or (len(use.reads) >= _MOST_READS and view not in use.reads):
+            use.hidden = True
+        else:
+            use.reads[view] = use.last_read
+
+    def _keys(self, tensor: torch.Tensor) -> list[int]:
+        keys = (self._key_of(storage) for storage in storages_of(tensor))
+        return [key for key in keys if key is not None]
+
+    def _noted(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """`method` of a tensor, which notes that somebody else may read the tensor through it."""
+
+        @functools.wraps(method)
+        def noting(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            result = method(tensor, *args, **kwargs)
+            if not sys._getframe(1).f_code.co_filename.startswith(_LOOKS) and not self.failure:
+                try:
+                    for key in self._keys(tensor):
+                        self._uses.setdefault(key, Use(made_in=-1)).hidden = True
+                except Exception as error:
+                    self.failure = in_a_line(error)
+            return result
+
+        return noting
+
+    def _collector(self, phase: str, _: Any) -> None:
+        self._collecting = phase == "start"
+
+
+def _has_graph(tensor: torch.Tensor) -> bool:
+    try:
+        return _BASE.grad_fn.__get__(tensor) is not None
+    except RuntimeError:  # a view of what was changed in place
+        return True
+
+
+def _view(op: str, argument: str, tensor: torch.Tensor) -> View | None:
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return None
+    sizes, strides = tuple(tensor.shape), tuple(tensor.stride())
+    return View(op, argument, int(tensor.storage_offset()), sizes, strides, tensor.dtype)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+@functools.cache
+def _described(func: Any) -> tuple[tuple[str, ...], bool]:
+    """Names of an operation's arguments, and whether it changes one. One of higher order is taken to."""
+    schema = getattr(func, "_schema", None)
+    if schema is None:
+        return ("",) * 100, True
+    return tuple(argument.name for argument in schema.arguments), bool(schema.is_mutable)
+
+
+@functools.cache
+def _own(filename: str) -> bool:
+    """Whether a file is the project's own."""
+    frame = Frame(filename, 0, "")
+    return not frame.installed and not frame.internal
