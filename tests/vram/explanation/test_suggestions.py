@@ -19,6 +19,7 @@ from vram.session import SessionOptions, VramSession
 
 Step = Callable[[Any], object]
 DEVICES = ("cpu", "simulated:A100-40")
+LESS = "38,912 B (38.00 KiB) less at the peak of sample 0: "  # of 19 logits of 512 words
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -91,8 +92,8 @@ def test_full_logits(device: str) -> None:
     assert suggestion["pattern"] == "full logits"
     assert suggestion["saves_bytes"] == less_bytes == 19 * 512 * 4
     text = suggestion["text"]
-    assert text.startswith("pass `logits_to_keep=1` to the model: logits of 20 positions are made (")
-    assert text.endswith(", and the last alone is read; saves 38,912 B (38.00 KiB) at the peak of sample 0")
+    assert text.startswith(f"{LESS}pass `logits_to_keep=1` to the model: logits of 20 positions are made (")
+    assert text.endswith(", and the last alone is read")
 
 
 def test_full_logits_of_several_positions_and_sequences() -> None:
@@ -105,10 +106,10 @@ def test_full_logits_of_several_positions_and_sequences() -> None:
         hidden,
     )
     assert "pass `logits_to_keep=3`" in suggestion["text"]
-    assert "saves up to " in suggestion["text"]
+    assert suggestion["text"].startswith("up to ")
     assert 0 < less_bytes <= suggestion["saves_bytes"]
     (plain,) = traced(torch.inference_mode()(lambda x: PLAIN(x)[:, -1].argmax()), hidden[:1])[1]["suggestions"]
-    assert plain["text"].startswith("apply the output head to what is read alone: ")
+    assert plain["text"].startswith(f"{LESS}apply the output head to what is read alone: ")
 
 
 KEPT: list[Any] = []
@@ -161,7 +162,7 @@ def test_float32_copy(wasteful: Step, mended: Step, less_bytes: int, words: str)
     suggestion, measured_bytes = saved(torch.inference_mode()(wasteful), torch.inference_mode()(mended), HALF)
     assert suggestion["pattern"] == "float32 copy"
     assert suggestion["saves_bytes"] == measured_bytes == less_bytes
-    assert suggestion["text"].startswith(words)
+    assert words in suggestion["text"]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_expanded_mask(device: str, wasteful: Step, mended: Step, words: str) ->
     suggestion, measured_bytes = saved(inference(wasteful), inference(mended), scores, device)
     assert suggestion["pattern"] == "expanded mask"
     assert suggestion["saves_bytes"] == measured_bytes
-    assert suggestion["text"].startswith(words)
+    assert words in suggestion["text"]
 
 
 @pytest.mark.parametrize(
@@ -258,7 +259,7 @@ def test_graph_kept() -> None:
     )
     assert suggestion["pattern"] == "graph kept"
     assert suggestion["saves_bytes"] == measured_bytes > 0
-    assert suggestion["text"].startswith("run the step under `torch.no_grad()`: ")
+    assert "peak of sample 0: run the step under `torch.no_grad()`: " in suggestion["text"]
 
 
 def trained(x: torch.Tensor) -> None:
@@ -350,7 +351,7 @@ def test_previous_output() -> None:
     suggestion, measured_bytes = saved(previous_kept, previous_gone, BATCHES)
     assert suggestion["pattern"] == "previous output"
     assert suggestion["saves_bytes"] == measured_bytes > 0
-    assert suggestion["text"].startswith("set `output = None` before ")
+    assert "peak of sample 0: set `output = None` before " in suggestion["text"]
     assert " previous_kept computes the next: " in suggestion["text"]
 
 
@@ -380,7 +381,9 @@ def test_attentions_returned() -> None:
     )
     assert suggestion["pattern"] == "attentions returned"
     assert suggestion["saves_bytes"] == measured_bytes == 4 * 60 * 60 * 4
-    assert suggestion["text"].startswith("call LlamaForCausalLM without `output_attentions=True`: it returns 2 ")
+    assert (
+        "peak of sample 0: call LlamaForCausalLM without `output_attentions=True`: it returns 2 " in suggestion["text"]
+    )
     for used in (
         lambda x: answer(x, output_attentions=True).attentions[0].sum(),
         lambda x: len(answer(x, output_attentions=True).attentions),

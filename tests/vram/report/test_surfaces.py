@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from vram.history.runs import History
 from vram.plugin.measuring import worker_device
+from vram.report.gathered import gathered
 from vram.report.github import error_commands, job_summary
 from vram.report.junit import properties as junit_properties
+from vram.report.markdown import markdown
+from vram.report.page import html
 from vram.report.terminal import header, run_lines, table_of_tests
 from vram.summary import Failure, MarkedSummary, RatioSummary, RecordingSummary, RunSummary, merged_environment
+from vram.summary.reader import read_run
 from vram.text import apart
 
 MiB = 2**20
@@ -158,6 +163,48 @@ def test_one_run_on_every_surface(pytester: pytest.Pytester, monkeypatch: pytest
     assert summary.startswith("before\n## GPU memory: 1 of 3 needs attention: ")
     assert f"| {test} | over limit: kept 1,024 B over | 1.00 KiB | - | 1.00 KiB | 0 B |" in summary
     assert "| of 256 | stable | 0 B |" in summary
+
+
+WASTEFUL = """
+    import torch
+    def attend(n):
+        mask = torch.ones(1, 1, n, n).expand(1, 8, n, n).contiguous()
+        return (torch.ones(1, 8, n, n) + mask).sum()
+    def test_limit(vram):
+        vram.assert_peak(vram.replay(attend, [16, 32], name="attend"), "64 KiB", above_start=True)
+    def test_within(vram):
+        vram.assert_peak(vram.replay(attend, [16], name="small"), "1 MiB", above_start=True)
+"""
+
+
+def test_a_way_out_is_on_every_surface(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The failure, annotation, job summary, JUnit, JSON, comment and page of a peak over its limit have the sentence;
+    the outcome is what it would be without."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
+    path = pytester.makepyfile(WASTEFUL)
+    result = pytester.runpytest("--vram-device", "cpu", "--vram-report", "r.json", "--junit-xml", "j.xml")
+    result.assert_outcomes(passed=1, failed=1)
+    text = (
+        "28,672 B (28.00 KiB) less at the peak of sample 1: pass it expanded, without the copy: "
+        "a tensor [1, 1, 32, 32] is copied out to [1, 8, 32, 32] "
+        f"({path.name}:3 attend), and what reads it broadcasts"
+    )
+    annotation = next(line for line in result.outlines if line.startswith("::error"))
+    assert f"E         way out: {text}" in result.outlines
+    assert f"way out: {text}" in annotation
+    assert f"way out: {text}" in (pytester.path / "summary.md").read_text()
+    assert f'suggestion.expanded mask" value="{text}"' in (pytester.path / "j.xml").read_text()
+    run = read_run(pytester.path / "r.json")
+    suggestion = {"pattern": "expanded mask", "text": text, "saves_bytes": 7 * 32 * 32 * 4}  # the small one lives on
+    report = json.loads((pytester.path / "r.json").read_text())
+    assert [mode.get("suggestions") for mode in report["modes"]] == [[suggestion], None]
+    assert [one.suggestions for one in run.recordings] == [[suggestion], []]
+    page = gathered(run, History(()))
+    assert f"  way out: {text}"[:160] in markdown(page)  # lines of a comment are cut
+    assert text in html(page)
+    assert html(page).count("way out: 28,672 B") == 2  # in the answer, and of the recording
+    assert [one.outcome for one in run.recordings] == ["over limit", "stable"]
 
 
 def test_a_job_summary_that_cannot_be_written_is_reported(

@@ -4,7 +4,7 @@ Lines that end in `# base` are in the first version alone, those that end in `# 
 head say what is expected of the piece that moved most: `# category:`, `# module:` (nothing for none), and `# line:`
 where the line is a library's; else it is the one with `# here`, and where there is none, memory from before the
 sample. In what is expected `*` stands for anything. `# way out:` names the pattern of the one suggestion for the second
-version, which leads back to the first; `# way out of both:` that for either.
+version, which leads back to the first; `# way out of the base:` that of the first.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Pair:
     module: str
     line: str
     way_out: str
-    way_out_of_both: str
+    base_way_out: str
 
 
 def read_pair(path: Path) -> Pair:
@@ -41,14 +41,16 @@ def read_pair(path: Path) -> Pair:
     source = path.read_text(encoding="utf-8")
     expected = {
         key: words.strip()
-        for key, words in re.findall(r"^# (category|module|line|way out|way out of both):(.*)$", source, re.MULTILINE)
+        for key, words in re.findall(
+            r"^# (category|module|line|way out|way out of the base):(.*)$", source, re.MULTILINE
+        )
     }
     base, head = (
         "\n".join(line for line in source.splitlines() if f"# {other}" not in line) for other in ("head", "base")
     )
     here = [number for number, line in enumerate(head.splitlines(), start=1) if "# here" in line]
     line = expected.get("line") or (f"*{path.name}:{here[0]} *" if here else "")
-    ways_out = expected.get("way out", ""), expected.get("way out of both", "")
+    ways_out = expected.get("way out", ""), expected.get("way out of the base", "")
     return Pair(path.stem, base, head, expected["category"], expected["module"], line, *ways_out)
 
 

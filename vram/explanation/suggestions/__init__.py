@@ -43,9 +43,8 @@ def suggestions(evidence: Evidence, sample: int, *, exact: bool) -> list[dict[st
         for found in find(evidence):
             n_bytes, bound = _saving(evidence, found, exact)
             if n_bytes * _LEAST_SHARE >= max(own_bytes, 1):
-                text = (
-                    f"{found.text}; saves {bound}{n_bytes:,} B ({format_bytes(n_bytes)}) at the peak of sample {sample}"
-                )
+                less = f"{bound}{n_bytes:,} B ({format_bytes(n_bytes)}) less at the peak of sample {sample}"
+                text = f"{less}: {found.text}"
                 made.append({"pattern": pattern, "text": text, "saves_bytes": n_bytes})
     return sorted(made, key=lambda one: -one["saves_bytes"])
 

@@ -1,6 +1,7 @@
 """Hidden states of all batches are gathered, where their means were."""
 # category: activations
 # module: norm
+# way out of the base: previous output
 # line: transformers/models/llama/modeling_llama.py:* LlamaRMSNorm.forward
 
 import torch
