@@ -268,6 +268,12 @@ class RecordingSummary:
         return [*self.explanation_lines, *self.over_base_lines, *self.garbage_lines]
 
     @property
+    def short_why_lines(self) -> list[str]:
+        """The way out that saves most, and the first lines of the first explanation that there is."""
+        why = self.cause_lines or self.base_lines[:3] or self.peak_lines[:3] or self.garbage_lines[:3]
+        return [*self.way_out_lines[:1], *why]
+
+    @property
     def garbage_lines(self) -> list[str]:
         """Lines of code that make garbage over its limit; none of any other."""
         over = any(check.status == "over" and check.channel == GARBAGE for check in self.checks)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from vram.explanation.allocations import BEFORE
 from vram.explanation.suggestions.attentions import attentions_returned
-from vram.explanation.suggestions.evidence import Bound, Evidence, Found
+from vram.explanation.suggestions.evidence import LEAST_SHARE, Bound, Evidence, Found
 from vram.explanation.suggestions.graph import graph_kept
 from vram.explanation.suggestions.logits import full_logits
 from vram.explanation.suggestions.mask import expanded_mask
@@ -27,22 +26,25 @@ PATTERNS: Mapping[str, Callable[[Evidence], Iterable[Found]]] = {
     "previous output": previous_output,
     "attentions returned": attentions_returned,
 }
-_LEAST_SHARE = 100  # a way out that saves less than so many parts of what the sample needs is not worth a line
+
+
+class NotFollowed(Exception):
+    """Says why what a run did with its storages is not known."""
 
 
 def suggestions(evidence: Evidence, sample: int, *, exact: bool) -> list[dict[str, Any]]:
     """`[{"pattern", "text", "saves_bytes"}]`, most bytes first; each saves that of the sample's peak by itself.
 
-    `exact`: the traced peak is the recorded one to the byte. Otherwise a figure is the most that it may be.
+    `exact`: the traced peak is the recorded one to the byte. Otherwise a figure is the most that it may be, or about
+    right where the sample ran once more.
     """
     if evidence.uses.failure:
-        raise RuntimeError(evidence.uses.failure)
-    own_bytes = sum(one.n_bytes for one in evidence.alive.values() if one.run != BEFORE)
+        raise NotFollowed(evidence.uses.failure)
     made = []
     for pattern, find in PATTERNS.items():
         for found in find(evidence):
             n_bytes, bound = _saving(evidence, found, exact)
-            if n_bytes * _LEAST_SHARE >= max(own_bytes, 1):
+            if n_bytes > 0 and n_bytes * LEAST_SHARE >= evidence.own_bytes:
                 less = f"{bound}{n_bytes:,} B ({format_bytes(n_bytes)}) less at the peak of sample {sample}"
                 text = f"{less}: {found.text}"
                 made.append({"pattern": pattern, "text": text, "saves_bytes": n_bytes})
@@ -52,7 +54,7 @@ def suggestions(evidence: Evidence, sample: int, *, exact: bool) -> list[dict[st
 def _saving(evidence: Evidence, found: Found, exact: bool) -> tuple[int, Bound]:
     """Bytes that the peak falls by, and whether that is exact."""
     if found.saves_bytes is not None:
-        return found.saves_bytes, found.bound if exact else "up to "
+        return found.saves_bytes, "" if exact else "about "
     if exact:
         return evidence.curve.peak_bytes - evidence.curve.peak_with(found.sizes, found.ends), found.bound
     # Blocks that are no tensor's may make another moment the highest; more than what goes can't be saved.

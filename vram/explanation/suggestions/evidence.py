@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal
 
-from vram.explanation.allocations import Allocation, Event
+from vram.explanation.allocations import BEFORE, Allocation, Event
 from vram.explanation.categories import Categories
 from vram.explanation.suggestions.uses import Use, Uses
 
-Bound = Literal["", "at least ", "up to "]
+LEAST_SHARE = 100  # a way out that saves less than so many parts of what the sample makes is not worth a line
+Bound = Literal["", "about ", "up to "]
 
 
 class Curve:
@@ -83,6 +84,11 @@ class Evidence:
     categories: Categories
     log: Sequence[Event]
     peak_within: Callable[[AbstractContextManager[object]], int | None]
+
+    @property
+    def own_bytes(self) -> int:
+        """Bytes at the peak that the run made itself."""
+        return sum(one.n_bytes for one in self.alive.values() if one.run != BEFORE)
 
     def stays_inside(self, key: int) -> bool:
         """Whether all reads of a storage are known: it ended before the step returned, and nobody saw its bytes."""

@@ -5,26 +5,30 @@ from __future__ import annotations
 import ctypes
 import dis
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
-from vram.explanation.suggestions.evidence import Evidence, Found
+from vram.explanation.suggestions.evidence import LEAST_SHARE, Evidence, Found
+from vram.explanation.suggestions.uses import Release
 from vram.torch_hooks.dispatch import DispatchMode
+
+_MOST_RUNS = 2  # of the sample, to see whether an assignment that let go of most is the one
 
 
 def previous_output(evidence: Evidence) -> Iterator[Found]:
     """Storages alive at the peak that an assignment to a local variable let go of later, without reading them since;
     and the peak of the same sample if the variable is None while the statement runs."""
-    peak_at = evidence.curve.peak_at
-    releases = {
-        use.release
-        for key, use in ((key, evidence.uses[key]) for key in evidence.alive)
-        if use.release is not None and use.last_read < peak_at and evidence.stays_inside(key)
-    }
-    for release in sorted(releases, key=lambda one: one.line):
+    sizes: Counter[Release] = Counter()
+    for key, one in evidence.alive.items():
+        use = evidence.uses[key]
+        if use.release is not None and use.last_read < evidence.curve.peak_at and evidence.stays_inside(key):
+            sizes[use.release] += one.n_bytes
+    for release, n_bytes in sizes.most_common(_MOST_RUNS):
         name = release.local
-        if not name or _mentions(release.code, release.line, name):
+        small = n_bytes * LEAST_SHARE < evidence.own_bytes
+        if small or not name or _mentions(release.code, release.line, name):
             continue
         peak_bytes = evidence.peak_within(_Emptied(release.code, release.line, name))
         if peak_bytes is not None:

@@ -23,6 +23,7 @@ from vram.torch_hooks.storages import living_tensors, storages_of
 from vram.torch_hooks.watchers import wrapped
 
 _MOST_READS = 32  # different ones of a storage; more are not told apart
+_MOST_STORAGES = 300_000  # at about 1 KiB each
 _OURS = str(Path(__file__).parents[2])
 _LOOKS = (_OURS, str(Path(torch.__file__).parent / "_subclasses"))  # at tensors, and not at what is in them
 # Methods that give a tensor's bytes to somebody whom no dispatch mode sees. Others of Tensor come to one of these.
@@ -179,6 +180,9 @@ class Uses:
         for key in results - given:
             if key not in self._uses:
                 self._uses[key] = Use(op, source, call)
+        if len(self._uses) > _MOST_STORAGES:
+            self._uses.clear()
+            self.failure = f"the sample makes more than {_MOST_STORAGES:,} tensors"
 
     def _used(self, key: int, view: View | None, call: int, *, is_view: bool, written: bool) -> None:
         use = self._uses.get(key)
