@@ -348,7 +348,7 @@ class RecordingSummary:
 
 
 def _apart(found: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """What a traced rerun found of garbage, and the rest."""
+    """Garbage that a traced rerun found, and the rest."""
     if found is None:
         return {}, None
     garbage = {name: found[name] for name in ("garbage", "no_garbage") if name in found}

@@ -103,7 +103,7 @@ class Evidence:
         return {source: until} if source in self.curve.ends else {}
 
     def untouched(self, key: int) -> Use | None:
-        """What was done with a storage of the run that stays inside, and that nothing changed; else None."""
+        """The use of a storage of the run that stays inside and that nothing changed; None of any other."""
         use = self.uses[key]
         known = bool(use.maker) and use.last_write < 0 and bool(use.reads) and self.stays_inside(key)
         return use if known else None
