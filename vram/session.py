@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -43,8 +44,7 @@ class SessionOptions:
 
     `card` is the one to forecast for. Snapshots for PyTorch's memory viewer go into the folder `snapshots`. Relative
     paths of budgets begin at the folder `root`. `headroom` is what accepted budgets allow above their figure; None
-    leaves what each has. With `breakdown` the highest sample of each recording, or of each that does
-    not grow, is run once more, traced.
+    leaves what each has. With `breakdown` the highest sample of each recording, or of each settled one, runs again.
     """
 
     device: str = "auto"
@@ -159,7 +159,8 @@ class VramSession:
         if self.options.breakdown == "always" or (self.options.breakdown and settled):
             from vram.explanation.peak import breakdown  # it needs the tracer, which imports torch
 
-            self._replace(recording, self.summary(recording).explained(*breakdown(recording)))
+            save = partial(self._save, f"{recording.name}-timeline") if self.options.breakdown == "always" else None
+            self._replace(recording, self.summary(recording).explained(*breakdown(recording, save)))
         elif self.options.breakdown:  # another run would only add to what it keeps
             self._replace(recording, self.summary(recording).explained(None, "it grows: no run has its peak again"))
         if settled:
@@ -289,8 +290,7 @@ class VramSession:
         __tracebackhide__ = True
         check = api.check_garbage(recording, limit)
         self._check(recording, check)
-        known = self.summary(recording).garbage
-        found = api.explained_garbage(recording, check, known)
+        found = api.explained_garbage(recording, check, self.summary(recording).garbage)
         self._replace(recording, self.summary(recording).with_garbage(found))
         api.raise_unless_passed(recording.title, check, found=found)
 

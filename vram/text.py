@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, repeat
+from itertools import chain, groupby, repeat
 from typing import TypeAlias
 from unicodedata import combining, east_asian_width
 
@@ -53,6 +53,23 @@ def rate_text(bytes_per_sample: float | None, interval_bytes: Sequence[float] = 
 def bare_seconds(seconds: float) -> str:
     """ "60", "1,260"; below ten with one digit: "0.5"."""
     return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.1f}".removesuffix(".0")
+
+
+def packed(values: Iterable[object]) -> str:
+    """ "4096x20 8192": twenty times 4096, then 8192; "-" is no figure."""
+    groups = [("-" if value is None else f"{value}", len(list(same))) for value, same in groupby(values)]
+    return " ".join(f"{value}x{times}" if times > 1 else value for value, times in groups)
+
+
+def unpacked(text: str, most: int) -> list[int]:
+    """Whole numbers behind `packed`, at most so many. Raises ValueError for anything else."""
+    numbers: list[int] = []
+    for word in text.split():
+        number, _, times = word.partition("x")
+        if not 0 < int(times or 1) <= most - len(numbers):
+            raise ValueError(f"more than {most} numbers")
+        numbers += [int(number)] * int(times or 1)
+    return numbers
 
 
 def apart(n_bytes: float | None, limit_bytes: float | None) -> tuple[str, str]:

@@ -49,10 +49,15 @@ def in_backward() -> bool:
 class Categories:
     """Follows one traced run, and says afterwards what each allocation was. Keeps no tensor and no module."""
 
-    def __init__(self, key_of: Callable[[torch.UntypedStorage], int | None]) -> None:
-        """`key_of` gives the number of a living storage's allocation in the trace."""
+    def __init__(
+        self,
+        key_of: Callable[[torch.UntypedStorage], int | None],
+        called: Callable[[Module], None] = lambda _: None,
+    ) -> None:
+        """`key_of` gives the number of a living storage's allocation in the trace; `called` gets the outermost module
+        of each call."""
         self._key_of = key_of
-        self.modules = RunningModules(self._enter, self._leave)
+        self.modules = RunningModules(self._enter, self._leave, called)
         self._known: dict[int, set[str]] = defaultdict(set)  # categories by key
         self._paths: dict[int, str] = {}  # of modules, by the key of their weights and buffers
         self._outputs: dict[int, bool] = {}  # ids of modules that make logits: whether these can be limited

@@ -34,10 +34,11 @@ class RunningModules:
         self,
         entered: Callable[[Module], None] = lambda _: None,
         left: Callable[[Module, Any, Any, bool], None] = lambda *_: None,
+        called: Callable[[Module], None] = lambda _: None,
     ) -> None:
-        """`entered` gets each root at its first call, `left` each module that returns: its arguments, its result, and
-        whether it is outermost."""
-        self._entered, self._left = entered, left
+        """`entered` gets each root at its first call, `called` at every one, `left` each module that returns: its
+        arguments, its result, and whether it is outermost."""
+        self._entered, self._left, self._called = entered, left, called
         self._running = _Running()
         self._paths: dict[int, tuple[weakref.ref[Module], str]] = {}  # by id
 
@@ -65,6 +66,8 @@ class RunningModules:
             self._name(module)
             path = self.path(module)
             self._entered(module)
+        if not places:
+            self._called(module)
         if path is None:  # made on the way, as no part of its root
             path = ".".join(filter(None, (places[-1][0], type(module).__name__)))
         places.append((path, next(_calls)))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vram.explanation.allocations import BEFORE, Allocation
 from vram.explanation.collected import explained_garbage, garbage_of, garbage_sample
 from vram.explanation.failures import attempt
 from vram.explanation.groups import by_line, shapes
+from vram.explanation.operations import timeline
 from vram.explanation.pieces import in_pieces
 from vram.explanation.suggested import suggested
 from vram.explanation.traced import run_traced
@@ -97,13 +99,17 @@ def explained_peak(
     return PeakExplanation(before_bytes, at_peak, note, min(others[0], before_bytes), others[1])
 
 
-def breakdown(recording: Recording) -> tuple[dict[str, Any] | None, str]:
+def breakdown(
+    recording: Recording, save: Callable[[dict[str, Any]], Path] | None = None
+) -> tuple[dict[str, Any] | None, str]:
     """`{"sample", "bytes", "lines": [{"line", "op", "dtype", "shape", "bytes", "count"}]}`, most bytes first, and "".
 
     What was alive before the sample is one line, "before the sample"; what is beyond 12 lines another, which has a key
     "lines" more, for how many they are. The key "breakdown" has the peak in pieces (`vram.summary.breakdown`), or
     "no_breakdown" why not; "garbage" or "no_garbage" are as `explained_garbage` has them, "suggestions" or
-    "no_suggestions" as `suggested` does. None, and why, where the step and the samples are not known any more, or where
+    "no_suggestions" as `suggested` does; "timeline" is that of `vram.summary.timeline`. `save` writes its snapshot for
+    PyTorch's memory viewer: "snapshot" is the path, or "no_snapshot" why there is none. None, and why, where the step
+    and the samples are not known any more, or where
     running it again raised. Raises nothing but KeyboardInterrupt.
     """
     rerunnable = rerunnable_of(recording)
@@ -111,7 +117,7 @@ def breakdown(recording: Recording) -> tuple[dict[str, Any] | None, str]:
         return None, "no peak was measured"
     if rerunnable is None:
         return None, "the step or its samples are gone"
-    found, error = attempt(lambda: _traced(rerunnable, recording, "requested_peak"))
+    found, error = attempt(lambda: _traced(rerunnable, recording, "requested_peak", save=save))
     at_peak, why = found or (None, f"the lines are not known: {error}")
     if at_peak is not None and not at_peak.keys() & {"garbage", "no_garbage"}:
         at_peak |= explained_garbage(recording)  # of another sample
@@ -119,7 +125,12 @@ def breakdown(recording: Recording) -> tuple[dict[str, Any] | None, str]:
 
 
 def _traced(
-    rerunnable: Rerunnable, recording: Recording, channel: str, sample: int | None = None
+    rerunnable: Rerunnable,
+    recording: Recording,
+    channel: str,
+    sample: int | None = None,
+    *,
+    save: Callable[[dict[str, Any]], Path] | None = None,
 ) -> tuple[dict[str, Any] | None, str]:
     """A breakdown, or None and why. A sample whose peak creeps is traced twice, for the first and the last shape."""
     peaks = recording.channels[channel]
@@ -136,14 +147,22 @@ def _traced(
                 return None, f"the lines are not known: run again, sample {number} raised {type(error).__name__}"
             alive = {key: one for key, one in tracer.keyed_at_peak().items() if one.n_bytes}
             traces.append(list(alive.values()))
+        snapshot = None if save is None else tracer.snapshot_of(traced.snapshot)
         ways_out = suggested(tracer, traced, rerunnable, recording, number)
     n_bytes = sum(one.n_bytes for one in traces[-1])
     at_peak = {"sample": number, "bytes": n_bytes, "lines": breakdown_lines(traces)}
     if channel in ("requested_peak", "allocated_peak") and sample is None:
         made, reason = in_pieces(alive, traced.categories, number, recording)
         at_peak |= {"no_breakdown": reason} if made is None else {"breakdown": made.to_json()}
+        at_peak |= {} if made is None else {"timeline": timeline(traced, number).to_json()}
+        at_peak |= {} if save is None or snapshot is None else _saved(snapshot, save)
         at_peak |= garbage_of(recording, traced, number) if garbage_sample(recording) == number else {}
     return at_peak | ways_out, ""
+
+
+def _saved(snapshot: dict[str, Any], save: Callable[[dict[str, Any]], Path]) -> dict[str, Any]:
+    path, error = attempt(lambda: save(snapshot))
+    return {"no_snapshot": error} if path is None else {"snapshot": str(path)}
 
 
 def breakdown_lines(traces: Sequence[Sequence[Allocation]]) -> list[dict[str, Any]]:

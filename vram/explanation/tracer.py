@@ -147,6 +147,10 @@ class TensorTracer:
         """The log for PyTorch's memory viewer: see `vram.explanation.snapshot`."""
         return viewer_snapshot(list(self.events), self.living())
 
+    def snapshot_of(self, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The snapshot of the last run, as `run` makes it of a log, or the allocator's own."""
+        return run()
+
     def _counts(self, storage: torch.UntypedStorage) -> bool:
         """A wrapper's storage has a size, and nothing behind it."""
         return has_bytes(storage)
@@ -235,6 +239,10 @@ class CudaTracer(TensorTracer):
             return super().snapshot()
         snapshot: dict[str, Any] = self._memory._snapshot()
         return snapshot
+
+    def snapshot_of(self, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """The allocator's snapshot."""
+        return super().snapshot_of(run) if self.without_history is not None else self.snapshot()
 
 
 class SimulatedTracer(TensorTracer):

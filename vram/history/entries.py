@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from vram.history.keys import Key, canonical, key_of, name_of
 from vram.summary import ChannelSummary, MarkedSummary, RecordingSummary
-from vram.summary.breakdown import Breakdown
+from vram.summary.breakdown import MOST_COMPACT_BYTES, Breakdown, json_bytes
 from vram.summary.breakdown import from_json as breakdown_from_json
 from vram.summary.parts import PEAK
 
@@ -66,6 +67,17 @@ class Entry:
         peak = self.channels.get(PEAK)
         return found if found is not None and peak is not None and peak.most_bytes == found.peak_bytes else None
 
+    @cached_property
+    def outline(self) -> tuple[tuple[int, int], ...]:
+        """The total over the sample of the peak: place in thousandths, bytes. Empty where there was no room for it."""
+        try:
+            points = [point.partition(":") for point in str((self.breakdown or {}).get("outline") or "").split()]
+            found = tuple((int(place), int(n_bytes)) for place, _, n_bytes in points)
+        except ValueError:
+            return ()
+        sound = all(0 <= place <= 1000 and 0 <= n_bytes < 2**63 for place, n_bytes in found)
+        return found if sound and list(found) == sorted(found, key=itemgetter(0)) else ()
+
     @property
     def outcome_text(self) -> str:
         """The outcome; for runs saved by earlier versions, which have none, the verdict."""
@@ -113,8 +125,18 @@ def of_summary(
         channels={name: _channel(channel) for name, channel in summary.channels.items()},
         seconds=_seconds(summary),
         outcome=summary.outcome,
-        breakdown=None if summary.breakdown is None else summary.breakdown.compact(),
+        breakdown=_breakdown(summary),
     )
+
+
+def _breakdown(summary: RecordingSummary) -> dict[str, Any] | None:
+    """The peak in pieces, and where those leave room the outline of its sample."""
+    if summary.breakdown is None:
+        return None
+    data = summary.breakdown.compact()
+    room = MOST_COMPACT_BYTES - json_bytes({**data, "outline": ""})
+    outline = "" if summary.timeline is None else summary.timeline.outline(room)
+    return {**data, "outline": outline} if outline else data
 
 
 def _channel(channel: ChannelSummary) -> Channel:

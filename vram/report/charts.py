@@ -6,13 +6,13 @@ size. Nothing here knows of HTML.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count, groupby, pairwise
 from math import ceil, floor
 from typing import Literal
 
-from vram.text import exact_text, size_text
+from vram.text import exact_text, packed, size_text
 from vram.units import format_bytes
 
 Figure = float | None  # None: not measured
@@ -85,12 +85,6 @@ class Chart:
         return max((len(level.text) for level in self.levels), default=0)
 
 
-def packed(values: Iterable[object]) -> str:
-    """ "4096x20 8192": twenty times 4096, then 8192; "-" is no figure."""
-    groups = [("-" if value is None else f"{value}", len(list(same))) for value, same in groupby(values)]
-    return " ".join(f"{value}x{times}" if times > 1 else value for value, times in groups)
-
-
 class Scale:
     """From bytes to places: the readings, and rules that are not far off, fill the plot."""
 
@@ -109,6 +103,11 @@ class Scale:
     def at(self, n_bytes: float) -> float:
         """The place of `n_bytes`, 0 at the top; outside 0 to 100 where it is beyond the plot."""
         return round(100 * (self._most - (n_bytes - self._base)) / (self._most - self._least), 2)
+
+    @property
+    def full_bytes(self) -> float:
+        """Bytes from the bottom of the plot to its top."""
+        return self._most - self._least
 
     def levels(self) -> tuple[list[Tick], str]:
         """At most six round levels in one unit, and what they are above where plain sizes would read alike, else ""."""

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from vram.history.compare import Change, Judged
 from vram.history.criteria import GROWTH, PEAK
-from vram.report.charts import Chart, Rule, Scale, Tick, packed, spots, staircase, stairs
+from vram.report.charts import Chart, Rule, Scale, Tick, spots, staircase, stairs
 from vram.report.dates import Axis
 from vram.report.icicle import Icicle, icicle
 from vram.report.series import Series, figure_text
+from vram.report.stacked import Stack, stacked
 from vram.summary import Check, RecordingSummary
 from vram.summary.difference import Moved
-from vram.text import size_text
+from vram.text import packed, size_text
 
 _LIVE = ("requested", "allocated", "driver", "reserved", "host")  # the first that was measured shows growth
 _PEAKS = ("requested_peak", "allocated_peak")
@@ -135,6 +136,17 @@ def icicles(one: RecordingSummary, judged: Judged | None) -> list[Icicle]:
             icicle(one.breakdown or difference.head, f"this run, sample {difference.head.sample}", most_bytes),
         ]
     return [] if one.breakdown is None else [icicle(one.breakdown, f"sample {one.breakdown.sample}")]
+
+
+def stack(one: RecordingSummary, judged: Judged | None) -> Stack | None:
+    """The sample of the peak over time, with the outline of its base; None where it was not traced."""
+    if one.timeline is None:
+        return None
+    base = None if judged is None else judged.base
+    if base is None or base.entry.breakdown is None:
+        return stacked(one.timeline)
+    outline = base.entry.outline
+    return stacked(one.timeline, outline, base.run, "" if outline else f"no outline of the base ({base.run}) is kept")
 
 
 def kept_icicles(one: RecordingSummary) -> list[Icicle]:

@@ -65,7 +65,7 @@ def _draw(
     narrow = [group for group in ranked if scale * _bytes(group[1]) < _LEAST]
     for name, group in ranked[: len(ranked) - len(narrow)]:
         n_bytes = _bytes(group)
-        of = _tone(name) if row == 1 else tone
+        of = tone_of(name) if row == 1 else tone
         width = round(scale * n_bytes, 2)
         text = f"{_size(n_bytes)} {name}" if len(levels) > 1 else _all(group)
         bars.append(Bar(row, round(scale * start_bytes, 2), width, name, text, of))
@@ -95,7 +95,8 @@ def _all(group: Sequence[Piece]) -> str:
     return "; ".join(f"{_size(piece.n_bytes)} {piece.text}" for piece in group[:4]) + ("; ..." if group[4:] else "")
 
 
-def _tone(category: str) -> int:
+def tone_of(category: str) -> int:
+    """The number of a category's colour."""
     return CATEGORIES.index(category) if category in CATEGORIES else len(CATEGORIES)
 
 

@@ -21,20 +21,63 @@
     return { names: runs.map((run) => `run ${run}`), at };
   };
 
+  const momentsOf = (plot) => {
+    const at = unpacked(plot.dataset.at), operations = Math.max(1, Number(plot.dataset.operations));
+    return {
+      names: at.map((count) => `after operation ${count.toLocaleString("en")}`),
+      at: at.map((count) => (100 * count) / operations),
+    };
+  };
+
+  // A timeline's bands, from the lowest: up and down go through them, Enter or a click opens the line of one.
+  const bandsOf = (plot) => {
+    const figure = plot.closest("figure"), lines = figure.querySelectorAll(".made > li");
+    const chosen = figure.querySelector(".chosen");
+    const events = [["made by", unpacked(plot.dataset.began)], ["freed, made by", unpacked(plot.dataset.ended)]];
+    const bands = [...figure.querySelectorAll(".legend [data-values]")].reverse().map((one) => ({
+      name: one.dataset.name, below: Number(one.dataset.below), values: unpacked(one.dataset.values),
+      largest: unpacked(one.dataset.largest), bytes: unpacked(one.dataset.bytes),
+    }));
+    let current = bands.length - 1;
+    const said = (index) => `${bands[current].name} ${bands[current].values[index].toLocaleString("en")} B`;
+    const item = (text, line) => {
+      const paragraph = document.createElement("p");
+      paragraph.append(text);
+      chosen.append(paragraph, ...(lines[line] ? [...lines[line].cloneNode(true).childNodes] : ["smaller lines"]));
+    };
+    return {
+      said,
+      move: (by) => { current = Math.max(0, Math.min(bands.length - 1, current + by)); },
+      point: (index, share) => {
+        let left = share * Number(plot.dataset.full);
+        const under = bands.findIndex((band) => (left -= band.values[index] - band.below) < 0);
+        if (under >= 0) current = under;
+      },
+      open: (index, name) => {
+        chosen.replaceChildren();
+        const band = bands[current];
+        if (band.values[index]) item(`${name}: ${said(index)}, most of it (${band.bytes[index].toLocaleString("en")} B) made by `, band.largest[index]);
+        for (const [word, line] of events) if (line[index] >= 0) item(`the operation: ${word} `, line[index]);
+        chosen.hidden = !chosen.hasChildNodes();
+      },
+    };
+  };
+
   const nearest = (places, place) => places.reduce(
     (best, at, index) => (Math.abs(at - place) < Math.abs(places[best] - place) ? index : best), 0);
 
   // A plot becomes a slider over its points when it is first reached, by the pointer or by the keyboard.
   const read = (plot) => {
     const values = unpacked(plot.dataset.values);
-    const { names, at } = plot.dataset.laps ? lapsOf(plot) : runsOf(plot);
+    const { names, at } = plot.dataset.at ? momentsOf(plot) : plot.dataset.laps ? lapsOf(plot) : runsOf(plot);
+    const bands = plot.dataset.at ? bandsOf(plot) : null;
     const cursor = document.createElement("span"), output = document.createElement("output");
     cursor.className = "cursor";
     let chosen = values.length - 1;
     const show = (index) => {
       chosen = Math.max(0, Math.min(values.length - 1, index));
       const value = values[chosen];
-      const text = `${names[chosen]}: ${value === null ? "not measured" : `${value.toLocaleString("en")} B`}`;
+      const text = `${names[chosen]}: ${value === null ? "not measured" : `${value.toLocaleString("en")} B`}${bands ? `; ${bands.said(chosen)}` : ""}`;
       cursor.style.left = `${at[chosen]}%`;
       output.textContent = text;
       output.style.left = `clamp(-3rem, calc(${at[chosen]}% - 5rem), calc(100% - ${text.length * 0.55}em))`;
@@ -46,16 +89,27 @@
     const moves = { ArrowLeft: () => chosen - 1, ArrowRight: () => chosen + 1, Home: () => 0, End: () => values.length - 1 };
     plot.setAttribute("aria-valuemin", 0);
     plot.setAttribute("aria-valuemax", values.length - 1);
-    plot.addEventListener("pointermove", (event) => {
-      const box = plot.getBoundingClientRect();
-      show(nearest(at, (100 * (event.clientX - box.left)) / box.width));
-    });
+    const follow = (event) => {
+      const box = plot.getBoundingClientRect(), index = nearest(at, (100 * (event.clientX - box.left)) / box.width);
+      if (bands) bands.point(index, 1 - (event.clientY - box.top) / box.height);
+      show(index);
+    };
+    plot.addEventListener("pointermove", follow);
+    if (bands) {
+      plot.addEventListener("click", (event) => {
+        follow(event);
+        bands.open(chosen, names[chosen]);
+      });
+    }
     plot.addEventListener("pointerleave", hide);
     plot.addEventListener("blur", hide);
     plot.addEventListener("keydown", (event) => {
-      if (!(event.key in moves)) return;
+      const by = bands ? { ArrowUp: 1, ArrowDown: -1 }[event.key] : 0;
+      if (by) bands.move(by);
+      else if (bands && event.key === "Enter") bands.open(chosen, names[chosen]);
+      else if (!(event.key in moves)) return;
       event.preventDefault();
-      show(moves[event.key]());
+      show(event.key in moves ? moves[event.key]() : chosen);
     });
     return show;
   };
@@ -63,7 +117,7 @@
     plot.tabIndex = 0;
     plot.setAttribute("role", "slider");
     plot.setAttribute("aria-valuenow", 0);
-    plot.setAttribute("aria-valuetext", "arrow keys go through the runs");
+    plot.setAttribute("aria-valuetext", plot.dataset.at ? "arrow keys go through operations and categories, Enter shows the line" : "arrow keys go through the runs");
     let show = null;
     const begin = (event) => {
       show = show || read(plot);

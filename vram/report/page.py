@@ -26,6 +26,7 @@ from vram.summary.difference import signed
 from vram.text import apart, size_text
 
 # Nothing is fetched, and nothing runs but our one script, known by its hash.
+_MOST_TIMELINES = 30  # of some 20 to 40 kB each
 _POLICY = "default-src 'none'; script-src {}; style-src 'unsafe-inline'"
 
 
@@ -78,10 +79,12 @@ def _templates() -> Environment:
         "change_text": figures.change_text,
         "shares": figures.shares,
         "icicles": figures.icicles,
+        "stack": figures.stack,
         "kept_icicles": figures.kept_icicles,
         "differing": figures.differing,
         "signed": signed,
         "RECENT": RECENT,
+        "MOST_TIMELINES": _MOST_TIMELINES,
     }
     return environment
 

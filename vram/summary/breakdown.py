@@ -30,7 +30,7 @@ OUTSIDE = "(outside modules)"
 UNTRACED = "not traced"
 _LINE = re.compile(r"(.*):(\d+)(?: (.*))?")
 _MOST_PIECES = 150  # in a report
-_MOST_COMPACT_BYTES = 3000  # of JSON, in an entry of the history
+MOST_COMPACT_BYTES = 3000  # of JSON, in an entry of the history
 _FIELDS = ("n_bytes", "count", "line", "op", "dtype", "shape", "module", "category")
 
 
@@ -135,7 +135,7 @@ class Breakdown(InPieces):
         """The same for the history, in at most 3 KB of JSON: a text a piece, with numbers for the texts in it."""
         for most in (len(self.pieces), 64, 48, 36, 28, 22, 17, 13, 10, 7, 4, 2, 0):
             data = _packed(self, folded(self.pieces, most)) if most <= len(self.pieces) else None
-            if data is not None and _json_bytes(data) <= _MOST_COMPACT_BYTES:
+            if data is not None and json_bytes(data) <= MOST_COMPACT_BYTES:
                 return data
         return _packed(self, folded(self.pieces, 0))
 
@@ -212,7 +212,8 @@ def whole_number(value: Any) -> int:
     return value
 
 
-def _json_bytes(data: Mapping[str, Any]) -> int:
+def json_bytes(data: Mapping[str, Any]) -> int:
+    """Bytes of it in a file."""
     return len(json.dumps(data, separators=(",", ":")))
 
 

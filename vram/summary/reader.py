@@ -14,6 +14,7 @@ from vram.summary.marked import MarkedSummary
 from vram.summary.parts import PEAK, ChannelSummary, Check, RatioSummary
 from vram.summary.recording import OWN_KEYS, RecordingSummary
 from vram.summary.run import SCHEMA, Failure, RunSummary
+from vram.summary.timeline import timeline_from_json
 
 _NUMBER, _COUNT, _TEXT = (int, float, type(None)), (int, type(None)), (str, type(None))
 _ANY = ...  # a dictionary's key that stands for each
@@ -141,6 +142,9 @@ def recording_from_json(data: Mapping[str, Any]) -> RecordingSummary:
     _fits((data.get("at_peak") or {}).get("suggestions") or [], [_SUGGESTION], f"suggestions of {at}")
     for name, read in (("at_peak", from_json), ("explanation", kept_from_json)):
         _fit_pieces((data.get(name) or {}).get("breakdown"), read, f"the breakdown in {name} of {at}")
+    timeline = (data.get("at_peak") or {}).get("timeline")
+    if timeline is not None:
+        _read(timeline, timeline_from_json, f"the timeline of {at}")
     _fit_pieces(data.get("garbage"), kept_from_json, f"the garbage of {at}")
     known = {name: value for name, value in _only(RecordingSummary, data).items() if value is not None}
     return RecordingSummary(
@@ -217,10 +221,14 @@ def _fit_explanation(explanation: object, at: str) -> None:
 def _fit_pieces(data: Any, read: Callable[[Any], object], at: str) -> None:
     if data is None:
         return
+    _read(data, read, at)
+    for name in ("by_category", "by_module"):
+        _fits(data.get(name), {_ANY: int}, f"{name} of {at}"[:80])
+
+
+def _read(data: Any, read: Callable[[Any], object], at: str) -> None:
     try:
         read(data)
-        _fits(data["by_category"], {_ANY: int})
-        _fits(data["by_module"], {_ANY: int})
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{at} can't be read: {error}") from None
 

@@ -11,6 +11,7 @@ from vram.summary.at_peak import at_peak_lines, way_out_lines
 from vram.summary.breakdown import Breakdown, from_json
 from vram.summary.kept import Kept, garbage_lines, kept_from_json
 from vram.summary.parts import GARBAGE, PEAK, ChannelSummary, Check, RatioSummary
+from vram.summary.timeline import Timeline, timeline_from_json
 from vram.text import apart, rate_text, size_text
 from vram.units import format_bytes
 
@@ -305,6 +306,17 @@ class RecordingSummary:
         """Pieces of the peak; None where that was not traced, or does not add up."""
         data = (self.at_peak or {}).get("breakdown")
         return None if data is None else from_json(data)
+
+    @cached_property
+    def timeline(self) -> Timeline | None:
+        """The sample of the peak, operation by operation; None where the peak has no breakdown."""
+        data = (self.at_peak or {}).get("timeline")
+        return None if data is None else timeline_from_json(data)
+
+    @property
+    def timeline_snapshot(self) -> str:
+        """Path of the timeline's file for PyTorch's memory viewer; "" where none was written."""
+        return str((self.at_peak or {}).get("snapshot") or "")
 
     @cached_property
     def growth_kept(self) -> Kept | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,37 @@ def test_it_fits_any_width(page: Any, scheme: str, report: Json, history: Histor
         assert path.stat().st_size > 10_000
 
 
+def test_a_timeline_says_line_and_stack(page: Any, wrong: list[str]) -> None:
+    """Under the pointer: the operation, all that is alive and the category. A click opens the line of the band and of
+    the operation, with its stack; the keyboard goes through operations and categories, Enter opens. Names are text."""
+    figure = page.locator("#recording-2 figure.stack")
+    plot, chosen = figure.locator(".plot"), figure.locator(".chosen")
+    plot.scroll_into_view_if_needed()
+    assert not chosen.is_visible()
+    box, peak = plot.bounding_box(), figure.locator("path.dots").bounding_box()
+    over = (peak["x"] + 2, (peak["y"] + box["y"] + box["height"]) / 2)
+    page.mouse.click(*over)
+    found = chosen.inner_text()
+    assert found.startswith("after operation 1: other ")
+    assert "1,024 B, most of it (1,024 B) made by" in found
+    assert "test_suite.py:17 answer: aten.zeros float32 [256]" in found
+    assert re.search(r"\n\S*test_suite.py:17 answer", found.partition("aten.zeros")[2])  # its stack
+    assert "the operation: made by" in found
+    assert plot.locator("output").inner_text().startswith("after operation 1: ")
+    plot.press("Home")
+    assert plot.get_attribute("aria-valuetext").startswith("after operation 0: ")
+    categories = []
+    for key in ("ArrowDown", "ArrowDown", "ArrowDown", "ArrowUp"):
+        plot.press(key)
+        categories.append(plot.get_attribute("aria-valuetext").partition("; ")[2].partition(" ")[0])
+    assert categories[-1] == "other"
+    plot.press("ArrowRight")
+    plot.press("Enter")
+    assert chosen.inner_text() == found
+    assert page.evaluate("window.hacked") is None
+    assert wrong == []
+
+
 def test_it_is_whole_without_scripts(browser: Any, written: Path) -> None:
     """Where scripts are blocked, as by viewers of CI artefacts: text, charts and folds are there, the theme's button is
     not."""
@@ -153,4 +185,8 @@ def test_it_is_whole_without_scripts(browser: Any, written: Path) -> None:
     opened.locator(f"{QUIET} > summary").click()
     assert opened.locator(f"{QUIET} .plot").first.is_visible()
     assert not opened.locator("#theme").is_visible()
+    figure = opened.locator("#recording-2 figure.stack")
+    assert figure.locator("path.band").last.bounding_box()["height"] > 20
+    figure.locator("summary").click()
+    assert "test_suite.py:17 answer" in figure.locator(".made").inner_text()
     context.close()

@@ -18,11 +18,12 @@ from tests.vram.history.made import entry as made_entry
 from tests.vram.report.conftest import HOSTILE, MIB, Json, mode_of, page_of, with_peak
 from tests.vram.report.matrix import visible_text
 from vram.cli import main
+from vram.history.entries import of_summary
 from vram.history.runs import History, Run
 from vram.report.gathered import gathered
 from vram.report.markdown import MOST_LINES, escaped, markdown
 from vram.report.page import html
-from vram.summary.reader import run_from_json
+from vram.summary.reader import recording_from_json, run_from_json
 
 
 class Read(HTMLParser):
@@ -406,6 +407,33 @@ def test_hundreds_of_recordings_are_one_page(report: Json, history: History) -> 
     assert head.count("<li>") == 300 + 2
     assert "and 288 more" in head
     assert "and 260 more recordings" in text
+
+
+def test_a_page_has_a_bounded_number_of_timelines(report: Json) -> None:
+    """Those of the first 30 recordings, which need attention before others; of the rest it is said where they are."""
+    modes = [{**mode_of(report, "quiet"), "mode": f"quiet {number}"} for number in range(33)]
+    text = html(page_of({**report, "modes": modes, "tests": []}))
+    assert text.count('<figure class="chart stack"') == 30
+    assert text.count("Its timeline is in the JSON report: the page has those of the first 30 recordings.") == 3
+    without = html(page_of({**report, "modes": [{**modes[0], "at_peak": None}], "tests": []}))
+    assert "Its timeline" not in without
+    assert '<figure class="chart stack"' not in without
+
+
+def test_the_timeline_of_a_base_is_an_outline(report: Json) -> None:
+    """Where the base's entry has one; else it is said, and without a base nothing is."""
+    mode = mode_of(report, "quiet")
+    before = with_peak(mode, mode["peak_bytes"] + 1024)  # not the saved run that the report is of
+    entry = of_summary(recording_from_json(before), report["environment"], "test")
+    assert entry.outline
+    without = replace(entry, breakdown={**(entry.breakdown or {}), "outline": ""})
+    shown = []
+    for base in (entry, without):
+        runs = [Run("m/0001_x.json", "2026-01-01", "", False, [base])]
+        shown.append(visible_text(html(page_of(report, History(runs), "quiet"))))
+    shown.append(visible_text(html(page_of(report, None, "quiet"))))
+    assert ["base (run 0001), total" in text for text in shown] == [True, False, False]
+    assert ["no outline of the base (run 0001) is kept" in text for text in shown] == [False, True, False]
 
 
 def test_a_history_of_any_kind_is_drawn() -> None:
