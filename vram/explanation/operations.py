@@ -139,7 +139,7 @@ class _Replay:
         return states
 
     def made(self, line: _Line) -> Made:
-        """What is said of a line."""
+        """The text of a line, and its stack."""
         alike = list(self._alike[line].values())
         first = alike[0]
         piece = Piece(
