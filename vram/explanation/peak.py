@@ -109,8 +109,7 @@ def breakdown(
     "no_breakdown" why not; "garbage" or "no_garbage" are as `explained_garbage` has them, "suggestions" or
     "no_suggestions" as `suggested` does; "timeline" is that of `vram.summary.timeline`. `save` writes its snapshot for
     PyTorch's memory viewer: "snapshot" is the path, or "no_snapshot" why there is none. None, and why, where the step
-    and the samples are not known any more, or where
-    running it again raised. Raises nothing but KeyboardInterrupt.
+    and the samples are not known any more, or where running it again raised. Raises nothing but KeyboardInterrupt.
     """
     rerunnable = rerunnable_of(recording)
     if "requested_peak" not in recording.channels:
