@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vram.frames import Frame, frame_here
+from vram.simulated.by_tensor import ByStorage
 from vram.simulated.operations import tensors, written_arguments
 
 Assumption = tuple[str, str]  # in words, and the line that made it
@@ -36,30 +36,6 @@ _SAME, _NOT = ("aten::all", "aten::any"), ("aten::logical_not", "aten::bitwise_n
 _AND, _OR = ("aten::logical_and", "aten::bitwise_and"), ("aten::logical_or", "aten::bitwise_or")
 
 
-class _ByStorage:
-    """Something for each storage, as long as it lives; every view of it has the same."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[weakref.ref[torch.UntypedStorage], Any]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._known)
-
-    def get(self, tensor: Tensor) -> Any:
-        if not self._known or tensor.layout is not torch.strided:
-            return None
-        return self._known.get(tensor.untyped_storage()._cdata, (None, None))[1]
-
-    def put(self, tensor: Tensor, value: Any) -> None:
-        storage = tensor.untyped_storage()
-        address = storage._cdata
-        self._known[address] = weakref.ref(storage, lambda _: self._known.pop(address, None)), value
-
-    def drop(self, tensor: Tensor) -> None:
-        if self._known and tensor.layout is torch.strided:
-            self._known.pop(tensor.untyped_storage()._cdata, None)
-
-
 class Assumptions:
     """Which values are assumed, and which tensors of any size are assumed true, or false, throughout.
 
@@ -68,8 +44,8 @@ class Assumptions:
 
     def __init__(self, note: Callable[[str, str], None]) -> None:
         self._note = note
-        self._of_values = _ByStorage()  # by the storage of a value: what it follows from
-        self._uniform = _ByStorage()  # by the storage of a fake tensor: True or False, and what that follows from
+        self._of_values = ByStorage()  # by the storage of a value: what it follows from
+        self._uniform = ByStorage()  # by the storage of a fake tensor: True or False, and what that follows from
 
     def make(self, value: Tensor, words: str) -> None:
         """`value` is assumed, by the operation that runs."""

@@ -50,8 +50,8 @@ _NO_GPU = (
 )
 
 _STREAMS = (
-    "simulated CUDA does not model backward passes where the program has made streams of its own: train on the default "
-    "stream, or measure on a GPU"
+    "simulated CUDA does not model backward passes on another stream than the default one, nor of what ran there since "
+    "the simulation was made: train on the default stream, or measure on a GPU"
 )
 
 
@@ -101,7 +101,7 @@ class Engine:
         """Stand in for `torch.autograd.graph._engine_run_backward`."""
         if torch._C._functorch.peek_interpreter_stack() is not None:
             raise NotImplementedError(_FUNCTIONAL)
-        if not self._card.streams.is_one:
+        if not self._card.streams.may_run_backward:
             raise NotImplementedError(_STREAMS)
         if torch.version.cuda and not has_gpu():
             raise NotImplementedError(_NO_GPU)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Self, TypeVar
@@ -22,22 +21,31 @@ from vram.simulated.allocator_settings import environment_settings
 from vram.simulated.backward import Engine
 from vram.simulated.cuda_api import cuda_places, settings_by_call
 from vram.simulated.device import DEVICE, other_card
+from vram.simulated.fake_results import check_results
 from vram.simulated.functions import CardFunctions
 from vram.simulated.kernels.attention import FusedAttention, parts
 from vram.simulated.kernels.call import Steps
 from vram.simulated.kernels.composite import COMPOSED, ONE_KERNEL, RMS_NORM, grouped_product, rms_norm
 from vram.simulated.kernels.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
-from vram.simulated.kernels.scratch import Call, allocated, around, made_last, preparation, scratch
+from vram.simulated.kernels.scratch import (
+    Call,
+    allocated,
+    around,
+    made_last,
+    preparation,
+    scratch,
+    takes_result_alone,
+)
 from vram.simulated.kernels.uncounted import bound, operand_bytes, whose_memory
 from vram.simulated.known_values import KnownValues
 from vram.simulated.modes import CardMode, Elsewhere, Follow
-from vram.simulated.operations import is_custom, is_quantised, tensors, touches_real_memory_alone, unmodelled
+from vram.simulated.operations import is_quantised, tensors, touches_real_memory_alone, unmodelled, warn_of_custom
 from vram.simulated.remarks import Remarks, Uncounted
 from vram.simulated.replacements import replaced
 from vram.simulated.serialization import Storages, file_places
 from vram.simulated.streams import Streams
 from vram.simulated.torch_api import torch_places
-from vram.simulated.torch_build import check, fill_cuda_guard, leave_whole, made_on_the_cpu, release
+from vram.simulated.torch_build import check, fill_cuda_guard, leave_whole, made_on_the_cpu, release, warn_untested
 from vram.simulated.trace import Scratch
 from vram.torch_hooks.storages import LivingStorages
 from vram.torch_hooks.watchers import hooked
@@ -46,7 +54,6 @@ __all__ = ["DEVICE", "TOKEN", "SimulatedCuda", "simulated_cuda"]
 
 _T = TypeVar("_T")
 TOKEN = 7  # what argmax and multinomial choose: no end of a sentence, in any tokenizer we know of
-_TESTED = ((2, 11), (2, 13), (2, 14))
 _aten = torch.ops.aten
 _MASKED = {_aten.index.Tensor, _aten.masked_select.default}
 _PACKED = _aten._pack_padded_sequence.default  # of recurrent networks, which are refused
@@ -55,8 +62,6 @@ _ALIGNED = _aten._nested_tensor_from_mask_left_aligned.default
 _VERSION = release()
 _GROUPED = _aten._grouped_mm.default
 _GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
 _inside: list[SimulatedCuda] = []  # the one that is entered
 
 
@@ -81,7 +86,8 @@ class SimulatedCuda:
         `device`: whose tensors are followed; the CPU's, to compare with what a real run on it allocates.
         """
         check(COMPOSED)
-        _warn_untested()
+        check_results()
+        warn_untested()
         self.card = find_card(card) if isinstance(card, str) else card
         settings = settings_by_call(environment_settings(os.environ))
         self.allocator = CachingAllocator(self.card.total_bytes, self.card.context_bytes, settings=settings)
@@ -89,7 +95,7 @@ class SimulatedCuda:
         # If set, called with an operation's name and its result wherever a storage is taken: the tag of its block.
         self.describe: Callable[[str, Tensor], object] | None = None
         self.in_kernel = False  # whether what is taken is scratch memory of an operation's kernel
-        self._mode = CardMode(allow_non_fake_inputs=True)
+        self._mode = CardMode()
         self._known_values = KnownValues(self._mode, token, self._assume)
         self._remarks: list[Remarks] = []
         # Held during an operation, as fake tensors' mode is not for several threads. Finalizers may come in between.
@@ -98,7 +104,7 @@ class SimulatedCuda:
         self.streams = Streams()
         self._has_workspaces = cublas_workspace
         # Those that are taken: by library, stream, and whether it is autograd's thread that has the handle.
-        self._workspaces: dict[tuple[str, int, bool], Block] = {}  # by library, stream, and whether autograd's thread
+        self._workspaces: dict[tuple[str, int, bool], Block] = {}
         self._depth = 0
         self.engine = Engine(self)
         self._modes = ExitStack()
@@ -230,14 +236,18 @@ class SimulatedCuda:
             return self._run(func, args, kwargs)
 
     def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        operands = list(tensors((args, kwargs)))
-        may_be_real = self.device.type == "cuda" and func is not _LIFTED
-        if may_be_real and touches_real_memory_alone(func, operands, args, kwargs):
+        operands = tensors((args, kwargs))
+        self.streams.note_graph(operands)
+        if (
+            self.device.type == "cuda"
+            and func is not _LIFTED
+            and touches_real_memory_alone(func, operands, args, kwargs)
+        ):
             with _disable_current_modes():
                 return func(*args, **kwargs)
         if func is _PACKED or is_quantised(func, operands, kwargs):
             raise unmodelled(func, args)
-        if any(not isinstance(tensor, FakeTensor) for tensor in operands):
+        if not all(type(tensor) is FakeTensor or isinstance(tensor, FakeTensor) for tensor in operands):
             args, kwargs = self._known_values.faked(args), self._known_values.faked(kwargs)
         if func is _ALIGNED:
             return False  # of nn.TransformerEncoder's fused path, which is not taken
@@ -251,14 +261,18 @@ class SimulatedCuda:
             result = self._known_values.run(_aten.mul.Tensor, args, kwargs)
         else:
             result = self._known_values.run(func, args, kwargs)
-        self._count(Call(func, args, kwargs, result, self.card, _VERSION, self._known_values.of), operands)
+        if takes_result_alone(func):
+            for tensor in tensors(result):
+                self._see(tensor, func)
+        else:
+            self._count(Call(func, args, kwargs, result, self.card, _VERSION, self._known_values.of), operands)
         return result
 
     def _count(self, call: Call, operands: list[Tensor]) -> None:
         """Take what an operation allocates: before its result, the result, and what the kernel needs meanwhile."""
         func, args, kwargs, result = call[:4]
         on_card = self.device.type == "cuda"
-        made = list(tensors(allocated(func, result, args) if on_card else result))
+        made = tensors(allocated(func, result, args) if on_card else result)
         on_card = on_card and any(tensor.device == self.device for tensor in (*operands, *made))
         if on_card:
             around_result = self._run_besides(around(call))
@@ -269,7 +283,7 @@ class SimulatedCuda:
                 around_result.clear()
             self._see(tensor, func)
         if on_card:
-            _warn_of_custom(func)
+            warn_of_custom(func)
             self._take_parts(func, args, result)
             meanwhile = self._run_besides(scratch(call))
             if self._has_workspaces and is_product(func):
@@ -377,24 +391,3 @@ def simulated_cuda(card: str) -> SimulatedCuda:
     cuda = SimulatedCuda(card)
     cuda.take_workspace()
     return cuda
-
-
-def _warn_of_custom(func: Any) -> None:
-    """Warn of another library's operation: fake tensors run the rule for the look of its result, not the kernel."""
-    if is_custom(func):
-        warnings.warn(
-            f"simulated CUDA counts what {func} at {line_here()} returns, not what its kernel takes meanwhile: call "
-            "the function that it is made of, or measure on a GPU",
-            stacklevel=6,
-        )
-
-
-@functools.cache
-def _warn_untested() -> None:
-    if release() not in _TESTED:
-        tested = ", ".join(f"{major}.{minor}" for major, minor in _TESTED)
-        warnings.warn(
-            f"simulated CUDA is tested with torch {tested}, not {torch.__version__}: unchecked are fake "
-            "tensors, the dispatch of composite operations and the allocator's rules",
-            stacklevel=4,
-        )

@@ -59,6 +59,8 @@ class CardFunctions(TorchFunctionMode):
             raise error.with_traceback(None)  # noqa: B904 (it is the same)
 
     def _call(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if func not in _SPECIAL:
+            return self._on_card(func, *_with_indices(args, kwargs))
         if func in _OF_REAL_MEMORY and all(map(is_real, operands := list(filter(_is_tensor, args)))):
             self.known_values.refuse_lost(operands, f"Tensor.{func.__name__}")
             with _disable_current_modes():
@@ -74,17 +76,22 @@ class CardFunctions(TorchFunctionMode):
     def _on_card(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """The function itself, on the card where that is named."""
         try:
-            with self._turn() if any(map(names_the_card, (*args[1:], kwargs.get("device")))) else nullcontext():
-                if func in _SEEN_WHOLE and not torch.is_grad_enabled() and not any(map(_dispatches, args)):
-                    with torch._C._AutoDispatchBelowAutograd():
-                        return func(*args, **kwargs)
-                return func(*args, **kwargs)
+            if self._turn is not nullcontext and any(map(names_the_card, (*args[1:], kwargs.get("device")))):
+                with self._turn():
+                    return self._whole(func, args, kwargs)
+            return self._whole(func, args, kwargs)
         except torch.OutOfMemoryError:
             raise  # a RuntimeError too
         except RuntimeError as error:
             if any(words in str(error) for words in _WITHOUT_BYTES):
                 raise unmodelled(torch.overrides.resolve_name(func), args) from error
             raise
+
+    def _whole(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        if func in _SEEN_WHOLE and not torch.is_grad_enabled() and not any(map(_dispatches, args)):
+            with torch._C._AutoDispatchBelowAutograd():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def _dispatches(value: Any) -> bool:
@@ -266,3 +273,5 @@ _REWRITES: dict[Any, _Rewrite] = {
     torch.tensor: _from_lists,
     torch.as_tensor: _from_lists,
 }
+
+_SPECIAL = frozenset({*_OF_REAL_MEMORY, *_HANDLERS, *_REWRITES})

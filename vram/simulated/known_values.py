@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,15 +14,16 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
-    FakeTensorMode,
     UnsupportedOperatorException,
 )
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_map, tree_map_only
-from torch.utils.weak import WeakIdKeyDictionary
 
 from vram.frames import line_here
 from vram.simulated.assumptions import Assumptions
+from vram.simulated.by_tensor import ByTensor
+from vram.simulated.fake_results import MISSING
+from vram.simulated.modes import CardMode
 from vram.simulated.operations import (
     is_real,
     makes_views,
@@ -35,6 +36,7 @@ from vram.simulated.value_rules import (
     MOST_ELEMENTS,
     assumed_indices,
     choice_text,
+    follows_operands,
     from_nothing,
     is_drawn,
     is_small,
@@ -64,13 +66,13 @@ class KnownValues:
     called with the words and the line of an assumption that a read depends on.
     """
 
-    def __init__(self, mode: FakeTensorMode, token: int, note: Callable[[str, str], None]) -> None:
+    def __init__(self, mode: CardMode, token: int, note: Callable[[str, str], None]) -> None:
         self._mode, self.token = mode, token
         self._assumptions = Assumptions(note)
         # Not among the tensors' own attributes, which a copy of a module copies.
-        self._values: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
+        self._values = ByTensor()
         # For views without a known value, as too large ones: the value of the tensor that they are views of.
-        self._behind: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
+        self._behind = ByTensor()
         # Addresses of storages of values that something unknown was written into; others may be there later.
         self._lost: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -80,6 +82,10 @@ class KnownValues:
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """The operation on fake tensors; on values, where it reads them. Raises UnknownValue."""
+        if follows_operands(func) and any(self.of(tensor) is None for tensor in tensors((args, kwargs))):
+            result = self._mode.repeated(func, args, kwargs)
+            if result is not MISSING:
+                return self._with_value(func, args, kwargs, result, None)
         if func is _aten._local_scalar_dense.default:
             return self._number(func, args, kwargs)
         if func in _SET:
@@ -110,10 +116,14 @@ class KnownValues:
         except Exception:  # refused for fake tensors; perhaps not for the values
             self._forget_written(func, args, kwargs)
             raise
-        if func in _VIEWS:
-            result = with_real_strides(args[0], result)
         if not writes:
             value = self._value_of_small(func, args, kwargs, result)
+        return self._with_value(func, args, kwargs, result, value)
+
+    def _with_value(self, func: Any, args: Any, kwargs: Any, result: Any, value: Any) -> Any:
+        """The result of an operation, once its value is noted, as far as that is known or assumed."""
+        if func in _VIEWS:
+            result = with_real_strides(args[0], result)
         self._attach(func, args, kwargs, result, value)
         if makes_views(func):
             self._link_views(args[0], result)
@@ -145,8 +155,8 @@ class KnownValues:
     def _set(self, func: Any, args: Any) -> Any:
         """`tensor.set_(storage, ...)`: from now on it has the value of other tensors on that storage."""
         tensor, storage = args[:2]
-        self._values.pop(tensor, None)
-        self._behind.pop(tensor, None)
+        self._values.pop(tensor)
+        self._behind.pop(tensor)
         cached, self._mode.cache_enabled = self._mode.cache_enabled, False  # it would keep the storage for good
         try:
             func(*args)
@@ -166,7 +176,7 @@ class KnownValues:
     def _value_on(self, storage: torch.UntypedStorage) -> Tensor | None:
         """The value of a tensor on that storage, or of one that it is a view of; None where there is none."""
         for known in (self._values, self._behind):
-            for tensor, value in list(known.items()):
+            for tensor, value in known.items():
                 if tensor.layout is torch.strided and tensor.untyped_storage()._cdata == storage._cdata:
                     return value
         return None
@@ -187,12 +197,12 @@ class KnownValues:
                     self._behind[view] = value
 
     def _value_behind(self, tensor: Tensor) -> Tensor | None:
-        value: Tensor | None = self._values.get(tensor)
+        value = self._values.get(tensor)
         return self._behind.get(tensor) if value is None else value
 
     def of(self, tensor: Tensor) -> Tensor | None:
         """The value of `tensor`, on the CPU; None where it is not known."""
-        value: Tensor | None = self._values.get(tensor)
+        value = self._values.get(tensor)
         return None if value is None or self._is_lost(value) else value
 
     def _is_lost(self, value: Tensor) -> bool:
@@ -245,7 +255,7 @@ class KnownValues:
             except (NotImplementedError, RuntimeError):
                 self._forget_written(func, args, kwargs)
                 return None
-        operands = list(tensors((real_args, real_kwargs)))
+        operands = tensors((real_args, real_kwargs))
         self._assumptions.follow(operands, [*tensors(value), *(operands if func._schema.is_mutable else ())])
         return value
 
@@ -253,7 +263,7 @@ class KnownValues:
         """Whether the operation can run on values; `like`: the pattern of one that reads none."""
         if is_drawn(func):
             return False
-        operands = list(tensors((args, kwargs)))
+        operands = tensors((args, kwargs))
         values = [self.of(tensor) for tensor in operands]
         if like is None:
             known = all(value is not None for value in values) if operands else from_nothing(func, args, kwargs)
@@ -273,7 +283,7 @@ class KnownValues:
             return
         value = self.of(data)
         if value is None:
-            self._values.pop(tensor, None)
+            self._values.pop(tensor)
         else:
             self._values[tensor] = value
 
@@ -281,7 +291,7 @@ class KnownValues:
     def swapping(self, first: Tensor, second: Tensor) -> Iterator[None]:
         """Entered around the swap of two tensors' contents, which torch refuses where one is held weakly."""
         both = self._values, self._behind
-        before = [(known, known.pop(first, None), known.pop(second, None)) for known in both]
+        before = [(known, known.pop(first), known.pop(second)) for known in both]
         yield
         for known, of_first, of_second in before:
             for tensor, value in ((second, of_first), (first, of_second)):
@@ -343,6 +353,8 @@ class KnownValues:
                     indices = indices + (args[0].shape[-1] - result.shape[-1])
             self._assumptions.make(indices, choice_text(func, self.token))
             return indices
+        if result.dtype != torch.bool:
+            return None
         with _disable_current_modes():
             return self._assumptions.uniform_value(func, args, result, self.of, MOST_ELEMENTS)
 

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from vram.frames import line_here
 from vram.simulated.backward import Engine
+from vram.simulated.fake_results import MISSING, FakeResults
 from vram.simulated.kernels.composite import COMPOSED, RMS_NORM
 from vram.simulated.operations import tensors, unmodelled
 from vram.simulated.serialization import NO_BYTES
@@ -20,6 +21,7 @@ from vram.torch_hooks.dispatch import DispatchMode, LeavingSubclasses, composite
 
 _aten = torch.ops.aten
 _LINEAR = _aten.linear.default
+_DEVICE_OF = torch.ops.prim.device.default
 
 
 class Simulation(Protocol):
@@ -37,10 +39,29 @@ class Simulation(Protocol):
         ...
 
 
-class CardMode(FakeTensorMode):  # type: ignore[no-untyped-call]
+class CardMode(DispatchMode, FakeTensorMode):
     """Fake tensors that work inside their simulation only: nobody counts what they make elsewhere."""
 
     _open = False
+
+    def __init__(self) -> None:
+        FakeTensorMode.__init__(self, allow_non_fake_inputs=True)
+        self._results = FakeResults(self)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.cache_enabled and (result := self._results.run(func, args, kwargs)) is not MISSING:
+            return result
+        return FakeTensorMode.__torch_dispatch__(self, func, types, args, kwargs)
+
+    def repeated(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """The result of an operation that came before, without a way through C++.
+
+        MISSING where it must be run, or where another mode than this one is to see it.
+        """
+        if torch._C._len_torch_dispatch_stack() != 1 or torch._C._get_dispatch_mode(self._mode_key) is not self:
+            return MISSING
+        return self._results.made(func, args, kwargs) if self.cache_enabled else MISSING
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -83,6 +104,8 @@ class Follow(LeavingSubclasses):
             kwargs = dict(kwargs or {})
             if (result := engine.dispatch(func, args, kwargs)) is not NotImplemented:
                 return result
+        if func is _DEVICE_OF and type(args[0]) is FakeTensor:  # C++ code asks very often
+            return args[0].fake_device
         if any(map(dispatches, types)):  # its parts are what is on the card
             return self.by_subclass(func, args, kwargs or {})
         if isinstance(func, HigherOrderOperator):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vram.frames import line_here
@@ -16,15 +18,21 @@ _QUANTISED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.qui
 _TORCH_S_OWN = ("aten", "prims", "prim", "profiler")
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: Any) -> list[Tensor]:
     """Every tensor in nested lists, tuples and dictionaries."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors(part)
-    elif isinstance(value, dict):
-        yield from tensors(list(value.values()))
+    found: list[Tensor] = []
+    _collect((value,), found)
+    return found
+
+
+def _collect(values: Iterable[Any], found: list[Tensor]) -> None:
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            _collect(value, found)
+        elif isinstance(value, dict):
+            _collect(value.values(), found)
 
 
 def is_real(tensor: Tensor) -> bool:
@@ -69,7 +77,7 @@ def makes_views(func: Any) -> bool:
 
 def touches_real_memory_alone(func: Any, operands: Sequence[Tensor], args: Any, kwargs: Any) -> bool:
     """Whether an operation reads or writes the memory of real tensors alone, so that they stay real."""
-    if not operands or not all(map(is_real, operands)):
+    if not operands or type(operands[0]) is FakeTensor or not all(map(is_real, operands)):
         return False
     storages = [each for each in args if isinstance(each, torch.UntypedStorage)]
     return aliases(func) and "device" not in kwargs and all(each.device.type == "cpu" for each in storages)
@@ -92,6 +100,16 @@ def _quantises(func: Any) -> bool:
 def is_custom(func: Any) -> bool:
     """Whether another library than torch registered the operation."""
     return func.namespace not in _TORCH_S_OWN
+
+
+def warn_of_custom(func: Any) -> None:
+    """Warn of another library's operation: fake tensors run the rule for the look of its result, not the kernel."""
+    if is_custom(func):
+        warnings.warn(
+            f"simulated CUDA counts what {func} at {line_here()} returns, not what its kernel takes meanwhile: call "
+            "the function that it is made of, or measure on a GPU",
+            stacklevel=6,
+        )
 
 
 def unmodelled(func: Any, args: Any) -> NotImplementedError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ctypes import c_void_p
 from typing import Any, Self
 
@@ -146,6 +146,7 @@ class Streams:
         self._thread = threading.local()
         self._made: defaultdict[int, int] = defaultdict(int)  # by priority
         self._default = Stream(self, torch.cuda.Stream, 0)
+        self._has_graph = False  # for good: nobody says when autograd's graphs end
         self.event_class = torch.cuda.Event
 
     @property
@@ -158,10 +159,15 @@ class Streams:
     def current(self, stream: Stream) -> None:
         self._thread.stream = stream
 
+    def note_graph(self, operands: Iterable[torch.Tensor]) -> None:
+        """Note, before an operation runs, whether autograd records it on another stream than the default one."""
+        if self._made and not self._has_graph and self.current.stream_id:
+            self._has_graph = any(tensor.requires_grad for tensor in operands)
+
     @property
-    def is_one(self) -> bool:
-        """Whether none was made besides the default one."""
-        return not self._made
+    def may_run_backward(self) -> bool:
+        """Whether a backward pass works on the default stream alone: autograd takes that of each forward operation."""
+        return not self._has_graph and not self.current.stream_id
 
     def places(self, record: Callable[[torch.Tensor, int], None]) -> Places:
         """Replacements for what makes and chooses streams; `record`: lets a stream, by its id, use a tensor."""

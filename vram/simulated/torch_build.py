@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 _REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"  # c10::impl::device_guard_impl_registry
 _CUDA, _META = 1, 14  # c10::DeviceType
+_TESTED = ((2, 11), (2, 13), (2, 14))
 
 
 def fill_cuda_guard() -> None:
@@ -65,6 +67,18 @@ def release() -> tuple[int, int]:
     """The release of torch: major and minor."""
     major, minor = str(torch.__version__).split(".")[:2]
     return int(major), int(minor)
+
+
+@functools.cache
+def warn_untested() -> None:
+    """Warn, once, of a release that the simulation is not tested with."""
+    if release() not in _TESTED:
+        tested = ", ".join(f"{major}.{minor}" for major, minor in _TESTED)
+        warnings.warn(
+            f"simulated CUDA is tested with torch {tested}, not {torch.__version__}: unchecked are fake "
+            "tensors, the dispatch of composite operations and the allocator's rules",
+            stacklevel=4,
+        )
 
 
 def check(composed: Iterable[Any]) -> None:

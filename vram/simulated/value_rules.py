@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vram.simulated.operations import arguments
+from vram.simulated.operations import arguments, written_arguments
 
 MOST_ELEMENTS = 2**20
 _MOST_FLOATS = 16  # from outside: a scale, a temperature; never activations
@@ -58,6 +58,14 @@ def from_nothing(func: Any, args: Any, kwargs: Any) -> bool:
     if name == "aten::empty":  # weights, too
         return is_small(kwargs.get("dtype") or torch.float32, math.prod(size))
     return math.prod(size) <= MOST_ELEMENTS
+
+
+@functools.cache
+def follows_operands(func: Any) -> bool:
+    """Whether an operation writes into none of its operands, and its result has a value only if all of them have."""
+    name = func._schema.name
+    special = name in _LIKE or name in _CHOICES or name == "aten::_local_scalar_dense"
+    return not special and not func._schema.is_mutable and not written_arguments(func)
 
 
 def assumed_indices(token: int, func: Any, args: Any, kwargs: Any, result: Tensor) -> Tensor | None:

@@ -9,54 +9,55 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_TORCH = vars(torch)  # `torch._dynamo` is in it once its import is complete
 # Composite, but of a contiguous tensor they make a view, or their result and nothing else: most of a model's work.
 _DIRECT = {f"aten::{name}" for name in ("contiguous", "flatten", "is_nonzero", "item", "linear", "reshape", "to")}
 
 
-def _skipping() -> Callable[[Any], None] | None:
-    """A function that has Dynamo leave a code's own frame alone; None where this PyTorch has it elsewhere."""
+def _dynamo() -> tuple[Callable[[], Any], Callable[[Any], None]] | None:
+    """Functions that say what compiles in this thread (None: nothing does), and have Dynamo leave a code's own frame
+    alone; None where this PyTorch has them elsewhere."""
     frames: Any = torch._C._dynamo.eval_frame
     try:
         skip = frames._FrameExecStrategy(frames._FrameAction.SKIP, frames._FrameAction.DEFAULT)
-        set_strategy = frames.set_code_exec_strategy
+        compiling, set_strategy = frames.get_eval_frame_callback, frames.set_code_exec_strategy
     except AttributeError:
         return None
-    return lambda code: set_strategy(code, skip)
+    return compiling, lambda code: set_strategy(code, skip)
 
 
-_skip_code = _skipping()  # None: PyTorch's own way with modes stays, and imports Dynamo
+_DYNAMO = _dynamo()  # None: PyTorch's own way with modes stays, and imports Dynamo
 
 
 class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that is never compiled, and imports no compiler where nobody compiles.
 
-    PyTorch keeps Dynamo out of every mode's `__torch_dispatch__` too, but by importing it at the first operation: that
-    takes as long as importing torch.
+    PyTorch keeps Dynamo out of every mode's `__torch_dispatch__` too, but by importing it at the first operation, which
+    takes as long as importing torch, and by a detour at every other one.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        own = cls.__dict__.get("__torch_dispatch__") if _skip_code else None
+        own = cls.__dict__.get("__torch_dispatch__") if _DYNAMO else None
         if own is not None:
             del cls.__torch_dispatch__  # else it would be wrapped, see above
         super().__init_subclass__(**kwargs)  # type: ignore[no-untyped-call]
-        if own is not None:
-            cls.__torch_dispatch__ = _uncompiled(own)  # type: ignore[method-assign]
+        if own is not None and _DYNAMO:
+            cls.__torch_dispatch__ = _uncompiled(own, *_DYNAMO)  # type: ignore[method-assign]
 
 
-def _uncompiled(dispatch: Callable[..., Any]) -> Callable[..., Any]:
-    """A `__torch_dispatch__` that Dynamo leaves alone once it is there."""
+def _uncompiled(
+    dispatch: Callable[..., Any], compiling: Callable[[], Any], skip: Callable[[Any], None]
+) -> Callable[..., Any]:
+    """A `__torch_dispatch__` that Dynamo leaves alone."""
     disabled: list[Callable[..., Any]] = []
 
     def run(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "_dynamo" not in _TORCH:
+        if compiling() is None:
             return dispatch(self, func, types, args, kwargs)
         if not disabled:
             disabled.append(torch.compiler.disable(dispatch))  # type: ignore[no-untyped-call]
         return disabled[0](self, func, types, args, kwargs)
 
-    if _skip_code:
-        _skip_code(run.__code__)
+    skip(run.__code__)
     return functools.wraps(dispatch)(run)
 
 
@@ -173,6 +174,7 @@ def hides_parts(func: Any, args: tuple[Any, ...]) -> bool:
     return not (plain and func._schema.name in _DIRECT)
 
 
+@functools.lru_cache(maxsize=256)
 def dispatches(kind: type[torch.Tensor]) -> bool:
     """Whether a subclass has code of its own for every operation. PyTorch's fake tensors bring a mode for that."""
     own = kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import pytest
@@ -224,10 +225,39 @@ def test_a_torch_with_cuda_and_without_a_gpu_runs_no_backward_pass(monkeypatch: 
         matrix(requires_grad=True).sum().backward()
 
 
-def test_a_backward_pass_beside_streams_is_refused() -> None:
-    """Each node would run on the stream of its forward pass."""
+def test_a_backward_pass_on_another_stream_is_refused() -> None:
+    """Each node would run on the stream of its forward pass; a new simulation has no such nodes."""
     with device():
-        torch.cuda.Stream()
         total = matrix(requires_grad=True).sum()
+        stream = torch.cuda.stream(torch.cuda.Stream())
+        with stream, pytest.raises(NotImplementedError, match="train on the default stream"):
+            total.backward()
+    with device():
+        with torch.cuda.stream(torch.cuda.Stream()):
+            total = matrix(requires_grad=True).sum()
         with pytest.raises(NotImplementedError, match="train on the default stream"):
             total.backward()
+    with device():
+        torch.cuda.Stream()
+        matrix(requires_grad=True).sum().backward()
+
+
+def test_streams_beside_a_graph_change_no_backward_pass() -> None:
+    """Data may be copied on a stream of its own; the requests that follow are those without, on the default one."""
+
+    def requests(stream: Callable[[], AbstractContextManager[object]]) -> list[tuple[int, int]]:
+        sizes: list[tuple[int, int]] = []
+        with device() as cuda:
+            weight = matrix(requires_grad=True)
+            with stream():
+                x = torch.ones(weight.shape).to("cuda") * 2
+            cuda.allocator.observer = lambda action, block: sizes.append(
+                (block.requested, block.stream) if block else (0, 0)
+            )
+            (weight @ x).relu().sum().backward()
+            cuda.allocator.observer = None
+        return sizes
+
+    beside = requests(lambda: torch.cuda.stream(torch.cuda.Stream()))
+    assert beside
+    assert beside == requests(nullcontext)

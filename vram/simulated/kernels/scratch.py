@@ -6,6 +6,7 @@ chooses, and sizes that depend on how many blocks of a kernel fit a multiprocess
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -13,12 +14,29 @@ from torch import Tensor
 
 from vram.simulated.kernels import attention, attention_backward, copies, indexing, reductions, sorting
 from vram.simulated.kernels.call import Call, Rules, Steps, clone, empty, name, of_bytes
-from vram.simulated.kernels.cublas import unreadable_operands
+from vram.simulated.kernels.cublas import is_product, unreadable_operands
+from vram.simulated.kernels.uncounted import may_be_uncounted
+from vram.simulated.operations import is_custom
 
-__all__ = ["Call", "allocated", "around", "made_last", "preparation", "scratch"]
+__all__ = ["Call", "allocated", "around", "made_last", "preparation", "scratch", "takes_result_alone"]
 
 _aten = torch.ops.aten
 _MOST_NORMALISED_BY_CUDNN = 65535  # samples
+
+
+@functools.cache
+def takes_result_alone(func: Any) -> bool:
+    """Whether a card takes memory for an operation's results and nothing else, whatever its operands are."""
+    operation = name(func)
+    rules = (_RULES, _BEFORE, _AROUND, _KEPT)
+    fused = ("attention", "native_batch_norm", "native_dropout")
+    return not (
+        any(operation in each for each in rules)
+        or any(part in operation for part in fused)
+        or is_product(func)
+        or is_custom(func)
+        or may_be_uncounted(operation)
+    )
 
 
 def preparation(call: Call) -> Steps:

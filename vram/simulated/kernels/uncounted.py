@@ -21,6 +21,7 @@ _BY_KERNELS = (
     *("_trilinear", "_unique", "_unique2", "multi_margin_loss", "multilabel_margin_loss_forward", "renorm"),
     *("unique_consecutive", "unique_dim", "unique_dim_consecutive"),
 )
+_BY_CALL = ("sort", "_scaled_dot_product_efficient_attention_backward", "embedding_dense_backward")
 _WHOSE = {
     **dict.fromkeys(("convolution", "convolution_backward", "cudnn_convolution"), _CONVOLUTION),
     "cudnn_convolution_transpose": _CONVOLUTION,
@@ -41,9 +42,18 @@ def whose_memory(call: Call) -> str:
         return "part of the workspace of attention's backward pass before Ampere"
     if operation == "embedding_dense_backward":
         return "temporary memory of the gradient of an embedding" if _sorts_its_indices(call) else ""
-    if operation.startswith(("linalg_", "_linalg_")) and operation not in _WITHOUT:
+    if _decomposes(operation):
         return _LINALG
     return _WHOSE.get(operation, "")
+
+
+def may_be_uncounted(operation: str) -> bool:
+    """Whether there are calls of an operation with that name for which `whose_memory` has words."""
+    return operation in _BY_CALL or operation in _WHOSE or _decomposes(operation)
+
+
+def _decomposes(operation: str) -> bool:
+    return operation.startswith(("linalg_", "_linalg_")) and operation not in _WITHOUT
 
 
 def _by_radix(call: Call) -> bool:
