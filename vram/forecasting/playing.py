@@ -15,6 +15,7 @@ from vram.explanation.allocations import BEFORE, Allocation, Event
 from vram.explanation.snapshot import viewer_snapshot
 from vram.simulated.allocator import Block, CachingAllocator
 from vram.simulated.allocator_settings import environment_settings
+from vram.simulated.quick_replay import QuickReplay
 from vram.simulated.trace import Played, Replay, Trace
 
 ENDLESS_BYTES = 2**50  # of a card that every recording fits
@@ -52,7 +53,7 @@ class CardPlayer:
         self.card = card
         settings = environment_settings(os.environ)
         self.allocator = CachingAllocator(card.total_bytes, card.context_bytes, settings=settings)
-        self.replay = Replay(self.allocator)
+        self.replay = Replay(self.allocator) if named else QuickReplay(self.allocator)
         self._live: dict[Block, int] = {}  # number of each live block
         self._numbers: Iterator[int] = count()
         self._events: deque[_Change] = deque(maxlen=_MAX_EVENTS)  # requested bytes

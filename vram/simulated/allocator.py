@@ -25,7 +25,7 @@ Not modelled: CUDA graphs and private pools, peers, several devices. Settings th
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from vram.simulated.allocator_figures import FIGURES, Count, Pool, Stat, Stats
@@ -33,8 +33,8 @@ from vram.simulated.allocator_settings import UNLIMITED_BYTES, Settings
 
 _MIB = 2**20
 _BLOCK_BYTES = 512  # kMinBlockSize
-_SMALL_BYTES = _MIB  # kSmallSize
-_SMALL_SEGMENT_BYTES = 2 * _MIB  # kSmallBuffer
+SMALL_BYTES = _MIB  # kSmallSize
+SMALL_SEGMENT_BYTES = 2 * _MIB  # kSmallBuffer
 _OWN_SEGMENT_BYTES = 10 * _MIB  # kMinLargeAlloc
 _PAGE_BYTES = 2 * _MIB  # kRoundLarge, and the driver's page
 _EXBIBYTE = 2**60
@@ -221,7 +221,7 @@ class CachingAllocator:
             self._end_pending()
         settings = self.settings
         size = settings.rounded(n_bytes)
-        small = size <= _SMALL_BYTES
+        small = size <= SMALL_BYTES
         pool = self.pools[small]
         free = self._free.get((small, stream))
         if free is None:
@@ -259,7 +259,7 @@ class CachingAllocator:
         segment, previous, rest = cached.segment, cached.previous, cached.size - size
         assert segment is not None
         was_split = previous is not None or cached.next is not None
-        if rest < _BLOCK_BYTES if pool.small else rest <= _SMALL_BYTES or size >= self.settings.max_split_bytes:
+        if rest < _BLOCK_BYTES if pool.small else rest <= SMALL_BYTES or size >= self.settings.max_split_bytes:
             block = Block(cached.address, cached.size, segment)
             after = cached.next
             if was_split:
@@ -454,6 +454,64 @@ class CachingAllocator:
         for segment in self._segments.values():
             yield from segment.blocks()
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether small blocks depend on nothing but small requests: default rules, and one stream."""
+        settings = self.settings
+        rounds = any(divisions > 1 for divisions in settings.divisions)
+        one_stream = all(stream == 0 for _, stream in self._free) and not self._pending
+        return one_stream and not rounds and settings.max_split_bytes == UNLIMITED_BYTES and not settings.collect_from
+
+    def fits(self, sizes: Sequence[int]) -> bool:
+        """Whether requests, that are there together, can be met without giving segments back; of several, whether they
+        could each have a new segment."""
+        large_bytes = self.settings.large_segment_bytes
+        if self._has_room(sum(segment_bytes(-(-size // _BLOCK_BYTES) * _BLOCK_BYTES, large_bytes) for size in sizes)):
+            return True
+        free = self._free.get((False, 0), [])
+        return len(sizes) == 1 and bisect_left(free, (self.settings.rounded(sizes[0]),)) < len(free)
+
+    def reserve_small(self, number: int = 1) -> bool:
+        """Count segments that `new_small_segment` makes later; False where there is no room for them."""
+        n_bytes = number * SMALL_SEGMENT_BYTES
+        if not self._has_room(n_bytes):
+            return False
+        self.reserved_bytes += n_bytes
+        self.pools[True].reserved_bytes.change(n_bytes)
+        return True
+
+    def change_small(self, allocated_bytes: int, requested_bytes: int) -> None:
+        """Count bytes of small blocks that `set_small` sets later."""
+        self.allocated_bytes += allocated_bytes
+        self.requested_bytes += requested_bytes
+        self.pools[True].allocated_bytes.change(allocated_bytes)
+        self.pools[True].requested_bytes.change(requested_bytes)
+
+    def set_peaks(self, allocated_bytes: int, requested_bytes: int) -> None:
+        """Set the peaks of two figures, where nothing was given back since they were reset; others are not true."""
+        self._peak_allocated_bytes, self._peak_requested_bytes = allocated_bytes, requested_bytes
+        self._peak_reserved_bytes = self.reserved_bytes
+
+    def small_segments(self) -> list[Segment]:
+        """Segments of small blocks, by address."""
+        return [segment for segment in self._segments.values() if segment.pool.small]
+
+    def new_small_segment(self) -> Segment:
+        """A segment for `set_small`, which counts it."""
+        pool, free = self.pools[True], self._free.setdefault((True, 0), [])
+        segment = Segment(self._next_address, SMALL_SEGMENT_BYTES, 0, pool, free)
+        self._segments[segment.address] = segment
+        self._next_address += segment.size
+        return segment
+
+    def set_small(self, cached: Iterable[Block], figures: Mapping[str, int]) -> None:
+        """Let the cached small blocks, and the current figures of the small pool, be these."""
+        self._free.setdefault((True, 0), [])[:] = sorted((block.size, block.address, block) for block in cached)
+        for name, figure in figures.items():
+            count: Count = getattr(self.pools[True], name)
+            setattr(self, name, getattr(self, name) + figure - count.current)
+            count.change(figure - count.current)
+
     def snapshot(self, frames: Callable[[Any], list[dict[str, Any]]] | None = None) -> dict[str, Any]:
         """Live memory as `torch.cuda.memory._snapshot()` has it: PyTorch's memory viewer opens it.
 
@@ -615,8 +673,8 @@ def _segment(block: Block) -> Segment:
 
 def segment_bytes(block_bytes: int, large_bytes: int) -> int:
     """The size of a new segment for a block of that size (rounded); `large_bytes`: of those that large ones share."""
-    if block_bytes <= _SMALL_BYTES:
-        return _SMALL_SEGMENT_BYTES
+    if block_bytes <= SMALL_BYTES:
+        return SMALL_SEGMENT_BYTES
     if block_bytes < _OWN_SEGMENT_BYTES:
         return large_bytes
     return -(-block_bytes // _PAGE_BYTES) * _PAGE_BYTES

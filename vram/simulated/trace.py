@@ -38,7 +38,7 @@ import numpy.typing as npt
 
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory
 
-_NOTHING = "nothing"
+NOTHING = "nothing"
 
 
 class ScratchSizes(Protocol):
@@ -59,7 +59,7 @@ class Scratch:
 
 
 @dataclass(frozen=True)
-class _Outside:
+class Outside:
     """A block of another trace: of the one with that name, else of the one played `back` traces ago."""
 
     trace: str
@@ -75,7 +75,7 @@ class Trace:
     name: str = ""
     # Above 0: a malloc of so many bytes. Below: the free of this trace's malloc number -op - 1. 0: see `others`.
     ops: array[int] = field(default_factory=lambda: array("q"))
-    others: dict[int, _Outside | Scratch | str] = field(default_factory=dict)  # by position in `ops`
+    others: dict[int, Outside | Scratch | str] = field(default_factory=dict)  # by position in `ops`
     streams: dict[int, int] = field(default_factory=dict)  # by number of the malloc; 0 where absent
     tags: list[Any] = field(default_factory=list)  # by number of the malloc
 
@@ -85,8 +85,8 @@ class Trace:
     def alone(self, back: int, names: Collection[str]) -> Trace:
         """The trace without its frees of blocks of others, except the last `back` and those called `names`."""
         others = {
-            at: _NOTHING
-            if isinstance(other, _Outside) and (other.trace not in names if other.trace else other.back > back)
+            at: NOTHING
+            if isinstance(other, Outside) and (other.trace not in names if other.trace else other.back > back)
             else other
             for at, other in self.others.items()
         }
@@ -121,12 +121,12 @@ def interpolated(known: Mapping[int, Trace]) -> Callable[[int], Trace] | None:
     return at
 
 
-def _outsides(trace: Trace) -> list[tuple[int, _Outside | Scratch]]:
+def _outsides(trace: Trace) -> list[tuple[int, Outside | Scratch]]:
     """Operations that may differ by length beside mallocs: frees of unnamed traces' blocks, and scratch memory."""
     return [
         (at, other)
         for at, other in trace.others.items()
-        if isinstance(other, Scratch) or (isinstance(other, _Outside) and not other.trace)
+        if isinstance(other, Scratch) or (isinstance(other, Outside) and not other.trace)
     ]
 
 
@@ -135,10 +135,10 @@ def _sizes(trace: Trace) -> npt.NDArray[np.int64]:
     return np.array([*trace.ops, *others], dtype=np.int64)
 
 
-def _bare(other: _Outside | Scratch | str) -> object:
+def _bare(other: Outside | Scratch | str) -> object:
     if isinstance(other, Scratch):
         return other.sizes, other.stream
-    if isinstance(other, _Outside):
+    if isinstance(other, Outside):
         return "named" if other.trace else (other.back, other.number)
     return other
 
@@ -207,9 +207,9 @@ class Recorder:
         trace.name = name
         self._names.append(name)
         for position, other in trace.others.items():
-            if isinstance(other, _Outside) and self._names[len(self._names) - 1 - other.back]:
+            if isinstance(other, Outside) and self._names[len(self._names) - 1 - other.back]:
                 named = self._names[len(self._names) - 1 - other.back]
-                trace.others[position] = _Outside(named, 0, other.number, other.size)
+                trace.others[position] = Outside(named, 0, other.number, other.size)
         return trace
 
     def alive(self, first: int, until: int) -> list[Block]:
@@ -243,7 +243,7 @@ class Recorder:
             if index == current:
                 trace.ops.append(-number - 1)
             else:
-                trace.others[len(trace)] = _Outside("", current - index, number, block.requested)
+                trace.others[len(trace)] = Outside("", current - index, number, block.requested)
                 trace.ops.append(0)
 
 
@@ -282,14 +282,19 @@ class Replay:
             oom=oom,
         )
 
-    def _run(self, trace: Trace, end: int, left: dict[int, Block]) -> tuple[int, int, SimulatedOutOfMemory | None]:
-        """Where the trace ended, where its peak was, and why it ended early; `left` gets what is alive."""
+    def _run(
+        self, trace: Trace, end: int, left: dict[int, Block], start: int = 0, number: int = 0, peak_position: int = 0
+    ) -> tuple[int, int, SimulatedOutOfMemory | None]:
+        """Where the trace ended, where its peak was, and why it ended early; `left` gets what is alive.
+
+        `start`: the first operation that is played, `number` that of its first malloc, and `peak_position` the place of
+        the peak until then.
+        """
         allocator = self._allocator
-        number = position = peak_position = 0
-        peak_bytes = allocator.allocated_bytes
+        position, peak_bytes = start, allocator.stats.allocated_bytes.peak
         malloc, free, tags, streams = allocator.malloc, allocator.free, trace.tags, trace.streams
         try:
-            for position, op in enumerate(trace.ops[:end]):
+            for position, op in enumerate(trace.ops[start:end], start=start):
                 if op > 0:
                     left[number] = malloc(op, streams.get(number, 0), tags[number])
                     number += 1
@@ -313,20 +318,23 @@ class Replay:
             if which is None or which(block):
                 self._allocator.free(left.pop(number))
 
-    def _other(self, other: _Outside | Scratch | str, position: int) -> None:
+    def _other(self, other: Outside | Scratch | str, position: int) -> None:
         """An operation that is neither a malloc nor the free of a block of the same trace."""
         if isinstance(other, Scratch):
             self._allocator.take_scratch(other.sizes.sizes_at(other.length), other, other.tag, other.stream)
-        elif isinstance(other, _Outside):
+        elif isinstance(other, Outside):
             self._free_outside(other, position)
-        elif other != _NOTHING:
+        elif other != NOTHING:
             self._allocator.empty_cache()
 
-    def _free_outside(self, other: _Outside, position: int) -> None:
+    def _owner(self, other: Outside) -> dict[int, Block]:
+        """What the play left whose block is freed."""
         if other.trace:
-            left = self._named.get(other.trace, {})
-        else:
-            left = self._played[-other.back] if other.back <= len(self._played) else {}
+            return self._named.get(other.trace, {})
+        return self._played[-other.back] if other.back <= len(self._played) else {}
+
+    def _free_outside(self, other: Outside, position: int) -> None:
+        left = self._owner(other)
         block = left.get(other.number)
         if block is None or block.requested != other.size:
             origin = f"trace {other.trace!r}" if other.trace else f"the trace played {other.back} before"
