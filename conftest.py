@@ -40,6 +40,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--dtype", help="float32, float16 or bfloat16 (default: by device)")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what is marked `full`, without `--full`."""
+    if not config.getoption("--full"):
+        every = [item for item in items if item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=every)
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """Enable the collector after the imports. They are not hidden from it: tests' modules make tensors that count."""

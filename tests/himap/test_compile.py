@@ -64,25 +64,18 @@ def answer(model: HimapLlamaForCausalLM, prompt: Prompt) -> tuple[list[list[int]
 
 
 @pytest.mark.parametrize(
-    ("compile_", "whole_graphs", "quick"),
+    ("compile_", "whole_graphs"),
     [
-        (layers, True, True),
-        (attentions, False, True),
-        (layers, False, False),
-        (forwards, False, False),
-        (decoder, False, False),
-        (whole, False, False),
+        (layers, True),
+        (attentions, False),
+        *(pytest.param(compile_, False, marks=pytest.mark.full) for compile_ in (layers, forwards, decoder, whole)),
     ],
 )
-def test_compiled_code_chooses_as_eager_code(
-    compile_: Callable[..., None], whole_graphs: bool, quick: bool, pytestconfig: pytest.Config
-) -> None:
+def test_compiled_code_chooses_as_eager_code(compile_: Callable[..., None], whole_graphs: bool) -> None:
     """Compiled layer by layer, or as a whole: no score of an earlier forward is used, and none is missing.
 
     Takes over 5 s, since each layer is compiled anew; what takes a minute is left to --full.
     """
-    if not quick and not pytestconfig.getoption("--full"):
-        pytest.skip("takes a minute: run with --full")
     expected = runs(golden_llama(HimapLlamaForCausalLM))
     model = golden_llama(HimapLlamaForCausalLM)
     compile_(model, backend="eager", fullgraph=whole_graphs)

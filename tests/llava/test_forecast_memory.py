@@ -180,7 +180,14 @@ def test_settings_of_a_mode_are_forecast(
     assert printed.err == f"forecast-memory: warning: {warning}\n"
 
 
-@pytest.mark.parametrize(("mode", "attention"), [("baseline", "eager"), ("himap", "sdpa"), ("custom-fps", "sdpa")])
+@pytest.mark.parametrize(
+    ("mode", "attention"),
+    [
+        pytest.param("baseline", "eager", marks=pytest.mark.full),
+        ("himap", "sdpa"),
+        pytest.param("custom-fps", "sdpa", marks=pytest.mark.full),
+    ],
+)
 def test_a_long_answer_is_what_its_every_step_is(tmp_path: Path, short_context: str, mode: str, attention: str) -> None:
     """Put together from its first and last steps: every figure, at every token, and the holders.
 
