@@ -117,8 +117,7 @@ def test_only_what_passed_is_counted_as_right(tmp_path: Path) -> None:
     assert table([LEAK], Counter(), 3)[1].split() == ["growing_cat", "leak", "grows", "0", "of", "3"]
 
 
-def test_every_case_is_right_twenty_times(pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each run in a process of its own. Takes 40 minutes: with --full alone."""
-    if not pytestconfig.getoption("--full"):
-        pytest.skip("20 runs of the zoo: with --full")
+@pytest.mark.full
+def test_every_case_is_right_twenty_times(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each run in a process of its own. Takes 40 minutes."""
     assert main(["--repeat", "20"]) == 0, capsys.readouterr().out
