@@ -120,7 +120,7 @@ class FakeResults:
         return True
 
     def _learned(self, func: Any, args: Any, kwargs: Any) -> tuple[_Maker | None, Callable[[Any, Any], Any]]:
-        """What makes the result as PyTorch does from its cache; without, what runs the operation."""
+        """The maker of the result as PyTorch makes it from its cache; without one, what runs the operation."""
         mode = self._mode
         try:
             state = _fakes._CacheKeyState(None)
@@ -138,7 +138,7 @@ class FakeResults:
         return views, lambda args, kwargs: mode._dispatch_impl(func, (), args, kwargs)
 
     def _new_tensors(self, func: Any, info: Any) -> _Maker | None:
-        """What makes a tensor that PyTorch notes the looks of; None for results of other kinds."""
+        """The maker of a tensor that PyTorch keeps the looks of; None for results of other kinds."""
         looks = info.metadata
         if info.inplace_idx is not None or looks is None or looks.layout is not torch.strided:
             return None
@@ -148,7 +148,7 @@ class FakeResults:
         return new_fakes(self._mode, looks.shape, looks.stride, looks.storage_offset, looks.dtype, looks.device, base)
 
     def _views(self, func: Any, args: Any, kwargs: Any) -> _Maker | None:
-        """What makes a view of the first argument, that can't be told from the operation's own; None where it can."""
+        """The maker of a view of the first argument that equals the operation's own; None where there is none."""
         own, base = self._mode._dispatch_impl(func, (), args, kwargs), args[0]
         if type(own) is not FakeTensor or own.layout is not torch.strided or not isinstance(base, FakeTensor):
             return None
@@ -184,7 +184,7 @@ def new_fakes(
     *,
     inference: bool | None = None,
 ) -> _Maker:
-    """What makes fake tensors that look so, as `FakeTensor` does.
+    """The maker of fake tensors that look so, as `FakeTensor` makes them.
 
     `base`: the position of the argument that they are views of. `inference`: whether they are inference tensors; None:
     where that mode is on.

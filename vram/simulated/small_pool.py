@@ -30,7 +30,7 @@ class Pool(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What requests end in: cached pieces; the places of those blocks of theirs that are still there, by number; and
+    """State after requests: cached pieces; the places of those blocks of theirs that are still there, by number; and
     how many of them were played, which is all unless there was no room for a segment."""
 
     cached: tuple[int, ...]

@@ -328,7 +328,7 @@ class Replay:
             self._allocator.empty_cache()
 
     def _owner(self, other: Outside) -> dict[int, Block]:
-        """What the play left whose block is freed."""
+        """Blocks that the play left whose block is freed, by number."""
         if other.trace:
             return self._named.get(other.trace, {})
         return self._played[-other.back] if other.back <= len(self._played) else {}
