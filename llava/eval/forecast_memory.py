@@ -94,7 +94,11 @@ def _add_workload(parser: argparse.ArgumentParser) -> None:
     cache_help = "compute the whole prompt anew at every token, as the original does (default: keep a KV cache)"
     add("--no-cache", action="store_true", help=cache_help)
     for bits in (8, 4):
-        add(f"--load-{bits}bit", action="store_true", help="refused: bitsandbytes' kernels are not modelled")
+        add(
+            f"--load-{bits}bit",
+            action="store_true",
+            help="refused: bitsandbytes' kernels are not modelled (default: no)",
+        )
     keep_help = "keep attentions and logits, as the original did: eager, no cache (default: keep nothing)"
     add("--keep-attentions", action="store_true", help=keep_help)
 
