@@ -372,15 +372,18 @@ def test_a_report_that_was_not_saved_is_compared_with_what_was(report: Json, his
 
 
 def test_commits_and_the_snapshot_are_links(report: Json, history: History, tmp_path: Path) -> None:
-    """Each commit goes to the repository, where that is known; the snapshot to its file, seen from the page."""
+    """Each commit goes to the repository, where that is known; each snapshot, of growth and of timelines, to its file,
+    seen from the page."""
     run = run_from_json(report)
     read = Read(html(gathered(run, history, "https://host.org/owner/name"), tmp_path / "reports"))
     links = [link.get("href") or "" for link in read.all("a")]
     assert f"https://host.org/owner/name/commit/{6:040x}" in links
     assert "peak 40.00 MiB -> 42.00 MiB since run 0007 000000000000" in " ".join(read.text.split())
-    snapshots = [link for link in links if link.endswith(".pickle")]
-    expected = os.path.relpath("vram-snapshots/leaks.pickle", tmp_path / "reports")
-    assert [unquote(link).removeprefix("./") for link in snapshots] == [expected]
+    snapshots = {unquote(link).removeprefix("./") for link in links if link.endswith(".pickle")}
+    timelines = [each.timeline_snapshot for each in run.recordings if each.timeline]
+    assert len(timelines) > 1
+    files = ["vram-snapshots/leaks.pickle", *timelines]
+    assert snapshots == {os.path.relpath(file, tmp_path / "reports") for file in files}
     report["modes"] = [mode_of(report, "leaks")]
     report["modes"][0]["explanation"]["snapshot"] = "javascript:alert(1)"
     links = [link.get("href") or "" for link in Read(html(page_of(report))).all("a")]
