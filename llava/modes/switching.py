@@ -43,7 +43,7 @@ def mode_flags(config: HimapLlavaConfig, mode: str, **flags: Any) -> dict[str, A
 
 def mode_without_effect(config: HimapLlavaConfig, mode: str, **flags: Any) -> str:
     """One line where `mode`, or a stage of it, does nothing in a model of this shape, with the reason; "" elsewhere."""
-    from himap.settings import active_settings  # as in _check
+    from himap.settings import active_settings  # imports torch, and a command line is checked before that
 
     settings = active_settings(SimpleNamespace(**mode_flags(config, mode, **flags)))
     shape = model_shape(config)

@@ -33,7 +33,7 @@ NEEDS_ATTENTION = frozenset(OUTCOMES[:5])
 NO_DECISION = frozenset(OUTCOMES[5:7])
 _SMALL_CLIMB = 10  # a plateau that climbed by less than so many parts of what was alive before is not remarked on
 _MOST_PEAK_LINES = 6
-# Of what is absent: the pieces of the peak and ways out of it, by the keys of the reasons; the pieces of garbage.
+# Keys of what may be absent: of the peak, each with the key of its reason; of garbage.
 _NOT_EXPLAINED, _OF_GARBAGE = {"breakdown": "no_breakdown", "suggestions": "no_suggestions"}, "breakdown of garbage"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,6 @@ from vram.explanation.modules import RunningModules, folded_path
 from vram.explanation.peak import breakdown
 from vram.session import SessionOptions, VramSession
 from vram.summary.breakdown import Breakdown, Piece, from_json
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_heap() -> Iterator[None]:
-    """Freeze what earlier tests left alive: each replay would look through all of it."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def in_pieces(step: Callable[[Any], object], sample: Any, *, laps: int = 1) -> Breakdown:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,15 +20,6 @@ from vram.frames import Frame
 from vram.replaying.rerunnable import Rerunnable
 from vram.session import SessionOptions, VramSession
 from vram.summary.kept import kept_from_json
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_heap() -> Iterator[None]:
-    """Freeze what earlier tests left alive: each replay would look through all of it."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 class Model(nn.Module):

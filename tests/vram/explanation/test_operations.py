@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import pickle
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,6 @@ from vram.history.entries import to_json as entry_to_json
 from vram.session import SessionOptions, VramSession
 from vram.summary import RecordingSummary
 from vram.summary.timeline import NONE, Timeline, timeline_from_json
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_heap() -> Iterator[None]:
-    """Freeze what earlier tests left alive: each replay would look through all of it."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 class Model(nn.Module):

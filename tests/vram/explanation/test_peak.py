@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,15 +15,6 @@ from vram.explanation.peak import PeakExplanation, explained_peak
 from vram.units import format_bytes
 
 KIB = 1024
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_heap() -> Iterator[None]:
-    """Freeze what earlier tests left alive: each replay would look through all of it."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def failure(check: Any, *args: Any, **kwargs: Any) -> list[str]:

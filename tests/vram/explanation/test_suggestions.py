@@ -3,8 +3,7 @@ programs that only look alike."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,15 +19,6 @@ from vram.session import SessionOptions, VramSession
 Step = Callable[[Any], object]
 DEVICES = ("cpu", "simulated:A100-40")
 LESS = "38,912 B (38.00 KiB) less at the peak of sample 0: "  # of 19 logits of 512 words
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_heap() -> Iterator[None]:
-    """Freeze what earlier tests left alive: each replay would look through all of it."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 def traced(step: Step, sample: Any, device: str = "cpu") -> tuple[int, dict[str, Any]]:
