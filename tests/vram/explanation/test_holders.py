@@ -24,7 +24,7 @@ import torch
 from vram.explanation.holders import holder
 from vram.replaying.collector import frozen, unfrozen
 
-pytestmark = pytest.mark.usefixtures("whole_heap")  # modules of tests are among the holders
+pytestmark = pytest.mark.usefixtures("own_heap")
 GLOBAL: list[Any] = []
 CURRENT: contextvars.ContextVar[object] = contextvars.ContextVar("current", default=None)
 HERE = re.escape(__name__)
@@ -45,8 +45,7 @@ def put(value: object) -> None:
 def of(make: Callable[[torch.Tensor], object]) -> str:
     """The words for the holder of a tensor that `make` was given."""
     storage = _storage(make)
-    with unfrozen():
-        return holder(storage)
+    return holder(storage)
 
 
 def _storage(make: Callable[[torch.Tensor], object]) -> Any:
@@ -212,15 +211,9 @@ def hooked(tensor: torch.Tensor) -> object:
         (lambda t: put({"ids": t.numpy()}), r"^NumPy array held by key `ids` of dict \(1 item\) in list `GLOBAL`"),
         (lambda t: put(objects(t.numpy())), r"^NumPy array held by NumPy array \(3 items\) in list `GLOBAL`"),
         (lambda t: put([CURRENT.set(t), CURRENT.set(None)][1]), r"^attribute `old_value` of Token in list `GLOBAL`"),
-        (lambda t: CURRENT.set([t]), r"^list `current` \(1 item\), context variable of a thread's context$"),
         (lambda t: put(task(t)), r"^attribute `_result` of Task in list `GLOBAL`"),
         (lambda t: put(hooked(t)), r"^closure variable `tensor` of function <lambda>, gradient hook of Tensor in list"),
         (lambda t: doubled(t), r"^tuple \(1 item\), argument of lru_cache of doubled, global"),
-        (
-            _set(torch.nn.Linear, "left_behind"),
-            r"^class attribute `left_behind` of class torch.nn.modules.linear.Linear$",
-        ),
-        (_set(sys, "left_behind"), r"^global `left_behind` of module sys$"),
     ],
 )
 def test_each_kind_of_holder_is_called_what_a_user_calls_it(make: Callable[[torch.Tensor], object], words: str) -> None:
@@ -228,12 +221,31 @@ def test_each_kind_of_holder_is_called_what_a_user_calls_it(make: Callable[[torc
     try:
         found = of(make)
     finally:
-        owners: tuple[Any, ...] = (torch.nn.Linear, sys)
+        doubled.cache_clear()
+    assert re.search(words.format(here=HERE), found), found
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda t: CURRENT.set([t]), "list `current` (1 item), context variable of a thread's context"),
+        (
+            _set(torch.nn.Linear, "left_behind"),
+            "class attribute `left_behind` of class torch.nn.modules.linear.Linear",
+        ),
+        (_set(sys, "left_behind"), "global `left_behind` of module sys"),
+    ],
+)
+@pytest.mark.usefixtures("whole_heap")
+def test_a_holder_that_others_made_is_found(make: Callable[[torch.Tensor], object], words: str) -> None:
+    """The thread's context, a class of PyTorch and a module of Python."""
+    owners: tuple[Any, ...] = (torch.nn.Linear, sys)
+    try:
+        assert of(make) == words
+    finally:
         for owner in owners:
             with contextlib.suppress(AttributeError):
                 del owner.left_behind
-        doubled.cache_clear()
-    assert re.search(words.format(here=HERE), found), found
 
 
 def nested(tensor: torch.Tensor, times: int, wrap: Callable[[Any], object]) -> object:
@@ -499,6 +511,7 @@ def test_where_no_name_is_found_the_end_says_so() -> None:
     assert words.endswith(" that native code keeps")
 
 
+@pytest.mark.usefixtures("whole_heap")
 def test_native_modules_are_not_asked_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """In Python 3.12 `_asyncio` answers with dead objects, and a second search hangs or crashes the process."""
     asked: list[type] = []

@@ -17,7 +17,7 @@ import torch
 from vram.explanation.holders import autograd, holder, holders, survey
 from vram.explanation.holders.torch_private import check_torch
 
-pytestmark = pytest.mark.usefixtures("whole_heap")  # modules of tests are among the holders
+pytestmark = pytest.mark.usefixtures("own_heap")
 
 GLOBAL: list[Any] = []
 IN_GLOBAL = rf"list `GLOBAL` \(1 item\), global of module {re.escape(__name__)}$"
@@ -283,12 +283,12 @@ def test_a_graph_larger_than_its_share_is_searched_in_the_end(monkeypatch: pytes
     assert re.match(rf"autograd graph \(TanhBackward0\) of a tensor held by {IN_GLOBAL}", text), text
 
 
-@pytest.mark.parametrize(("limit", "of_what"), [("MOST_NODES", autograd), ("MOST_OBJECTS", survey)])
+@pytest.mark.parametrize(("of_what", "limit", "most"), [(autograd, "MOST_NODES", 100), (survey, "MOST_OBJECTS", 10)])
 def test_a_search_that_was_cut_short_does_not_accuse_native_code(
-    limit: str, of_what: Any, monkeypatch: pytest.MonkeyPatch
+    of_what: Any, limit: str, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """There may be a holder in what it did not look at."""
-    monkeypatch.setattr(of_what, limit, 100)
+    monkeypatch.setattr(of_what, limit, most)
     assert holder(below_many_nodes()).startswith("not known: the search was cut short")
 
 
