@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Iterator
 from importlib import import_module
 from pkgutil import walk_packages
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies  # noqa: F401 - see below
@@ -17,6 +17,7 @@ import torch
 import torch._dynamo
 
 import vram
+from vram.replaying import collector
 from vram.torch_hooks import storages
 
 # An in-process inner pytest unloads what it imported: what each of them would import anew, for seconds, is here.
@@ -54,10 +55,29 @@ def _seeded() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _small_heap() -> None:
-    """Hide from the collector what earlier tests left alive: replays collect all the time, and so do inner runs."""
+def _small_heap(request: pytest.FixtureRequest) -> None:
+    """Hide from the collector all but the test's own module: replays collect all the time, and so do inner runs."""
     gc.collect()
+    _freeze_all_but(request.module)
+
+
+def _freeze_all_but(module: ModuleType) -> None:
     gc.freeze()
+    names = vars(module)
+    parts = (gc.get_referents(each) for each in names.values() if type(each) is type)
+    for obj in (names, *names.values(), *itertools.chain.from_iterable(parts)):
+        if gc.is_tracked(obj):
+            for function in (ctypes.pythonapi.PyObject_GC_UnTrack, ctypes.pythonapi.PyObject_GC_Track):
+                function.restype = None
+                function(ctypes.py_object(obj))
+
+
+@pytest.fixture(autouse=True)
+def _hidden_stays_hidden(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An explanation shows itself what is frozen: half a million objects, which here keep nothing that it looks for."""
+    if "whole_heap" not in request.fixturenames:
+        left_alone = {"freeze": lambda: None, "unfreeze": lambda: None}
+        monkeypatch.setattr(collector, "gc", SimpleNamespace(**vars(gc) | left_alone))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -84,30 +104,8 @@ def _small_inner_heap(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
 
 
 @pytest.fixture
-def whole_heap() -> Iterator[None]:
+def whole_heap(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nothing is hidden from the collector, as in a process where nobody has called `gc.freeze`."""
     gc.unfreeze()
     yield
-    gc.freeze()
-
-
-def show(*objects: Any) -> None:
-    """Bring frozen objects back into the collector's sight, classes with what is in them."""
-    parts = (gc.get_referents(each) for each in objects if type(each) is type)
-    for obj in (*objects, *itertools.chain.from_iterable(parts)):
-        if gc.is_tracked(obj):
-            for function in (ctypes.pythonapi.PyObject_GC_UnTrack, ctypes.pythonapi.PyObject_GC_Track):
-                function.restype = None
-                function(ctypes.py_object(obj))
-
-
-@pytest.fixture
-def own_heap(request: pytest.FixtureRequest) -> None:
-    """Hide all but the test's own module from the collector: a search looks through a thousandth of the objects. Not
-    where the test needs the `whole_heap`."""
-    if "whole_heap" in request.fixturenames:
-        return
-    gc.collect()
-    gc.freeze()
-    names = vars(request.module)
-    show(names, *names.values())
+    _freeze_all_but(request.module)

@@ -24,7 +24,6 @@ import torch
 from vram.explanation.holders import holder
 from vram.replaying.collector import frozen, unfrozen
 
-pytestmark = pytest.mark.usefixtures("own_heap")
 GLOBAL: list[Any] = []
 CURRENT: contextvars.ContextVar[object] = contextvars.ContextVar("current", default=None)
 HERE = re.escape(__name__)
@@ -425,6 +424,7 @@ def test_a_user_s_own_locals_dictionary_is_left_alone() -> None:
     assert mine["state"] is state
 
 
+@pytest.mark.usefixtures("whole_heap")
 def test_what_is_frozen_is_found_inside_the_block_and_frozen_after_it() -> None:
     """gc.freeze hides holders; the block shows them and leaves them hidden."""
     put([torch.zeros(4)])

@@ -17,8 +17,6 @@ import torch
 from vram.explanation.holders import autograd, holder, holders, survey
 from vram.explanation.holders.torch_private import check_torch
 
-pytestmark = pytest.mark.usefixtures("own_heap")
-
 GLOBAL: list[Any] = []
 IN_GLOBAL = rf"list `GLOBAL` \(1 item\), global of module {re.escape(__name__)}$"
 WEIGHT = torch.ones(4, requires_grad=True)
