@@ -66,7 +66,10 @@ def _timeless(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.parametrize(("main", "name"), [(EVAL, "eval-scivqa"), (CUSTOM, "custom-selection-inference")])
+@pytest.mark.parametrize(
+    ("main", "name"),
+    [(EVAL, "eval-scivqa"), pytest.param(CUSTOM, "custom-selection-inference", marks=pytest.mark.full)],
+)
 def test_all_modes_are_one_command(
     main: Main, name: str, loads: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,8 +193,12 @@ def test_without_a_cache_there_is_no_figure_of_it(capsys: pytest.CaptureFixture[
 def test_two_choices_of_a_mode_are_refused(
     main: Main, argv: str, line: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In one line, before anything is loaded; the same mode twice is one choice."""
+    """In one line, before anything is loaded."""
     assert main(argv.split()) == 2
     assert capsys.readouterr().err.endswith(f"error: {line}\n")
+
+
+def test_the_same_mode_twice_is_one_choice() -> None:
+    """A switch of the original's, and the option that names its mode."""
     assert CUSTOM(["--mode", "custom-tome", "--custom-selection-method", "tome", "--num-samples", "1", *SHORT]) == 0
     assert _read("custom-selection-inference-custom-tome.json")["mode"] == "custom-tome"

@@ -112,9 +112,12 @@ CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]] = {
     "Llama, SDPA, cache": (lambda: llama("sdpa"), in_numbers(True)),
     "Llama, SDPA, no cache": (lambda: llama("sdpa"), in_numbers(False)),
 }
-for mode, attention in product(MODES, ("eager", "sdpa")):
+OTHERS = set()  # with --full
+for number, (mode, attention) in enumerate(product(MODES, ("eager", "sdpa"))):
     use_cache = attention == "sdpa"  # LLaMA's cases have the other pairs
     CASES[f"LLaVA, {mode}, {attention}"] = partial(llava, mode, attention), about_an_image(use_cache)
+    if number % 4 in (1, 2):
+        OTHERS.add(f"LLaVA, {mode}, {attention}")
 
 
 WAYS = [(torch.float32, torch.inference_mode), (torch.float32, torch.no_grad)]
@@ -122,14 +125,15 @@ WAYS += [(torch.float16, torch.inference_mode), (torch.bfloat16, torch.inference
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each case one way, by turns, so that each way has cases of each kind; with --full every way."""
+    """Run each case one way, by turns, so that each way has cases of each kind; each mode of LLaVA with one attention.
+    With --full every case runs every way."""
     if "inference" in metafunc.fixturenames:
         everything = metafunc.config.getoption("--full", default=False)
         chosen = {
             f"{case}-{str(dtype).removeprefix('torch.')}-{inference.__name__}": (case, dtype, inference)
             for number, case in enumerate(CASES)
             for turn, (dtype, inference) in enumerate(WAYS)
-            if everything or (turn + number + number // 4) % len(WAYS) == 0
+            if everything or ((turn + number + number // 4) % len(WAYS) == 0 and case not in OTHERS)
         }
         metafunc.parametrize(("case", "dtype", "inference"), chosen.values(), ids=chosen)
 
@@ -145,8 +149,12 @@ def test_simulated_and_followed_peaks_are_equal_to_the_byte(case: str, dtype: to
     assert simulated_peak_bytes(case, dtype, inference) == followed.peak_bytes - followed.before_bytes
 
 
-PROFILED = ["MLP", "Dropout", "unique", "Llama, eager, cache"]
-PROFILED += [case for case in CASES if "LLaVA" in case and "sdpa" in case]
+PROFILED: list[Any] = ["MLP", "Dropout", "unique", "Llama, eager, cache"]
+PROFILED += [
+    pytest.param(case, marks=[pytest.mark.full] if case in OTHERS else [])
+    for case in CASES
+    if "LLaVA" in case and "sdpa" in case
+]
 
 
 @pytest.mark.parametrize("case", PROFILED)
