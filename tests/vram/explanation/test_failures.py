@@ -141,6 +141,7 @@ def test_what_another_thread_lets_go_of_meanwhile_is_explained_nevertheless(monk
 
 def test_a_thread_that_drops_a_tensor_a_moment_after_the_last_run_loses_nothing() -> None:
     """The issue's own case: whenever the drop comes, the verdict stands and the line is named."""
+    threads: list[threading.Thread] = []
 
     def let_go() -> None:
         time.sleep(0.05)
@@ -149,9 +150,12 @@ def test_a_thread_that_drops_a_tensor_a_moment_after_the_last_run_loses_nothing(
     def step(_: object) -> None:
         leak()
         if len(KEPT) == 40:
-            threading.Thread(target=let_go).start()
+            threads.append(threading.Thread(target=let_go))
+            threads[-1].start()
 
     assert "aten.zeros float32 [256]; 40 alive" in failure_of(step)
+    for thread in threads:
+        thread.join()  # else it lets go of what the next test keeps
 
 
 @pytest.mark.parametrize("error", [KeyError(3), RecursionError(), SystemExit(1), MemoryError()])

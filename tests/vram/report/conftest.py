@@ -20,8 +20,6 @@ HOSTILE = (
 MIB = 2**20
 Json = dict[str, Any]
 SUITE = """
-import gc
-
 import pytest
 import torch
 
@@ -31,8 +29,9 @@ KEPT = []
 
 
 @pytest.fixture(autouse=True)
-def without_what_is_there():
-    gc.freeze()  # a replay looks through all objects there are: half a million, of other tests and of torch
+def without_what_was_kept():
+    yield
+    KEPT.clear()
 
 
 def answer(length):

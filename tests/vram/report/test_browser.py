@@ -157,8 +157,8 @@ def test_a_timeline_says_line_and_stack(page: Any, wrong: list[str]) -> None:
     found = chosen.inner_text()
     assert found.startswith("after operation 1: other ")
     assert "1,024 B, most of it (1,024 B) made by" in found
-    assert "test_suite.py:17 answer: aten.zeros float32 [256]" in found
-    assert re.search(r"\n\S*test_suite.py:17 answer", found.partition("aten.zeros")[2])  # its stack
+    assert "test_suite.py:16 answer: aten.zeros float32 [256]" in found
+    assert re.search(r"\n\S*test_suite.py:16 answer", found.partition("aten.zeros")[2])  # its stack
     assert "the operation: made by" in found
     assert plot.locator("output").inner_text().startswith("after operation 1: ")
     plot.press("Home")
@@ -188,5 +188,5 @@ def test_it_is_whole_without_scripts(browser: Any, written: Path) -> None:
     figure = opened.locator("#recording-2 figure.stack")
     assert figure.locator("path.band").last.bounding_box()["height"] > 20
     figure.locator("summary").click()
-    assert "test_suite.py:17 answer" in figure.locator(".made").inner_text()
+    assert "test_suite.py:16 answer" in figure.locator(".made").inner_text()
     context.close()

@@ -107,7 +107,7 @@ def test_the_page_says_everything(report: Json, history: History) -> None:
     text = Read(html(page_of(report, history))).text
     for expected in (
         "GPU memory: 4 of 7 need attention: 1 out of memory, 1 grows, 1 over limit, 1 inconclusive, 1 peaks alone",
-        "4,096 B a sample: test_suite.py:22 leak: aten.zeros float32 [1024]",
+        "4,096 B a sample: test_suite.py:21 leak: aten.zeros float32 [1024]",
         "held by: list `KEPT`",
         "large: requested_peak peak ",
         "over the allowed 1 B",
@@ -155,7 +155,7 @@ def test_out_of_memory_is_explained(report: Json) -> None:
     assert page.headline == "1 of 1 needs attention: 1 out of memory"
     for text in (Read(html(page)).text, markdown(page)):
         assert "asking for 48.00 MiB" in text
-        assert "test_suite.py:28" in text
+        assert "test_suite.py:27" in text
 
 
 def test_a_file_is_not_written_over_another(report: Json, tmp_path: Path) -> None:
@@ -319,13 +319,13 @@ def test_the_first_screen_is_the_answer(report: Json, history: History) -> None:
     assert sentences[0].startswith("out of memory dies: out of memory in sample 1 of lap 0, asking for 48.00 MiB")
     assert re.fullmatch(r"grows leaks: every sample rose by the same 8,192 B in each of \d+ laps", sentences[1])
     assert sentences[2].startswith(
-        "4,096 B a sample: test_suite.py:22 leak: aten.zeros float32 [1024], held by: list `K"
+        "4,096 B a sample: test_suite.py:21 leak: aten.zeros float32 [1024], held by: list `K"
     )
     assert sentences[3].startswith("over limit large: requested_peak peak ")
     assert sentences[4].startswith("alive at the peak of sample 0, run again with tracing: ")
     assert sentences[5] == "inconclusive unread: driver was not measured: a CPU has no driver that counts memory"
     assert sentences[6] == "over limit test_suite.py::test_marked: peak 2,976 B over"
-    assert sentences[7] == "3.91 KiB in 1: test_suite.py:57 test_marked: aten.zeros float32 [1000]"
+    assert sentences[7] == "3.91 KiB in 1: test_suite.py:56 test_marked: aten.zeros float32 [1000]"
     assert sentences[8].startswith("measured: CPU tensors")
 
 
