@@ -100,7 +100,8 @@ def _no_search_of_the_frozen() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _small_inner_heap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inner runs replay too, and collect after each sample: all that is there before them is hidden."""
+    """Inner runs replay too, and collect after each sample: all that is there before them is hidden. pytest-asyncio,
+    which warns of a setting of its own, is loaded where it is named."""
     if "pytester" in request.fixturenames and "whole_heap" not in request.fixturenames:
         pytester = request.getfixturevalue("pytester")
         run = pytester.inline_run
@@ -108,7 +109,7 @@ def _small_inner_heap(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
         def hidden(*arguments: Any, **options: Any) -> Any:
             gc.collect()
             _freeze_all_but(request.module)
-            return run(*arguments, **options)
+            return run("-p", "no:asyncio", *arguments, **options)
 
         monkeypatch.setattr(pytester, "inline_run", hidden)
 

@@ -139,7 +139,7 @@ def test_a_leak_of_an_async_test_is_seen(pytester: pytest.Pytester, mark: str, p
     pytest.importorskip(plugin, reason=f"{plugin} is not installed")
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
     pytester.makepyfile(ASYNC.replace("MARK", mark))
-    failed = failures(pytester.inline_run())
+    failed = failures(pytester.inline_run("-p", mark))
     assert "keeps 1,024 B" in failed["test_awaits"]
     assert "keeps 1,024 B" in failed["test_gathers"]
     assert failed["test_fits"] == ""

@@ -46,7 +46,8 @@ def test_no_warnings_under_w_error(pytester: pytest.Pytester) -> None:
     """A whole run in a process of its own, every warning an error from the first import on."""
     pytester.makeini("[pytest]")
     pytester.makepyfile(CLEAN)
-    pytester.runpytest_subprocess("-W", "error", "--vram-device", "cpu").assert_outcomes(passed=1)
+    options = ("-W", "error", "-p", "no:asyncio")  # which warns of a setting of its own
+    pytester.runpytest_subprocess(*options, "--vram-device", "cpu").assert_outcomes(passed=1)
 
 
 def test_a_three_line_test_gets_its_verdict(pytester: pytest.Pytester) -> None:
