@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 
 from himap import HimapLlavaConfig, HimapLlavaForConditionalGeneration
 from llava.answering import generate_and_keep
@@ -25,7 +25,8 @@ from vram.forecasting.playing import ENDLESS_BYTES
 from vram.replaying.marks import listening, mark
 from vram.simulated.context import DEVICE, TOKEN, SimulatedCuda
 from vram.simulated.remarks import ASSUMED, merged
-from vram.simulated.trace import Recorder, Trace, interpolated
+from vram.simulated.repeated_layers import RepeatedLayers
+from vram.simulated.trace import Family, Recorder, Trace, interpolated
 
 MAX_BATCH_TOKENS = 2**20  # prompts and answers together: the simulation does not know the values of longer tensors
 _TESTED = ("5.17", "5.23")  # transformers
@@ -67,12 +68,30 @@ class _Answer:
     end: Trace
 
 
+@dataclass(frozen=True)
+class LongAnswer:
+    """Traces of answers that are put together: to the first token, to a few next, to each other one, and to the end."""
+
+    start: Trace
+    first: tuple[Trace, ...]
+    step: Family
+    end: Family
+
+    def steps(self, tokens: int) -> range:
+        """Tokens whose traces are those of `step`, in an answer of `tokens` tokens."""
+        return range(2 + len(self.first), tokens + 1)
+
+    def traces(self, tokens: int) -> Iterator[Trace]:
+        """The traces of an answer of `tokens` tokens."""
+        return chain((self.start, *self.first), map(self.step, self.steps(tokens)), (self.end(tokens),))
+
+
 @dataclass
 class AnswerTraces:
     """Traces of `workload`'s answers. Each pair of prompt and answer length is simulated once.
 
     The first answer is simulated twice, since it contains what is done only once. An answer's output is freed when the
-    next one is there.
+    next one is there. Layers that are alike are not all run (`vram.simulated.repeated_layers`), but with `every_step`.
 
     In a long answer with a cache only the first steps and the last that the context allows are simulated. Those between
     are interpolated, if they differ in sizes alone and each size is on one line (`vram.simulated.trace.interpolated`);
@@ -102,19 +121,24 @@ class AnswerTraces:
             self._cuda.take_workspace()
         self._model: HimapLlavaForConditionalGeneration = model
         set_mode(model, workload.mode, **workload.flags)
+        if not workload.every_step:
+            layers = RepeatedLayers(self._cuda, self._recorder, _part_of_cache)
+            for each in model.modules():
+                if isinstance(each, nn.ModuleList):
+                    layers.watch(each)
         self._cuda.describe = Describing()
         self.setup = self._recorder.cut("setup")
 
     def of(self, prompt: Prompt, tokens: int) -> Iterator[Trace]:
         """The answer's traces: one to each token, and one to the end. Tensors that the program keeps stay allocated."""
         if self.is_long(tokens):
-            if (traces := self.interpolated(prompt, tokens)) is not None:
+            if (answer := self.interpolated(prompt, tokens)) is not None:
                 self.linear += 1
-                yield from traces
+                yield from answer.traces(tokens)
                 return
             self.stepwise += 1
-        answer = self._answer(prompt, tokens)
-        yield from (answer.start, *answer.steps, answer.end)
+        simulated = self._answer(prompt, tokens)
+        yield from (simulated.start, *simulated.steps, simulated.end)
 
     @property
     def remarks(self) -> list[str]:
@@ -144,26 +168,24 @@ class AnswerTraces:
         """Tokens of the longest answer that the context leaves room for, and a simulation can follow."""
         return min(self.context, MAX_BATCH_TOKENS // self.workload.batch) - prompt.tokens
 
-    def interpolated(self, prompt: Prompt, tokens: int) -> Iterator[Trace] | None:
-        """A long answer's traces from its first and last steps; None where sizes are not linear."""
+    def interpolated(self, prompt: Prompt, tokens: int) -> LongAnswer | None:
+        """Long answers, of up to `tokens` tokens, from their first and last steps; None where sizes are not linear."""
         first = self._answer(prompt, _STEPS, whole=True)
         # With the longest answer's last steps, those of all lengths are known.
         for longest in dict.fromkeys((max(self.room(prompt), tokens), tokens)):
-            if (rest := self._between(first, prompt, tokens, longest)) is not None:
-                return chain((first.start,), rest)
+            if (answer := self._between(first, prompt, longest)) is not None:
+                return answer
         return None
 
-    def _between(self, first: _Answer, prompt: Prompt, tokens: int, longest: int) -> Iterator[Trace] | None:
-        """All traces but that to the first token, from the last steps of the answer of `longest` tokens."""
+    def _between(self, first: _Answer, prompt: Prompt, longest: int) -> LongAnswer | None:
+        """Answers that begin as `first`, by the last steps of the one of `longest` tokens."""
         last = self._answer(self._longer(prompt, longest - _STEPS), _STEPS, whole=True)
         alike = 2 + _FIRST_STEPS
         known = dict(enumerate(first.steps[_FIRST_STEPS:], start=alike))
         known |= dict(enumerate(last.steps[_FIRST_STEPS:], start=alike + longest - _STEPS))
         step = interpolated(known)
         end = interpolated({_STEPS: first.end, longest: last.end})
-        if step is None or end is None:
-            return None
-        return chain(first.steps[:_FIRST_STEPS], map(step, range(alike, tokens + 1)), (end(tokens),))
+        return None if step is None or end is None else LongAnswer(first.start, first.steps[:_FIRST_STEPS], step, end)
 
     def _longer(self, prompt: Prompt, tokens: int) -> Prompt:
         """A prompt that leaves a cache like that of `prompt` and so many tokens of its answer.
@@ -243,6 +265,12 @@ class AnswerTraces:
         if prompt.image:
             inputs["pixel_values"] = torch.zeros(batch, 3, side, side).to(DEVICE, self.workload.dtype)
         return inputs
+
+
+def _part_of_cache(layer: Any, arguments: dict[str, Any]) -> object:
+    """The part of a KV cache that a layer changes; None for a layer without one."""
+    cache = arguments.get("past_key_values")
+    return None if cache is None else cache.layers[layer.self_attn.layer_idx]
 
 
 def _end_tokens(config: HimapLlavaConfig) -> set[int]:

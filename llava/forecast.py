@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
 
-from llava.answer_traces import AnswerTraces, Prompt
+from llava.answer_traces import AnswerTraces, LongAnswer, Prompt
 from llava.modes import MODES
 from vram.cards import Card
 from vram.forecasting.playing import ENDLESS_BYTES, CardPlayer, Holder, NoRoom, first_that_fits
 from vram.simulated.allocator import CachingAllocator
 from vram.simulated.allocator_settings import environment_settings
+from vram.simulated.bounds import SegmentBound
 from vram.simulated.trace import Played, Replay
 
 _MAX_OPERATIONS = 2**24  # of a longest answer that is replayed: some ten seconds
@@ -99,22 +99,35 @@ def max_answer_tokens(answers: AnswerTraces, prompt: Prompt) -> int | None:
     None where that can't be interpolated, or not as far, or would be replayed too long.
     """
     tokens = answers.room(prompt)
-    traces = answers.interpolated(prompt, tokens) if answers.is_long(tokens) else None
-    if traces is None:
-        return None
-    first, second = next(traces), next(traces)
-    if tokens * len(second) > _MAX_OPERATIONS:
+    answer = answers.interpolated(prompt, tokens) if answers.is_long(tokens) else None
+    if answer is None or tokens * len(answer.first[0]) > _MAX_OPERATIONS:
         return None
     card = answers.workload.card
-    replay = Forecast(answers, card, named=False).player.replay
-    every = enumerate(chain((first, second), traces))
-    reached = next((before for before, trace in every if replay.play(trace).oom is not None), None)
+    player = Forecast(answers, card, named=False).player
+    reached = None
+    if not _has_room_anyway(player, answer, tokens):
+        every = enumerate(answer.traces(tokens))
+        reached = next((before for before, trace in every if player.replay.play(trace).oom is not None), None)
     if reached is None:
         return tokens if prompt.tokens + tokens == answers.context else None
     # An answer's end could need what the next token would have needed.
     while reached and Forecast(answers, card, named=False).answer(prompt, reached).out_of_memory:
         reached -= 1
     return reached
+
+
+def _has_room_anyway(player: CardPlayer, answer: LongAnswer, tokens: int) -> bool:
+    """Whether the card has room for an answer of `tokens` tokens wherever its blocks are; False where only playing it
+    can say that."""
+    bound, allocator = SegmentBound(), player.allocator
+    if not allocator.is_plain or allocator.allowed_bytes is not None:
+        return False
+    bound.add((answer.start, *answer.first))
+    if not bound.add_family(answer.step, answer.steps(tokens)):
+        return False
+    bound.add((answer.end(tokens),))
+    most_bytes = bound.n_bytes(allocator.reserved_bytes, allocator.settings.large_segment_bytes)
+    return most_bytes <= allocator.free_bytes + allocator.reserved_bytes
 
 
 def smallest_card(answers: AnswerTraces, samples: Iterable[tuple[Prompt, int]], least_bytes: int) -> Card | None:

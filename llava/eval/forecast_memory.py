@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--image-folder", type=Path, help="folder of the question file's images (default: none)")
     samples_help = "number of samples: prompts and answers are repeated as needed (default: each of the list once)"
     add("--samples", type=whole(1), help=samples_help)
-    add("--every-step", action="store_true", help="simulate every token of long answers too (default: their ends)")
+    every_help = "simulate every token of long answers, and every layer (default: their ends, and layers that differ)"
+    add("--every-step", action="store_true", help=every_help)
     add_mode_options(parser.add_argument_group("settings of the mode"), MODES.values())
     add = parser.add_argument_group("files").add_argument
     add("--output-file", type=Path, help="write the figures as JSON (default: not written)")

@@ -17,6 +17,7 @@ from llava.modes import mode_flags
 from vram.cards import Card
 from vram.explanation.snapshot import dump_snapshot
 from vram.forecasting.playing import NoRoom, spare_bytes, until_full
+from vram.forecasting.progress import Progress
 from vram.forecasting.words import fits_text, full_text, holder_lines, kept_text, smallest_text, without_advice
 from vram.units import format_bytes
 
@@ -135,16 +136,21 @@ def save_snapshot(path: Path, forecast: Forecast) -> None:
     say(f"snapshot for pytorch.org/memory_viz: {path}")
 
 
-def print_conclusions(
-    forecast: Forecast, samples: Sequence[SampleForecast], pairs: Sequence[Pair], conclusions: Conclusions
-) -> None:
-    """Print everything below the table."""
-    card = forecast.player.card
-    if conclusions.spare_bytes is None:
-        say(full_text(card, 0, f"in sample {samples[-1].sample}"))
-    else:
-        say(fits_text(card, conclusions.spare_bytes))
+def print_samples(card: Card, samples: Sequence[SampleForecast]) -> None:
+    """Print what is known once the samples are: whether the card has room, and what the highest peak is made of."""
+    spare = spare_of(card, samples)
+    say(full_text(card, 0, f"in sample {samples[-1].sample}") if spare is None else fits_text(card, spare))
     _print_peak(max(samples, key=lambda each: each.peak_bytes))
+
+
+def print_conclusions(
+    forecast: Forecast,
+    samples: Sequence[SampleForecast],
+    pairs: Sequence[Pair],
+    conclusions: Conclusions,
+    progress: Progress,
+) -> None:
+    """Print everything else below the table."""
     if conclusions.interpolated:
         count = conclusions.interpolated
         say(f"long answers put together from their first and last steps, as sizes are linear: {count}")
@@ -157,7 +163,10 @@ def print_conclusions(
     if conclusions.out_of_memory:
         say(f"sample {samples[-1].sample}: {without_advice(samples[-1].out_of_memory)}")
     else:
-        say(_repeated(forecast, samples, pairs))
+        progress("the same again")
+        again = _repeated(forecast, samples, pairs)
+        progress()
+        say(again)
     if conclusions.card_known:
         say(smallest_text(conclusions.smallest_card))
     for line in forecast.answers.remarks:
@@ -191,6 +200,7 @@ def _longest_answer(answers: AnswerTraces, max_tokens: int, pairs: Sequence[Pair
 def _repeated(forecast: Forecast, samples: Sequence[SampleForecast], pairs: Sequence[Pair]) -> str:
     """Forecast the same samples again, and say what that adds."""
     ends = [each.live_bytes for each in samples]
+    forecast.player.go_on_unnamed()
     # Twice again at most: what is done once is done then.
     for prompt, tokens in islice(cycle(pairs), len(samples), 3 * len(pairs)):
         sample = forecast.answer(prompt, tokens)

@@ -27,6 +27,7 @@ from llava.eval.forecast_report import (
     modes_fit,
     no_room,
     print_conclusions,
+    print_samples,
     save_snapshot,
     spare_of,
 )
@@ -72,13 +73,15 @@ def run_forecast(options: argparse.Namespace) -> int:
         forecast = Forecast(answers)
     except NoRoom as error:
         return _report_no_room(options, answers, error, pairs, count)
-    samples = _forecast_all(forecast, islice(cycle(pairs), count), count)
-    conclusions = _conclude(answers, samples, pairs, count)
-    if options.output_file is not None:
-        write_json(options.output_file, as_json(answers, samples, conclusions))
+    progress = Progress(_PROGRAM)
+    samples = _forecast_all(forecast, islice(cycle(pairs), count), count, progress)
     if options.snapshot is not None:
         save_snapshot(options.snapshot, forecast)
-    print_conclusions(forecast, samples, pairs, conclusions)
+    print_samples(workload.card, samples)
+    conclusions = _conclude(answers, samples, pairs, count, progress)
+    if options.output_file is not None:
+        write_json(options.output_file, as_json(answers, samples, conclusions))
+    print_conclusions(forecast, samples, pairs, conclusions, progress)
     return OUT_OF_MEMORY if conclusions.out_of_memory else FINE
 
 
@@ -215,11 +218,11 @@ def _pairs(prompts: Sequence[Prompt], options: argparse.Namespace) -> tuple[list
     return pairs[: options.samples], options.samples or len(pairs)
 
 
-def _forecast_all(forecast: Forecast, pairs: Iterator[Pair], count: int) -> list[SampleForecast]:
+def _forecast_all(forecast: Forecast, pairs: Iterator[Pair], count: int, progress: Progress) -> list[SampleForecast]:
     """Forecast one sample after the other, until the card is full, and print the rows of the table."""
     samples: list[SampleForecast] = []
     with Rows() as rows:
-        for sample in _until_full(forecast, pairs, count, Progress(_PROGRAM)):
+        for sample in _until_full(forecast, pairs, count, progress):
             samples.append(sample)
             rows.add(sample)
     return samples
@@ -237,19 +240,23 @@ def _until_full(forecast: Forecast, pairs: Iterator[Pair], count: int, progress:
 
 
 def _conclude(
-    answers: AnswerTraces, samples: Sequence[SampleForecast], pairs: Sequence[Pair], count: int
+    answers: AnswerTraces, samples: Sequence[SampleForecast], pairs: Sequence[Pair], count: int, progress: Progress
 ) -> Conclusions:
     """Conclusions from all `samples`, which were to be `count`."""
     counts = answers.linear, answers.stepwise  # before more answers are replayed
     prompt, longest = longest_pair(pairs)
     # Only where a long answer was simulated anyway: its ends take longer than all the rest of short ones.
     is_known = answers.linear > 0 and answers.is_long(longest)
+    if is_known:
+        progress("trying longer answers")
     most = max_answer_tokens(answers, prompt) if is_known else None
     failed = bool(samples[-1].out_of_memory)
     if failed:
+        progress("trying listed cards")
         fitting, card_known = _larger_card(answers, pairs, count)
     else:
         fitting, card_known = smallest_that_fits(max(each.reserved_bytes for each in samples)), True
+    progress()
     spare_bytes = spare_of(answers.workload.card, samples)
     return Conclusions(token_bytes(answers), most, fitting, failed, spare_bytes, card_known, *counts)
 

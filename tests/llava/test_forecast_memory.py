@@ -24,6 +24,7 @@ from llava.shapes import SHAPES, Shape
 from tests.llava.conftest import a_record
 from vram.cards import CARDS, find_card
 from vram.simulated.context import TOKEN
+from vram.simulated.repeated_layers import RepeatedLayers
 from vram.units import format_bytes
 
 TINY = ("--model", "tiny", "--answers", "2,3", "--card", "8GiB")
@@ -707,3 +708,28 @@ def test_a_hub_id_is_known_by_its_config(
     monkeypatch.setattr("llava.folders._snapshot", snapshot)
     assert forecast(tmp_path, "--model-path", "owner/name")["samples"] == plain["samples"]
     assert set(fetched) == {("owner/name", ("*.json", "tokenizer.model"))}
+
+
+@pytest.mark.parametrize("mode", ["himap", "custom-tome"])
+def test_layers_that_repeat_request_what_each_would(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the tower and in each group of the decoder's layers: sizes, order and lines of all requests, and the remarks.
+
+    `--every-step` runs every layer.
+    """
+    monkeypatch.setitem(SHAPES, "tiny", with_layers(SHAPES["tiny"], 7, 4))
+    repeated, repeat = list[None](), RepeatedLayers._repeat
+
+    def counting(*arguments: Any) -> Any:
+        repeated.append(None)  # the arguments would keep the cache alive
+        return repeat(*arguments)
+
+    monkeypatch.setattr(RepeatedLayers, "_repeat", counting)
+    found = []
+    for every_step in (False, True):
+        workload = Workload("tiny", mode, find_card("8GiB"), every_step=every_step)
+        answers = AnswerTraces(workload, config_of("tiny"))
+        traces = [*answers.of(Prompt(115), 3), *answers.of(Prompt(115), 3)]
+        found.append([(each.ops, each.others, each.streams, each.tags) for each in traces] + [answers.remarks])
+        assert (len(repeated) >= 2 * (2 + 3)) if not every_step else not repeated
+        repeated.clear()
+    assert found[0] == found[1]

@@ -79,6 +79,12 @@ class CardPlayer:
                 break
         return plays, _holders(_live_at_peak(*highest))
 
+    def go_on_unnamed(self) -> None:
+        """Name no holders from now on, and take no snapshot: figures alone are played many times as fast."""
+        self.allocator.observer = None
+        self._live.clear()
+        self.replay = QuickReplay.after(self.replay)
+
     def alive(self) -> tuple[Holder, ...]:
         """The holders of what is alive now."""
         return _holders((block.size, block.tag) for block in self._live)

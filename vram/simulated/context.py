@@ -211,6 +211,14 @@ class SimulatedCuda:
         """The block of a living storage; None where it is not on the card."""
         return self._living.get(storage)
 
+    def place(self, tensor: Tensor, block: Block) -> None:
+        """Let a tensor that no operation has made be on the card, in that block."""
+        self._living.put(tensor.untyped_storage(), block)
+
+    def knows(self, tensor: Tensor) -> bool:
+        """Whether a tensor's value is known."""
+        return self._known_values.of(tensor) is not None
+
     def take_workspace(self, lt: bool = True) -> None:
         """Take cuBLAS's workspace of the current stream before the first product there; `lt`: cuBLASLt's too."""
         libraries = ("cuBLAS", "cuBLASLt")[: 1 + lt] if self._has_workspaces else ()
@@ -351,8 +359,7 @@ class SimulatedCuda:
         except (NotImplementedError, RuntimeError):  # sparse: its parts are seen by themselves
             return
         if self._living.changed(storage):
-            tag = self._tag(func, tensor)
-            self._put(storage, self._take(storage.nbytes(), tag))
+            self._put(storage, self._take(storage.nbytes(), self._tag(func, tensor)))
 
     def _put(self, storage: torch.UntypedStorage, block: Block) -> None:
         before = self._living.put(storage, block)

@@ -38,6 +38,9 @@ class Remarks:
         self._assumed: dict[str, str] = {}
         self._uncounted: dict[tuple[str, str], Uncounted] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self._assumed or self._uncounted)
+
     def assume(self, assumption: str, line: str) -> None:
         """Note that figures depend on an assumption, made at `line`."""
         self._assumed.setdefault(assumption, line)

@@ -78,6 +78,9 @@ class Trace:
     others: dict[int, Outside | Scratch | str] = field(default_factory=dict)  # by position in `ops`
     streams: dict[int, int] = field(default_factory=dict)  # by number of the malloc; 0 where absent
     tags: list[Any] = field(default_factory=list)  # by number of the malloc
+    family: Family | None = None  # where it is one of several that differ by `length`
+    length: int = 0
+    plans: dict[bytes, Any] = field(default_factory=dict)  # of quick replays
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -90,10 +93,48 @@ class Trace:
             else other
             for at, other in self.others.items()
         }
-        return replace(self, others=others)
+        return Trace(self.name, self.ops, others, self.streams, self.tags)
 
 
-def interpolated(known: Mapping[int, Trace]) -> Callable[[int], Trace] | None:
+@dataclass(eq=False)
+class Family:
+    """Traces of the same work at any length, of which some sizes grow with it; see `interpolated`.
+
+    Sizes are those of operations, then those of `others` that may differ by length, each by its `places` in `others`.
+    """
+
+    least: Trace
+    least_length: int
+    sizes: npt.NDArray[np.int64]
+    slopes: npt.NDArray[np.int64]
+    plans: dict[bytes, Any] = field(default_factory=dict)  # of quick replays
+
+    def __post_init__(self) -> None:
+        outsides = list(enumerate(_outsides(self.least), start=len(self.least)))
+        self.places = {at: place for place, (at, _) in outsides}
+        self._grown = [(place, at, other) for place, (at, other) in outsides if self.slopes[place]]
+        # Places of sizes that grow, and those of lengths of scratch memory, one for each of equal ones, with the rule.
+        scratch = {place: other.sizes for place, _, other in self._grown if isinstance(other, Scratch)}
+        self.growing = np.array([each for each in np.flatnonzero(self.slopes) if each not in scratch], dtype=np.int64)
+        alike = {(rule, int(self.sizes[at]), int(self.slopes[at])): (at, rule) for at, rule in scratch.items()}
+        self.growing_scratch = list(alike.values())
+
+    def __call__(self, length: int) -> Trace:
+        """The trace at a length."""
+        sizes, others = self.sizes_at(length), dict(self.least.others)
+        for place, position, other in self._grown:
+            size = int(sizes[place])
+            others[position] = replace(other, length=size) if isinstance(other, Scratch) else replace(other, size=size)
+        ops = array("q", sizes[: len(self.least)].tobytes())
+        least = self.least
+        return Trace(least.name, ops, others, least.streams, least.tags, family=self, length=length)
+
+    def sizes_at(self, length: int) -> npt.NDArray[np.int64]:
+        """All sizes at a length."""
+        return self.sizes + self.slopes * (length - self.least_length)
+
+
+def interpolated(known: Mapping[int, Trace]) -> Family | None:
     """Traces of the same work at any length, from those at some lengths; None unless they differ in sizes alone, and
     each size, and each length of scratch memory, is on one line through all of them.
 
@@ -109,16 +150,7 @@ def interpolated(known: Mapping[int, Trace]) -> Callable[[int], Trace] | None:
     for length, trace in known.items():
         if not _alike(least, trace) or np.any(_sizes(trace) != ops + slopes * (length - lengths[0])):
             return None
-
-    def at(length: int) -> Trace:
-        sizes = ops + slopes * (length - lengths[0])
-        plain, outside = sizes[: len(least)], sizes[len(least) :]
-        others = dict(least.others)
-        for (position, other), size in zip(_outsides(least), outside.tolist(), strict=True):
-            others[position] = replace(other, length=size) if isinstance(other, Scratch) else replace(other, size=size)
-        return Trace(least.name, array("q", plain.tobytes()), others, least.streams, least.tags)
-
-    return at
+    return Family(least, lengths[0], ops, slopes)
 
 
 def _outsides(trace: Trace) -> list[tuple[int, Outside | Scratch]]:
@@ -198,6 +230,20 @@ class Recorder:
     def position(self) -> int:
         """How many operations the trace has so far: a place to come back to, as where a token ends."""
         return len(self._trace)
+
+    @property
+    def cuts(self) -> int:
+        """How many cuts there were."""
+        return len(self._names)
+
+    @property
+    def trace(self) -> Trace:
+        """The requests since the last cut, so far."""
+        return self._trace
+
+    def place(self, block: Block | None) -> tuple[int, int]:
+        """Number of the cut, from 0, that has a living block, and which malloc of it made it; (-1, -1): none."""
+        return self._places.get(block, (-1, -1)) if block is not None else (-1, -1)
 
     def cut(self, name: str = "") -> Trace:
         """The requests since the last cut. Later ones refer to `name`, which is new in the recording."""

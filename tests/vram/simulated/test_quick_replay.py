@@ -12,7 +12,7 @@ import pytest
 from vram.simulated.allocator import CachingAllocator
 from vram.simulated.quick_replay import QuickReplay
 from vram.simulated.small_pool import play
-from vram.simulated.trace import Played, Recorder, Replay, Scratch, Trace
+from vram.simulated.trace import Played, Recorder, Replay, Scratch, Trace, interpolated
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 EDGES = [1, 512, 513, 100_000, MIB - 512, MIB, MIB + 1, 3 * MIB + 77, 10 * MIB - 512, 10 * MIB, 20 * MIB + 1]
@@ -174,6 +174,61 @@ def test_what_came_before_is_not_played_again(monkeypatch: pytest.MonkeyPatch) -
     quick.play(traces[60])
     assert sorted(sizes) == [8 * KIB * length for length in (558, 559) for _ in range(8)]
     assert 2 * sum(played) < len(traces[59]) + len(traces[60])
+
+
+def of_a_family(tokens: int) -> list[Trace]:
+    """The same steps, but for the first ones all from four of them."""
+    setup, *traces = decoding(tokens)
+    family = interpolated({number: traces[number] for number in (3, 4, tokens - 2, tokens - 1)})
+    assert family is not None
+    return [setup, *traces[:3], *map(family, range(3, tokens))]
+
+
+@pytest.mark.parametrize("capacity_bytes", [2**50, 352 * MIB, 340 * MIB])
+def test_a_family_s_traces_are_played_as_each_by_itself(capacity_bytes: int) -> None:
+    """With sizes that grow, small ones among them; on cards with room, and on full ones."""
+    compared(of_a_family(70), capacity_bytes)
+
+
+def test_a_trace_that_begins_as_before_has_its_large_requests_played_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a family too, whose traces share a plan; where the card is full, small requests are played until there."""
+    traces = of_a_family(120)
+    compared(traces, 2**50)
+    quick, parts = QuickReplay(CachingAllocator(2**50)), []
+    own = QuickReplay._play_part
+
+    def counting(*arguments: Any) -> Any:
+        parts.append(len(parts))
+        return own(*arguments)
+
+    monkeypatch.setattr(QuickReplay, "_play_part", counting)
+    plays = [quick.play(trace) for trace in traces]
+    assert len(parts) < 4 * len(traces)  # each has 5
+    family = traces[-1].family
+    assert family is not None
+    assert len(family.plans) < len(traces) / 4
+    stopped, own_large = list[int](), QuickReplay._play_large
+
+    def stopping(replay: QuickReplay, playing: Any) -> int:
+        stopped.append(own_large(replay, playing))
+        return stopped[-1]
+
+    monkeypatch.setattr(QuickReplay, "_play_large", stopping)
+    compared(traces, plays[80].reserved_bytes)
+    assert stopped[-1] < max(stopped)
+
+
+def test_a_replay_goes_on_where_another_was() -> None:
+    """Named blocks, and those of the traces before, are known; so is what is free."""
+    traces = decoding(30)
+    plain = Replay(CachingAllocator(2**50))
+    for trace in traces[:10]:
+        plain.play(trace)
+    quick, other = QuickReplay.after(plain), Replay(CachingAllocator(2**50))
+    for trace in traces[:10]:
+        other.play(trace)
+    for trace in traces[10:]:
+        assert figures(quick.play(trace)) == figures(other.play(trace))
 
 
 @pytest.mark.parametrize("capacity_mib", range(302, 380, 13))
