@@ -96,6 +96,22 @@ def test_figures_are_those_of_the_step(project: Project) -> None:
         assert project.run(PLAIN, "--no-search", "--set", f"{size}={found['fails']}")[0] == 1
 
 
+def test_tokens_until_the_card_is_full_are_searched(project: Project) -> None:
+    """By hand: 524 MiB hold the old cache and the new one, 16 MiB longer, so of 16 tokens and not of 17; the bytes that
+    stay at each would put it at 32."""
+    source = """
+import torch
+
+def answer(new_tokens=2):
+    cache = torch.ones(2**22, device="cuda")
+    for _ in range(1, new_tokens):
+        cache = torch.cat([cache, cache[: 2**22]])
+    return cache
+"""
+    out = project.run(source, name="answer")[1]
+    assert "new_tokens 16 is the largest that fits" in out.splitlines()
+
+
 def test_a_step_that_does_not_fit_says_what_it_needs_and_which_size_does(project: Project) -> None:
     """The figures are those of a card without a limit, and the exit code is 1."""
     code, out, _ = project.run(PLAIN, "--set", "batch_size=400")
