@@ -15,8 +15,7 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 stamp="$VIRTUAL_ENV/.himap-vram-setup"
 want="$(cat pyproject.toml ci/constraints.txt | cksum) $PWD"
 if [[ "$(cat "$stamp" 2>/dev/null)" != "$want" ]]; then
-    echo "Setting up $VIRTUAL_ENV (once; about a minute) ..." >&2
-    # Python compiles what is imported, once; pip would compile all of it, for more than a minute.
-    python -m pip install --quiet --no-compile --disable-pip-version-check --constraint ci/constraints.txt --editable '.[dev]' >&2
+    echo "Setting up $VIRTUAL_ENV (once; about two minutes) ..." >&2
+    python -m pip install --quiet --disable-pip-version-check --constraint ci/constraints.txt --editable '.[dev]' >&2
     printf '%s\n' "$want" > "$stamp"
 fi
