@@ -82,24 +82,27 @@ class LivingStorages(Generic[_T]):
             self._ended(n_bytes, self._values.pop(address))
 
 
+class _Marker:
+    """The collector sees one until somebody freezes again."""
+
+
 class _Frozen:
     """Tensors that `gc.freeze` has hidden from Python's collector, as far as they are alive."""
 
     def __init__(self) -> None:
-        self._count = 0  # of frozen objects, when they were looked through last; those that die lower it
+        self._marker: _Marker | None = None  # made when frozen objects were looked through last
         self._tensors: list[weakref.ref[torch.Tensor]] = []
 
-    def tensors(self) -> list[torch.Tensor]:
-        count = frozen_count()
-        if not count:
+    def tensors(self, seen: Sequence[Any]) -> list[torch.Tensor]:
+        """Those that are not among the objects `seen` by the collector."""
+        if not frozen_count():
             self._tensors = []
-        elif count > self._count:
-            # Nothing lists frozen objects, and nothing freezes the same ones again: what was made since is frozen too.
+        elif _Marker not in set(map(type, seen)):
+            # Nothing lists frozen objects. Who unfreezes and freezes again hides others, which may be fewer.
             gc.unfreeze()
             tensors = tensors_among(gc.get_objects())
             gc.freeze()
-            count, self._tensors = frozen_count(), [weakref.ref(tensor) for tensor in tensors]
-        self._count = count
+            self._marker, self._tensors = _Marker(), [weakref.ref(tensor) for tensor in tensors]
         return [tensor for tensor in (known() for known in self._tensors) if tensor is not None]
 
 
@@ -111,8 +114,9 @@ def living_tensors() -> list[torch.Tensor]:
 
     A list of one's own, to be let go of before holders are looked for.
     """
-    seen = tensors_among(gc.get_objects())
-    return list({id(tensor): tensor for tensor in (*_frozen.tensors(), *seen)}.values())
+    seen = gc.get_objects()
+    tensors = tensors_among(seen)
+    return list({id(tensor): tensor for tensor in (*_frozen.tensors(seen), *tensors)}.values())
 
 
 def tensors_among(objects: Sequence[Any]) -> list[torch.Tensor]:

@@ -59,3 +59,15 @@ def test_frozen_objects_are_looked_through_once(model: torch.nn.Linear, monkeypa
     gc.freeze()
     needed_bytes(model)
     assert len(shown) == 2
+
+
+def test_what_is_frozen_anew_is_seen_where_less_is_frozen_than_before(model: torch.nn.Linear) -> None:
+    """Objects that were frozen end, a model is loaded, an explanation shows and hides all that is left: it counts."""
+    ballast: list[object] = [[] for _ in range(10_000)]
+    gc.freeze()
+    before_bytes, _ = needed_bytes(model)
+    del ballast
+    later = torch.nn.Linear(256, 256)
+    with unfrozen():
+        pass
+    assert needed_bytes(later) == (before_bytes + WEIGHTS_BYTES, RESULT_BYTES)
