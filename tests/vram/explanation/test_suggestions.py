@@ -345,6 +345,24 @@ def test_previous_output() -> None:
     assert " previous_kept computes the next: " in suggestion["text"]
 
 
+LOST: list[bool] = []
+
+
+def previous_with_locals(batches: list[torch.Tensor]) -> None:
+    variables = locals()
+    for batch in batches:
+        output = batch.repeat(1, 4)
+        output.sum()
+        LOST.append("batches" not in variables)
+
+
+def test_a_step_keeps_its_own_dictionary_of_locals() -> None:
+    """Before Python 3.13 `locals()` is the one dictionary of its frame: emptying a variable in the rerun leaves it."""
+    traced(previous_with_locals, BATCHES)
+    assert len(LOST) > 4 * len(BATCHES)  # three laps, the traced run, and the one with the variable emptied
+    assert not any(LOST)
+
+
 @pytest.mark.parametrize(
     "step", [previous_gone, previous_read, previous_in_a_list, previous_held_by_another, previous_in_a_dictionary]
 )

@@ -14,6 +14,7 @@ from vram.explanation.suggestions.evidence import LEAST_SHARE, Evidence, Found
 from vram.explanation.suggestions.uses import Release
 from vram.torch_hooks.dispatch import DispatchMode
 
+_REFERENCES = 3  # to a frame's dictionary of locals: the frame's, a variable's, and that of the count itself
 _MOST_RUNS = 2  # of the sample, to see whether an assignment that let go of most is the one
 
 
@@ -70,9 +71,14 @@ class _Emptied(DispatchMode):
 
 def _set_none(frame: Any, name: str) -> None:
     variables = frame.f_locals
+    if not isinstance(variables, dict):  # from Python 3.13 on the variables themselves
+        if variables.get(name) is not None:
+            variables[name] = None
+        return
+    if sys.getrefcount(variables) > _REFERENCES:  # the step has called locals(), and goes on with this dictionary
+        return
     if variables.get(name) is not None:
         variables[name] = None
-        if isinstance(variables, dict):  # before Python 3.13 a copy, which would keep all others alive too
-            ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
-    if isinstance(variables, dict):
-        variables.clear()
+        # It writes all variables, of which no other can have changed since they were read.
+        ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(frame), ctypes.c_int(0))
+    variables.clear()  # a copy, which would keep all of them alive
