@@ -146,12 +146,15 @@ def _traced(
                 return None, f"the lines are not known: run again, sample {number} raised {type(error).__name__}"
             alive = {key: one for key, one in tracer.keyed_at_peak().items() if one.n_bytes}
             traces.append(list(alive.values()))
-        snapshot = None if save is None else tracer.snapshot_of(traced.snapshot)
+        made, reason, snapshot = None, "", None
+        if channel in ("requested_peak", "allocated_peak") and sample is None:
+            made, reason = in_pieces(alive, traced.categories, number, recording)
+        if save is not None and made is not None:
+            snapshot = tracer.snapshot_of(traced.snapshot)
         ways_out = suggested(tracer, traced, rerunnable, recording, number)
     n_bytes = sum(one.n_bytes for one in traces[-1])
     at_peak = {"sample": number, "bytes": n_bytes, "lines": breakdown_lines(traces)}
-    if channel in ("requested_peak", "allocated_peak") and sample is None:
-        made, reason = in_pieces(alive, traced.categories, number, recording)
+    if made is not None or reason:
         at_peak |= {"no_breakdown": reason} if made is None else {"breakdown": made.to_json()}
         at_peak |= {} if made is None else {"timeline": timeline(traced, number).to_json()}
         at_peak |= {} if save is None or snapshot is None else _saved(snapshot, save)

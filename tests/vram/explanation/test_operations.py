@@ -115,6 +115,15 @@ def test_every_moment_is_what_is_alive(tmp_path: Path) -> None:
     assert [frame.partition(".py:")[2].partition(" ")[2] for frame in stack] == ["step"]
 
 
+def test_a_peak_without_a_breakdown_has_no_snapshot(tmp_path: Path) -> None:
+    """A sample that needs more when it runs again, as one that grows does: no timeline, and no file without a link."""
+    kept: list[torch.Tensor] = []
+    one = summary_of(lambda n: kept.append(torch.zeros(n)), [16], tmp_path / "snapshots")
+    assert one.absent["breakdown"] == "sample 0, run again with tracing, needed 64 B more than was recorded"
+    assert (one.timeline, one.timeline_snapshot) == (None, "")
+    assert not (tmp_path / "snapshots").exists()
+
+
 def test_many_operations_are_merged_and_the_peak_is_not(tmp_path: Path) -> None:
     """At most 150 moments, the peak among them, which one operation of thousands makes; how many are merged is said."""
 
