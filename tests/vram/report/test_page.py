@@ -23,6 +23,7 @@ from vram.history.runs import History, Run
 from vram.report.gathered import gathered
 from vram.report.markdown import MOST_LINES, escaped, markdown
 from vram.report.page import html
+from vram.report.stacked import stacked
 from vram.summary.reader import recording_from_json, run_from_json
 
 
@@ -421,6 +422,27 @@ def test_a_page_has_a_bounded_number_of_timelines(report: Json) -> None:
     without = html(page_of({**report, "modes": [{**modes[0], "at_peak": None}], "tests": []}))
     assert "Its timeline" not in without
     assert '<figure class="chart stack"' not in without
+
+
+def test_a_timeline_is_drawn_as_it_was_worked_out(report: Json) -> None:
+    """A band for each category, a line for each level, tick and the peak, at their places, with labels for some."""
+    mode = mode_of(report, "quiet")
+    mode["at_peak"]["timeline"]["ticks"] = ["0 token 0", "1 token 1"]
+    timeline = run_from_json({**report, "modes": [mode], "tests": []}).recordings[0].timeline
+    assert timeline is not None
+    drawn, text = stacked(timeline), html(page_of({**report, "modes": [mode], "tests": []}))
+    figure = text[text.index('<figure class="chart stack"') :]
+    figure = figure[: figure.index("</figure>")]
+    assert len(drawn.bounds) == 2
+    assert re.findall(r'class="bound" d="M([\d.]+) 0V100"', figure) == [str(at) for at in drawn.bounds]
+    assert re.findall(r'class="level" d="M0 ([\d.]+)H100"', figure) == [str(level.at) for level in drawn.levels]
+    assert re.findall(r'class="event" d="M([\d.]+) 0V100"', figure) == [str(drawn.peak.at)]
+    assert re.findall(r'class="band tone(\d+)" d="([^"]+)"', figure) == [
+        (str(band.tone), band.path) for band in drawn.bands
+    ]
+    assert re.findall(r'class="tick[^"]*" style="left: ([\d.]+)%">([^<]+)<', figure) == [
+        (str(tick.at), tick.text) for tick in drawn.ticks
+    ]
 
 
 def test_the_timeline_of_a_base_is_an_outline(report: Json) -> None:
