@@ -96,9 +96,9 @@ def _text(found: Difference, most_pieces: int) -> list[str]:
 
 
 def _table(head: str, found: Difference, name: Callable[[Piece], str]) -> list[str]:
-    before, now = found.base.by(name), found.head.by(name)
     rows = [
-        (each, size_text(before.get(each, 0)), size_text(now.get(each, 0)), signed(more))
-        for each, more in found.by(name).items()
+        (each, size_text(before), size_text(now), signed(now - before))
+        for each, (before, now) in found.beside(name).items()
+        if now != before
     ]
     return fitted([(head, "base", "head", "more"), *rows], 0)

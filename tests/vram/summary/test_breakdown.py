@@ -143,3 +143,62 @@ def test_an_improvement_reads_alike() -> None:
         "-8.00 KiB at the peak (sample 0): attention maps -8.00 KiB",
         "  -8.00 KiB went: model.py:9 Block.forward: aten._softmax float16 [4, 32, 32] in layers.* (attention maps)",
     ]
+
+
+RENAMED = replace(CAT, line="model.py:9 Layer.forward", module="blocks.*")
+
+
+def test_what_was_renamed_did_not_move() -> None:
+    """A module, or its class with it, that has another name alone: no piece came or went, and the names are said."""
+    names = "  renamed: layers.* is blocks.* now, head is top now"
+    for one in (RENAMED, replace(CAT, module="blocks.*")):
+        found = difference(peak(CAT, WEIGHTS), peak(one, replace(WEIGHTS, module="top")))
+        assert {moved.word for moved in found.moved} == {"same"}
+        assert (found.by_module, found.by_category) == ({}, {})
+        assert found.lines() == ["0 B at the peak (sample 0)", names]
+        assert found.to_json()["renamed"] == {"layers.*": "blocks.*", "head": "top"}
+    assert difference(peak(CAT), peak(replace(CAT, line=RENAMED.line))).lines() == ["0 B at the peak (sample 0)"]
+
+
+def test_what_was_renamed_and_grew() -> None:
+    """Its growth alone is the module's, and both sides stand under the name in the head."""
+    found = difference(peak(CAT), peak(replace(CAT, module="blocks.*", n_bytes=4196)))
+    assert found.by_module == {"blocks.*": 100}
+    assert found.beside(lambda piece: piece.module) == {"blocks.*": (4096, 4196)}
+    assert found.lines()[-1] == "  renamed: layers.* is blocks.* now"
+    assert difference(peak(CAT), peak(replace(CAT, module="blocks.*", n_bytes=4196))).lines(2) == found.lines()[:2]
+
+
+def test_a_piece_that_moved_between_modules_is_not_renamed() -> None:
+    """Where the base's module is still there, or the head's was before, or one became two: bytes are less here and more
+    there."""
+    here, there = replace(CAT, op="aten.add"), replace(CAT, module="blocks.*")
+    for base, head in (((CAT, here), (there, here)), ((CAT, replace(here, module="blocks.*")), (there,))):
+        found = difference(peak(*base), peak(*head))
+        assert found.renamed == {}
+        assert found.by_module["layers.*"] < 0
+        assert sum(found.by_module.values()) == found.more_bytes
+    apart = (replace(CAT, module="a"), replace(here, module="b"))
+    for base, head in (((CAT, here), apart), (apart, (CAT, here))):
+        assert difference(peak(*base), peak(*head)).renamed == {}
+
+
+@pytest.mark.parametrize(
+    ("base", "head"),
+    [
+        ((CAT, replace(CAT, line="model.py:20 Head.forward")), (RENAMED,)),
+        ((CAT,), (RENAMED, replace(RENAMED, line="model.py:20 Head.forward"))),
+        ((CAT,), (replace(RENAMED, n_bytes=4097),)),
+        ((CAT,), (replace(RENAMED, line="other.py:9 Layer.forward"),)),
+        ((CAT,), (replace(RENAMED, line="model.py:9 Layer.attend"),)),
+        ((CAT,), (replace(RENAMED, category="logits"),)),
+        ((CAT,), (replace(RENAMED, count=1),)),
+    ],
+    ids=["two before", "two now", "bytes", "file", "function", "category", "count"],
+)
+def test_what_only_looks_renamed(base: tuple[Piece, ...], head: tuple[Piece, ...]) -> None:
+    """A class of another name whose piece has more than one partner, or differs in anything else: it came and went."""
+    found = difference(peak(*base), peak(*head))
+    assert "same" not in {moved.word for moved in found.moved}
+    assert found.renamed == {}
+    assert sum(found.by_module.values()) == found.more_bytes
