@@ -14,12 +14,15 @@ from vram.explanation.failures import attempt
 from vram.explanation.groups import Group, by_line, shapes
 from vram.explanation.holders import holders
 from vram.explanation.retained import Names, Sizes
+from vram.explanation.suggested import suggested_for_growth
+from vram.explanation.suggestions.growth import GrownLine
 from vram.explanation.traced import TracedRun, run_traced
 from vram.explanation.tracer import TensorTracer, tracer_for
 from vram.frames import short_name
 from vram.recording import Recording
 from vram.replaying.collector import cheap_collections, unfrozen
 from vram.replaying.rerunnable import Rerunnable, forget, rerunnable_of, step_name
+from vram.summary.at_peak import way_out_lines
 from vram.summary.kept import Kept
 from vram.text import rate_text
 from vram.units import format_bytes
@@ -69,10 +72,12 @@ class Explanation:
     not_written: str = field(default="")
     kept: Kept | None = None  # of the lines, in pieces
     garbage: Mapping[str, Any] = field(default_factory=dict)  # as `garbage_of` has it
+    ways_out: Mapping[str, Any] = field(default_factory=dict)  # as `suggested_for_growth` has them
 
     def text(self, most_lines: int) -> list[str]:
         """The explanation in at most `most_lines` lines, for the terminal."""
         end = [] if self.kept is None else [f"    {line}" for line in self.kept.rate_lines]
+        end += [f"  {line}" for line in way_out_lines(self.ways_out)]
         if self.snapshot is not None:
             end.append(f"  snapshot for pytorch.org/memory_viz: {self.snapshot}")
         elif self.not_written:
@@ -112,6 +117,7 @@ class Explanation:
             "snapshot_not_written": self.not_written,
             **({} if self.kept is None else {"breakdown": self.kept.to_json()}),
             **self.garbage,
+            **self.ways_out,
         }
 
 
@@ -164,7 +170,13 @@ def explain(
             note = f"{_FAILED}{note}" if note else f"{_NOT_GROWN} ({trace.runs} runs): no line to name"
         kept = trace.kept([key for key, _ in grown], at_peak=at_peak) if grown else None
         garbage = {} if recording is None or trace.garbage is None else garbage_of(recording, *trace.garbage)
-        return Explanation(lines, note, trace.runs, at_peak, path, not_written, kept, garbage)
+        ways_out = {} if at_peak or not lines else _ways_out(trace, lines, groups)
+        return Explanation(lines, note, trace.runs, at_peak, path, not_written, kept, garbage, ways_out)
+
+
+def _ways_out(trace: _Trace, lines: Sequence[Line], groups: Sequence[Sequence[Allocation]]) -> dict[str, Any]:
+    grown = [GrownLine(group, line.bytes_per_sample, line.holder) for line, group in zip(lines, groups, strict=True)]
+    return suggested_for_growth(trace.tracer, trace.rerunnable, grown, trace.names, trace.runs, trace.kept_bytes)
 
 
 def _saved(tracer: TensorTracer, save: Callable[[dict[str, Any]], Path] | None) -> tuple[Path | None, str]:
@@ -200,7 +212,7 @@ class _Trace:
         self.failed = ""
         self.garbage: tuple[TracedRun, int] | None = None
         self._garbage_sample = garbage_sample
-        self._names = Names(tracer)
+        self.names = Names(tracer)
         self._halves = {4, 8}  # laps whose end may be compared with another's, besides the planned ones
         self._sizes: list[Sizes] = []  # after each lap: of each piece
         self._alive: list[dict[Group, int]] = []  # after each lap: bytes by group
@@ -225,19 +237,19 @@ class _Trace:
             traced = self._sample(index)
             if traced is None:
                 return
-            self._names.note(traced, self.runs)
+            self.names.note(traced, self.runs)
             self.runs += 1
             peaks.append(self.tracer.at_peak())
         alive = self.tracer.alive()  # at once: other threads may let go of some of it
         if traced is not None and len(self._alive) + 1 in self._halves:
             with unfrozen():
-                self._names.find_owners(traced)
+                self.names.find_owners(traced)
         self._last = by_line(alive)
         self._alive.append({group: _bytes(allocations) for group, allocations in self._last.items()})
-        self._sizes.append(self._names.sizes(alive))
+        self._sizes.append(self.names.sizes(alive))
         # Only halves are compared: of the laps between, peaks need not be kept.
         self._peaks = [*self._peaks[:1], peaks]
-        self._names.keep(one for each in (alive, *(peak for lap in self._peaks for peak in lap)) for one in each)
+        self.names.keep(one for each in (alive, *(peak for lap in self._peaks for peak in lap)) for one in each)
 
     def _sample(self, index: int) -> TracedRun | None:
         """Run it; None, and `failed` says why, where it raises."""
@@ -278,13 +290,19 @@ class _Trace:
         """The growth of these groups in pieces, as `grown` counts it, or `grown_at_peak`."""
         if at_peak:
             first, last = (peaks[self._risen_sample()] for peaks in (self._peaks[0], self._peaks[-1]))
-            then, laps = self._names.sizes(first), len(self._alive) - 1
+            then, laps = self.names.sizes(first), len(self._alive) - 1
         else:
             half = len(self._alive) // 2
             last = [one for group in groups for one in self._last[group]]
             then, laps = self._sizes[half - 1], len(self._alive) - half
-        pieces = self._names.pieces(groups, then, last)
+        pieces = self.names.pieces(groups, then, last)
         return Kept(sum(piece.n_bytes for piece in pieces), laps * len(self.rerunnable.samples), pieces)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that the last lap made and kept."""
+        begin = self.runs - len(self.rerunnable.samples)
+        return sum(one.n_bytes for group in self._last.values() for one in group if one.run >= begin)
 
     def alive_in(self, group: Group) -> list[Allocation]:
         """The allocations of a group that were alive after the last lap, oldest first."""

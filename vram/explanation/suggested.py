@@ -1,17 +1,22 @@
-"""Suggestions for the sample that was traced: its run followed, its evidence gathered."""
+"""Suggestions for the sample that was traced, or for what grows in laps: the runs followed, the evidence gathered."""
 
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from vram.explanation.failures import attempt
-from vram.explanation.suggestions import suggestions
+from vram.explanation.retained import Names
+from vram.explanation.suggestions import NotFollowed, suggestions, suggestions_of_growth
 from vram.explanation.suggestions.evidence import Curve, Evidence
-from vram.explanation.traced import TracedRun
+from vram.explanation.suggestions.growth import GrownLine, GrowthEvidence, Lap
+from vram.explanation.traced import TracedRun, run_traced
 from vram.explanation.tracer import TensorTracer
 from vram.recording import Recording
+from vram.replaying.collector import cheap_collections
 from vram.replaying.rerunnable import Rerunnable
 
 
@@ -53,3 +58,43 @@ def _peak_within(
     with tracer.watching(0), context:
         rerunnable.step(rerunnable.samples[sample])
     return Curve(tracer.start.items(), tracer.log).peak_bytes
+
+
+def suggested_for_growth(
+    tracer: TensorTracer, rerunnable: Rerunnable, lines: Sequence[GrownLine], names: Names, runs: int, kept_bytes: int
+) -> dict[str, Any]:
+    """`{"suggestions": [...]}` for lines that grew in the `runs` traced, or `{"no_suggestions": why}`.
+
+    `kept_bytes` are those of the last lap. Runs the samples again where a pattern needs it. Raises nothing but
+    KeyboardInterrupt.
+    """
+    begun = runs
+
+    def lap_within(context: AbstractContextManager[object]) -> Lap | None:
+        nonlocal begun
+        first, begun = begun, begun + len(rerunnable.samples)
+        with cheap_collections(), context:
+            return _lap(tracer, rerunnable, first)
+
+    evidence = GrowthEvidence(
+        lines, len(rerunnable.samples), kept_bytes, lambda one: names.of(one)[1], tracer.living_storages, lap_within
+    )
+    made, failure = attempt(lambda: suggestions_of_growth(evidence))
+    return {"suggestions": made} if made else {"no_suggestions": failure} if failure else {}
+
+
+def _lap(tracer: TensorTracer, rerunnable: Rerunnable, first: int) -> Lap | None:
+    """A lap whose runs are numbered from `first` on; None where a sample raises."""
+    read: set[int] = set()
+    recorded = backward = False
+    for index in range(len(rerunnable.samples)):
+        run = partial(run_traced, tracer, rerunnable, index, first + index, owners=False, uses=True)
+        traced, _ = attempt(run)
+        if traced is None or traced.uses is None:
+            return None
+        if traced.uses.failure:
+            raise NotFollowed(traced.uses.failure)
+        read |= {id(traced.start[key]) for key, use in traced.uses.items() if use.seen and key in traced.start}
+        recorded, backward = recorded or traced.uses.recorded, backward or traced.uses.backward
+    kept_bytes = sum(one.n_bytes for _, one in tracer.living_storages() if one.run >= first)
+    return Lap(kept_bytes, frozenset(read), recorded, backward)

@@ -29,9 +29,9 @@ def _sums(data: Mapping[str, Any]) -> list[str]:
     return [f"  {sums_text(data['by_category'])}", f"  in {sums_text(by_module, 3)}"]
 
 
-def way_out_lines(at_peak: Mapping[str, Any]) -> list[str]:
-    """Ways out of the peak that are certain, what saves most first."""
-    return [f"way out: {one['text']}" for one in at_peak.get("suggestions", ())[:_MOST_WAYS_OUT]]
+def way_out_lines(explanation: Mapping[str, Any]) -> list[str]:
+    """Ways out of a peak, or of growth, that are certain, what saves most first."""
+    return [f"way out: {one['text']}" for one in explanation.get("suggestions", ())[:_MOST_WAYS_OUT]]
 
 
 def peak_lines(lines: Sequence[Mapping[str, Any]], most_lines: int) -> list[str]:

@@ -78,6 +78,7 @@ _OPTIONAL: Any = {
 _TEST = {"test": str, "peak_bytes": int, "limit_bytes": _COUNT, "kept_bytes": _COUNT, "allow_bytes": _COUNT}
 _TEST_OPTIONAL: Any = {"new": str, "inconclusive": str, "expected": bool, "new_fails": bool}
 _SUGGESTION = {"pattern": str, "text": str, "saves_bytes": int}
+_OF_GROWTH = {"pattern": str, "text": str, "saves_bytes_per_sample": (int, float)}
 _FAILURE = {"test": str, "file": str, "line": int, "kind": str, "message": str}
 _SAVED = {"storage": str, "run": str, "base": str, "criteria": [str], "accepted": bool}
 _REPORT: Any = {"environment": {_ANY: object}, "modes": [_RECORDING], "tests": [_TEST]}
@@ -139,7 +140,8 @@ def recording_from_json(data: Mapping[str, Any]) -> RecordingSummary:
         if data.get(name) is not None:
             _fits(data[name], shape, f"{name} of {at}")
     _fit_explanation(data.get("explanation") or {}, at)
-    _fits((data.get("at_peak") or {}).get("suggestions") or [], [_SUGGESTION], f"suggestions of {at}")
+    for name, shape in (("at_peak", _SUGGESTION), ("explanation", _OF_GROWTH)):
+        _fits((data.get(name) or {}).get("suggestions") or [], [shape], f"suggestions in {name} of {at}")
     for name, read in (("at_peak", from_json), ("explanation", kept_from_json)):
         _fit_pieces((data.get(name) or {}).get("breakdown"), read, f"the breakdown in {name} of {at}")
     timeline = (data.get("at_peak") or {}).get("timeline")

@@ -35,6 +35,7 @@ _SMALL_CLIMB = 10  # a plateau that climbed by less than so many parts of what w
 _MOST_PEAK_LINES = 6
 # Keys of what may be absent: of the peak, each with the key of its reason; of garbage.
 _NOT_EXPLAINED, _OF_GARBAGE = {"breakdown": "no_breakdown", "suggestions": "no_suggestions"}, "breakdown of garbage"
+_WAYS_OUT_OF_GROWTH = "suggestions for growth"
 
 
 @dataclass(frozen=True)
@@ -245,7 +246,11 @@ class RecordingSummary:
 
     @property
     def way_out_lines(self) -> list[str]:
-        """Ways out of a peak over its limit, or above its base; none of any other."""
+        """Ways out of growth, and of a peak over its limit or above its base; none of any other."""
+        return [*way_out_lines(self.explanation or {}), *self._peak_way_out_lines]
+
+    @property
+    def _peak_way_out_lines(self) -> list[str]:
         return way_out_lines(self.at_peak) if self._is_peak_over and self.at_peak else []
 
     @property
@@ -254,19 +259,26 @@ class RecordingSummary:
 
     @property
     def suggestions(self) -> list[dict[str, Any]]:
-        """Ways out of the peak that are certain, over its limit or not: "pattern", "text" and "saves_bytes" of each."""
-        return list((self.at_peak or {}).get("suggestions", ()))
+        """Ways out that are certain: "pattern" and "text" of each, of growth with "saves_bytes_per_sample", and of the
+        peak, over its limit or not, with "saves_bytes"."""
+        explained = (self.explanation or {}, self.at_peak or {})
+        return [one for each in explained for one in each.get("suggestions", ())]
 
     @property
     def over_base_lines(self) -> list[str]:
         """Ways out of the peak, what it has more than its base's, and what it is."""
-        return [*self.way_out_lines, *self.base_lines, *self.peak_lines]
+        return [*self._peak_way_out_lines, *self.base_lines, *self.peak_lines]
 
     @property
     def why_lines(self) -> list[str]:
-        """Everything that explains a failure: who keeps what grows, ways out of the peak, what is more than the base,
-        what the peak is, what garbage is."""
-        return [*self.explanation_lines, *self.over_base_lines, *self.garbage_lines]
+        """Everything that explains a failure: who keeps what grows, ways out, what is more than the base, what the peak
+        is, what garbage is."""
+        return [
+            *self.explanation_lines,
+            *way_out_lines(self.explanation or {}),
+            *self.over_base_lines,
+            *self.garbage_lines,
+        ]
 
     @property
     def short_why_lines(self) -> list[str]:
@@ -291,7 +303,9 @@ class RecordingSummary:
     def with_growth(self, explanation: Mapping[str, Any]) -> RecordingSummary:
         """The same with the explanation of its growth, as `vram.explanation.growth` has it."""
         found, rest = _apart(explanation)
-        return replace(self, explanation=rest).with_garbage(found)
+        absent = {name: text for name, text in self.absent.items() if name != _WAYS_OUT_OF_GROWTH}
+        absent |= {_WAYS_OUT_OF_GROWTH: explanation["no_suggestions"]} if "no_suggestions" in explanation else {}
+        return replace(self, explanation=rest, absent=absent).with_garbage(found)
 
     def with_garbage(self, found: Mapping[str, Any]) -> RecordingSummary:
         """The same with its garbage in pieces, or why not, as `vram.explanation.collected` has it; `{}` is neither."""

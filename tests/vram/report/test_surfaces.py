@@ -167,6 +167,9 @@ def test_one_run_on_every_surface(pytester: pytest.Pytester, monkeypatch: pytest
 
 WASTEFUL = """
     import torch
+    WEIGHT, TOTAL = torch.ones(64, requires_grad=True), [0.0]
+    def add_up(n):
+        TOTAL[0] = TOTAL[0] + (WEIGHT * n).square().mean()
     def attend(n):
         mask = torch.ones(1, 1, n, n).expand(1, 8, n, n).contiguous()
         return (torch.ones(1, 8, n, n) + mask).sum()
@@ -174,37 +177,50 @@ WASTEFUL = """
         vram.assert_peak(vram.replay(attend, [16, 32], name="attend"), "64 KiB", above_start=True)
     def test_within(vram):
         vram.assert_peak(vram.replay(attend, [16], name="small"), "1 MiB", above_start=True)
+    def test_stable(vram):
+        vram.assert_stable(vram.replay(add_up, range(1, 21), name="add up"))
 """
 
 
 def test_a_way_out_is_on_every_surface(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The failure, annotation, job summary, JUnit, JSON, comment and page of a peak over its limit have the sentence;
-    the outcome is what it would be without."""
+    """The failure, annotation, job summary, JUnit, JSON, comment and page of a peak over its limit, and of what grows,
+    have the sentence; the outcome is what it would be without."""
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(pytester.path / "summary.md"))
     path = pytester.makepyfile(WASTEFUL)
     result = pytester.runpytest("--vram-device", "cpu", "--vram-report", "r.json", "--junit-xml", "j.xml")
-    result.assert_outcomes(passed=1, failed=1)
-    text = (
+    result.assert_outcomes(passed=1, failed=2)
+    of_peak = (
         "28,672 B (28.00 KiB) less at the peak of sample 1: pass it expanded, without the copy: "
         "a tensor [1, 1, 32, 32] is copied out to [1, 8, 32, 32] "
-        f"({path.name}:3 attend), and what reads it broadcasts"
+        f"({path.name}:6 attend), and what reads it broadcasts"
     )
-    annotation = next(line for line in result.outlines if line.startswith("::error"))
-    assert f"E         way out: {text}" in result.outlines
-    assert f"way out: {text}" in annotation
-    assert f"way out: {text}" in (pytester.path / "summary.md").read_text()
-    assert f'suggestion.expanded mask" value="{text}"' in (pytester.path / "j.xml").read_text()
+    of_growth = (
+        "256 B a sample less: run the step under `torch.no_grad()`, or keep `.detach()` or `.item()` of what it makes: "
+        "the autograd graph of every sample hangs on list `TOTAL` (1 item), and no backward pass runs"
+    )
     run = read_run(pytester.path / "r.json")
-    suggestion = {"pattern": "expanded mask", "text": text, "saves_bytes": 7 * 32 * 32 * 4}  # the small one lives on
-    report = json.loads((pytester.path / "r.json").read_text())
-    assert [mode.get("suggestions") for mode in report["modes"]] == [[suggestion], None]
-    assert [one.suggestions for one in run.recordings] == [[suggestion], []]
+    suggestions = (
+        {"pattern": "graph of every sample", "text": of_growth, "saves_bytes_per_sample": 64 * 4},
+        {"pattern": "expanded mask", "text": of_peak, "saves_bytes": 7 * 32 * 32 * 4},  # the small one lives on
+    )
+    annotations = "\n".join(line for line in result.outlines if line.startswith("::error"))
     page = gathered(run, History(()))
-    assert f"  way out: {text}"[:160] in markdown(page)  # lines of a comment are cut
-    assert text in html(page)
-    assert html(page).count("way out: 28,672 B") == 2  # in the answer, and of the recording
-    assert [one.outcome for one in run.recordings] == ["over limit", "stable"]
+    for suggestion in suggestions:
+        text = str(suggestion["text"])
+        assert f"E         way out: {text}" in result.outlines
+        assert f"way out: {text}" in annotations
+        assert f"way out: {text}" in (pytester.path / "summary.md").read_text()
+        assert f'suggestion.{suggestion["pattern"]}" value="{text}"' in (pytester.path / "j.xml").read_text()
+        in_comment = f"  way out: {text}"[:160].replace("`", "'")  # lines of a comment are cut
+        assert in_comment in markdown(page)
+        assert f"way out: {text}" in html(page)
+        assert html(page).count(f"way out: {text[:50]}") == 2  # in the answer, which is cut, and of the recording
+    report = json.loads((pytester.path / "r.json").read_text())
+    expected = [[suggestions[0]], [suggestions[1]], []]
+    assert [mode.get("suggestions", []) for mode in report["modes"]] == expected
+    assert [one.suggestions for one in run.recordings] == expected
+    assert [one.outcome for one in run.recordings] == ["grows", "over limit", "stable"]
 
 
 def test_a_job_summary_that_cannot_be_written_is_reported(

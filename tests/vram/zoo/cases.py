@@ -7,6 +7,7 @@ without one, the error's name (PeakExceeded) or `passed`;
 `# holder:` who keeps it, in the words of the explanation; `nobody` where only the peak grows;
 `# line:` the line that allocates, where it is a library's: the caller is then the line that ends in `# here`;
 `# says:` what else the failure must say; `# host:` the verdict on the host's memory;
+`# suggests:` the pattern of the suggestion that is made; without it none is;
 `# device:` where it is measured, the CPU if it does not say;
 `# fault:` what the plugin gets wrong today, where it does: the case still says what is right.
 
@@ -23,7 +24,7 @@ from pathlib import Path
 ZOO = Path(__file__).parent
 KINDS = {"leaks": "leak", "peaks": "raised peak", "decoys": "decoy"}
 VERDICTS = ("stable", "plateau", "grows", "undecided")
-_KEYS = ("expect", "holder", "line", "says", "host", "device", "fault")
+_KEYS = ("expect", "holder", "line", "says", "host", "suggests", "device", "fault")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Case:
     line: str | None
     says: tuple[str, ...]
     host: str | None
+    suggests: str
     device: str
     fault: str | None
     here: int | None
@@ -84,6 +86,7 @@ def read_case(path: Path) -> Case:
         line=one["line"],
         says=tuple(said["says"]),
         host=one["host"],
+        suggests=one["suggests"] or "",
         device=one["device"] or "cpu",
         fault=one["fault"],
         here=here[0] if here else None,

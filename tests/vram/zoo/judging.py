@@ -35,6 +35,7 @@ def wrong(case: Case, seen: Seen) -> list[str]:
         _differs("error", error, seen.error),
         _differs("verdict", case.expect, seen.modes[0]["verdict"]) if case.judged else "",
         *(_differs("message", f"*{words}*", seen.message) for words in case.says),
+        _differs("suggestions", case.suggests, ", ".join(_patterns(seen))),
     ]
     if case.host is not None:
         found.append(_differs("verdict on the host", case.host, seen.modes[0]["channels"]["host"]["verdict"]))
@@ -43,6 +44,10 @@ def wrong(case: Case, seen: Seen) -> list[str]:
     if case.holder is not None:
         found += _wrongly_named(case, seen)
     return [line for line in found if line]
+
+
+def _patterns(seen: Seen) -> list[str]:
+    return [one["pattern"] for mode in seen.modes for one in mode.get("suggestions", ())]
 
 
 def _wrongly_named(case: Case, seen: Seen) -> list[str]:

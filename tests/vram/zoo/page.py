@@ -40,6 +40,8 @@ def _expected(case: Case) -> str:
         words.append(f"held by: {_readable(case.holder)}")
     if case.host is not None:
         words.append(f"the host's memory {case.host}")
+    if case.suggests:
+        words.append(f"way out: {case.suggests}")
     if case.device != "cpu":
         words.append(f"measured on {case.device}")
     if case.fault is not None:

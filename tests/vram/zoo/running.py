@@ -37,7 +37,10 @@ def run(case: Case, pytester: pytest.Pytester) -> Seen:
     pytester.makeini(_INI)
     for name, path in ((f"test_{case.name}", case.path), ("tiny", ZOO / "tiny.py")):
         (pytester.path / f"{name}.py").write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
-    result = pytester.runpytest_inprocess("--vram-device", case.device, "--vram-report", "r.json", *_QUIET)
+    # So that suggestions are looked for. What grows has them where it is explained.
+    broken_down = [] if case.kind == "leak" else ["--vram-breakdown"]
+    options = "--vram-device", case.device, "--vram-report", "r.json", *broken_down
+    result = pytester.runpytest_inprocess(*options, *_QUIET)
     reports = result.reprec.getreports("pytest_runtest_logreport")  # type: ignore[attr-defined]
     report = next(report for report in reports if report.when == "call")
     error, message = vars(report).get("vram", {}).get("failed") or ("", report.longreprtext)

@@ -1,7 +1,8 @@
-"""Ways out of a peak, for patterns that are certain: one sentence each, and the bytes that it saves.
+"""Ways out of a peak, and of growth, for patterns that are certain: one sentence each, and the bytes that it saves.
 
-A pattern is one file with a function from `Evidence` to `Found`, and one line of PATTERNS. It finds nothing where it is
-not certain: a wrong suggestion is much worse than none. A suggestion never changes a verdict.
+A pattern is one file with a function from `Evidence` to `Found` and one line of PATTERNS, or from `GrowthEvidence` to
+`FoundGrowth` and one line of OF_GROWTH. It finds nothing where it is not certain: a wrong suggestion is much worse than
+none. A suggestion never changes a verdict.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ from typing import Any
 from vram.explanation.suggestions.attentions import attentions_returned
 from vram.explanation.suggestions.evidence import LEAST_SHARE, Bound, Evidence, Found
 from vram.explanation.suggestions.graph import graph_kept
+from vram.explanation.suggestions.graphs import graph_of_every_sample
+from vram.explanation.suggestions.growth import FoundGrowth, GrowthEvidence
 from vram.explanation.suggestions.logits import full_logits
 from vram.explanation.suggestions.mask import expanded_mask
 from vram.explanation.suggestions.previous import previous_output
+from vram.explanation.suggestions.requests import cache_of_every_request
 from vram.explanation.suggestions.upcast import upcast
+from vram.text import rate_text
 from vram.units import format_bytes
 
 PATTERNS: Mapping[str, Callable[[Evidence], Iterable[Found]]] = {
@@ -25,6 +30,10 @@ PATTERNS: Mapping[str, Callable[[Evidence], Iterable[Found]]] = {
     "graph kept": graph_kept,
     "previous output": previous_output,
     "attentions returned": attentions_returned,
+}
+OF_GROWTH: Mapping[str, Callable[[GrowthEvidence], Iterable[FoundGrowth]]] = {
+    "cache of every request": cache_of_every_request,
+    "graph of every sample": graph_of_every_sample,
 }
 
 
@@ -49,6 +58,18 @@ def suggestions(evidence: Evidence, sample: int, *, exact: bool) -> list[dict[st
                 text = f"{less}: {found.text}"
                 made.append({"pattern": pattern, "text": text, "saves_bytes": n_bytes})
     return sorted(made, key=lambda one: -one["saves_bytes"])
+
+
+def suggestions_of_growth(evidence: GrowthEvidence) -> list[dict[str, Any]]:
+    """`[{"pattern", "text", "saves_bytes_per_sample"}]`, most bytes first; each saves that by itself."""
+    made = []
+    whole = sum(line.rate for line in evidence.lines)
+    for pattern, find in OF_GROWTH.items():
+        for found in find(evidence):
+            if found.saves_bytes > 0 and found.saves_bytes * LEAST_SHARE >= whole:
+                text = f"{'' if found.exact else 'about '}{rate_text(found.saves_bytes)} a sample less: {found.text}"
+                made.append({"pattern": pattern, "text": text, "saves_bytes_per_sample": found.saves_bytes})
+    return sorted(made, key=lambda one: -one["saves_bytes_per_sample"])
 
 
 def _saving(evidence: Evidence, found: Found, exact: bool) -> tuple[int, Bound]:

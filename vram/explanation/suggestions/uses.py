@@ -97,6 +97,11 @@ class Use:
     views: set[str] = field(default_factory=set)
     release: Release | None = None
 
+    @property
+    def seen(self) -> bool:
+        """Whether somebody read it, or may have."""
+        return bool(self.reads) or self.hidden
+
 
 class Uses:
     """Follows one traced run. Keeps no tensor."""

@@ -1,5 +1,6 @@
 """Questions come shortest first, so that each needs more than the one before."""
 # expect: stable
+# suggests: full logits
 
 import torch
 from tiny import llama, prompts

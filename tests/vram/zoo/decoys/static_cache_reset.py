@@ -1,5 +1,6 @@
 """A static KV cache is made once, and reset for every question."""
 # expect: stable
+# suggests: full logits
 
 import torch
 from tiny import llama, prompts

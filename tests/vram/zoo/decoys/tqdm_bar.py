@@ -1,5 +1,6 @@
 """A progress bar goes along, and shows the last loss."""
 # expect: stable
+# suggests: previous output
 
 import io
 

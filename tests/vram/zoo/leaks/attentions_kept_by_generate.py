@@ -3,6 +3,7 @@
 # line: transformers/*:* *
 # holder: tuple (2 items) in tuple (1 item) at key `attentions` of GenerateDecoderOnlyOutput (3 items) in list
 #   `ANSWERS` *
+# suggests: cache of every request
 
 import torch
 from tiny import llama, prompts

@@ -1,6 +1,7 @@
 """`losses.append(loss)` keeps the graph of every loss; `loss.item()` was meant."""
 # expect: grows
 # holder: autograd graph (*) of a tensor held by list `losses` (* items), attribute of Trainer `TRAINER`, global of *
+# suggests: graph of every sample
 
 import torch
 from torch import nn

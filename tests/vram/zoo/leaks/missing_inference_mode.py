@@ -1,6 +1,7 @@
 """An evaluation without `no_grad` adds up its loss: the graph of every sample hangs on the sum."""
 # expect: grows
 # holder: autograd graph (*) of a tensor held by attribute `total` of Metric `METRIC`, global of module test_*
+# suggests: graph of every sample
 
 import torch
 from torch import nn

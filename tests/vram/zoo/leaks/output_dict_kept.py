@@ -3,6 +3,7 @@
 # line: transformers/models/llama/modeling_llama.py:* LlamaForCausalLM.forward
 # holder: key `logits` of CausalLMOutputWithPast (2 items) at key `*` of dict `OUTPUTS` (* items),
 #   global of module test_*
+# suggests: cache of every request
 
 import torch
 from tiny import llama, prompts

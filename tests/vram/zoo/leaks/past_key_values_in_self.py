@@ -3,6 +3,7 @@
 # line: transformers/cache_utils.py:* DynamicLayer.update
 # holder: attribute `*` of DynamicLayer in list `layers` *, attribute of DynamicCache `past`,
 #   attribute of Chat in list *
+# suggests: cache of every request
 
 import torch
 from tiny import llama, prompts
