@@ -37,7 +37,7 @@ class Attention(nn.Module):
         past = DynamicCache() if past is None else past
         for layer in range(2):
             keys, values = past.update(x[:, None] + layer, x[:, None] - layer, layer)
-        return (keys @ values.mT).sum(), past
+        return (keys * values).sum(), past
 
 
 class Chat:

@@ -7,7 +7,7 @@ without one, the error's name (PeakExceeded) or `passed`;
 `# holder:` who keeps it, in the words of the explanation; `nobody` where only the peak grows;
 `# line:` the line that allocates, where it is a library's: the caller is then the line that ends in `# here`;
 `# says:` what else the failure must say; `# host:` the verdict on the host's memory;
-`# suggests:` the pattern of the suggestion that is made; without it none is;
+`# suggests:` the patterns of the suggestions that are made; without it none is;
 `# device:` where it is measured, the CPU if it does not say;
 `# fault:` what the plugin gets wrong today, where it does: the case still says what is right.
 

@@ -1,6 +1,7 @@
 """Logits of all tokens are computed where only those of the last are needed."""
 # expect: RatioExceeded
 # says: all_logits needs * too much in 10 of 10 samples
+# suggests: full logits
 
 import torch
 from tiny import llama, prompts

@@ -2,6 +2,7 @@
 # expect: RatioExceeded
 # says: copied needs *
 # says: * N^2 bytes*
+# suggests: expanded mask
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention

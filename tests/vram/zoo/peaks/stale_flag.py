@@ -1,6 +1,7 @@
 """A flag is copied into the model when it is built: switched off in the config, it stays on."""
 # expect: RatioExceeded
 # says: switched_off needs * the requested_peak of plain * too much in 10 of 10 samples
+# suggests: attentions returned, full logits
 
 import torch
 from tiny import llama, prompts
