@@ -1,14 +1,21 @@
-"""Memory alive at the peak of work that runs once, as a test's body does: followed while it runs."""
+"""Memory alive at the peak of work that runs once, as a test's body does: followed while it runs.
+
+Its modules are not: hooks on them could change what the test does. So its pieces are by line of code alone.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from vram.explanation.allocations import BEFORE, Allocation, described
+from vram.explanation.categories import Categories
+from vram.explanation.pieces import pieces
 from vram.frames import Stacks
 from vram.meters.tensor import TensorMeter
+from vram.summary.breakdown import Breakdown
 from vram.torch_hooks.dispatch import made_by
 from vram.torch_hooks.storages import LivingStorages, has_bytes, storages_of
 
@@ -79,3 +86,15 @@ class LinedTensorMeter(TensorMeter):
             self._begun.remove(id(allocation))
         else:
             self._over.append(allocation)
+
+
+def body_in_pieces(made: Sequence[Allocation], peak_bytes: int) -> Breakdown | None:
+    """The peak of a body, above what was alive before it, in pieces of what it made; None where those are more, as
+    where something ended meanwhile that was alive before."""
+    untraced_bytes = peak_bytes - sum(one.n_bytes for one in made)
+    if untraced_bytes < 0:
+        return None
+    found = tuple(pieces(dict(enumerate(made)), Categories(lambda _: None)))
+    return Breakdown(
+        None, peak_bytes, found, untraced_bytes, "what no tensor of the test has" if untraced_bytes else ""
+    )

@@ -64,7 +64,7 @@ class Entry:
             found = None if self.breakdown is None else breakdown_from_json(self.breakdown)
         except ValueError:
             return None
-        peak = self.channels.get(PEAK)
+        peak = self.channels.get(PEAK) or self.channels.get(BODY_PEAK)
         return found if found is not None and peak is not None and peak.most_bytes == found.peak_bytes else None
 
     @cached_property
@@ -174,6 +174,7 @@ def of_marked(summary: MarkedSummary, environment: Mapping[str, object]) -> Entr
             if n_bytes is not None
         },
         outcome=summary.outcome,
+        breakdown=None if summary.breakdown is None else summary.breakdown.compact(),
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from vram.explanation.allocations import BEFORE
-from vram.explanation.body import LinedTensorMeter
+from vram.explanation.allocations import BEFORE, Allocation
+from vram.explanation.body import LinedTensorMeter, body_in_pieces
 from vram.explanation.failures import attempt
 from vram.explanation.holders import holders
 from vram.explanation.peak import breakdown_lines
@@ -26,6 +26,7 @@ from vram.replaying.collector import unfrozen
 from vram.replaying.measurement import measured_by
 from vram.simulated.context import simulated_cuda
 from vram.summary.at_peak import peak_lines
+from vram.summary.breakdown import Breakdown
 from vram.torch_hooks.storages import has_bytes, living_tensors, storages_of
 from vram.units import format_bytes
 
@@ -41,7 +42,7 @@ class MeasuredBody:
 
     Negative `kept_bytes` were alive before and are not any more. `kept` names the tensors, where too many were kept.
     `nothing_allocated`: nothing was taken or given back on the device. `at_peak` has lines on what was alive at a peak
-    over the limit, or at any that is compared. `remarks` are the meter's on the peak.
+    over the limit, or at any that is compared, and `breakdown` has it in pieces. `remarks` are the meter's on the peak.
     """
 
     peak_bytes: int | None = None
@@ -50,6 +51,7 @@ class MeasuredBody:
     nothing_allocated: bool = False
     at_peak: list[str] = field(default_factory=list)
     remarks: tuple[str, ...] = ()
+    breakdown: Breakdown | None = None
 
 
 @contextmanager
@@ -77,7 +79,9 @@ def measured(
             yield body
         peak_bytes = measurement.peak_bytes - measurement.before_bytes
         if compared or (limits.limit_bytes is not None and peak_bytes > limits.limit_bytes):
-            body.at_peak = _at_peak(lined or tracer, measurement.before_bytes)
+            made = _made(lined or tracer)
+            body.at_peak = _at_peak(made, measurement.before_bytes)
+            body.breakdown = None if made is None else body_in_pieces(made, peak_bytes)
         if before is not None:
             _clear_workspaces(device)
             gc.collect()
@@ -93,12 +97,17 @@ def measured(
             body.kept = before.lines()
 
 
-def _at_peak(followed: LinedTensorMeter | TensorTracer | None, before_bytes: int) -> list[str]:
-    """Lines on what was alive. On a real GPU the body is not followed: nothing may slow down what it measures."""
+def _made(followed: LinedTensorMeter | TensorTracer | None) -> list[Allocation] | None:
+    """What the body made of what was alive at its peak. None on a real GPU, where the body is not followed: nothing may
+    slow down what it measures."""
+    return None if followed is None else [one for one in followed.at_peak() if one.run != BEFORE and one.n_bytes]
+
+
+def _at_peak(made: list[Allocation] | None, before_bytes: int) -> list[str]:
+    """Lines on what was alive."""
     besides = f"besides {format_bytes(before_bytes)} that was alive before the test" if before_bytes else ""
-    if followed is None:
+    if made is None:
         return [f"  {besides}"] if besides else []
-    made = [one for one in followed.at_peak() if one.run != BEFORE and one.n_bytes]
     title = ", ".join(filter(None, ["alive at the peak", besides]))
     return [f"  {title}:", *(f"  {line}" for line in peak_lines(breakdown_lines([made]), _MOST_LINES))]
 

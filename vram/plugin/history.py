@@ -107,9 +107,16 @@ class Keeping:
 
     def _lines(self, item: pytest.Item, findings: Sequence[Finding]) -> list[str]:
         """The lines of code that the peaks over their base are made of: of recordings, and of the test's body."""
+        if not findings:
+            return []
+        from vram.history.entries import of_marked
+
         over = [finding.key for finding in findings if finding.status == "over"]
         marked = item.stash.get(MARKED, None)
         lines = [f"  {line}" for line in (marked.lines if marked is not None and marked.regressions else ())]
+        if lines and marked is not None:
+            key = of_marked(marked, self._measuring.environment(of_body=True)).key
+            lines = [f"  {line}" for finding in findings if finding.key == key for line in finding.lines] + lines
         if not over or self._measuring.vram is None:
             return lines
         made = self._gathering().by_index(item.nodeid, self._measuring.environment())

@@ -274,6 +274,7 @@ class Measuring:
             inconclusive="nothing was allocated" if isinstance(error, Inconclusive) else "",
             lines=tuple(line.removeprefix("  ") for line in (*body.at_peak, *body.kept)),
             remarks=body.remarks,
+            breakdown=body.breakdown,
         )
         if error is not None:
             raise_in(item, error)

@@ -118,9 +118,12 @@ class InPieces:
 
 @dataclass(frozen=True)
 class Breakdown(InPieces):
-    """The recorded peak of the highest sample, as its traced rerun explains it: the pieces add up to it."""
+    """The recorded peak of the highest sample, as its traced rerun explains it: the pieces add up to it.
 
-    sample: int
+    `sample` is None of the body of a marked test, which has none and was followed while it ran.
+    """
+
+    sample: int | None
     peak_bytes: int
     pieces: tuple[Piece, ...]
     untraced_bytes: int = 0
@@ -164,8 +167,9 @@ def from_json(data: Any) -> Breakdown | None:
             return None
         texts = data.get("texts")
         made = tuple(piece_from_json(one) if texts is None else _unpacked(one, texts) for one in data["pieces"])
-        numbers = {name: whole_number(data[name]) for name in ("sample", "peak_bytes", "untraced_bytes")}
-        found = Breakdown(**numbers, pieces=made, untraced=str(data["untraced"]))
+        numbers = {name: whole_number(data[name]) for name in ("peak_bytes", "untraced_bytes")}
+        sample = None if data["sample"] is None else whole_number(data["sample"])
+        found = Breakdown(sample, pieces=made, untraced=str(data["untraced"]), **numbers)
     except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:
         raise ValueError(f"not a breakdown: {type(error).__name__}: {error}") from None
     if sum(piece.n_bytes for piece in found.whole) != found.peak_bytes:

@@ -113,11 +113,11 @@ class Difference:
 
     def lines(self, most_lines: int = _MOST_LINES) -> list[str]:
         """The difference in at most `most_lines`: the sum by category, then pieces, the last for those not shown."""
-        samples = f"sample {self.head.sample}"
+        samples = "" if self.head.sample is None else f" (sample {self.head.sample})"
         if self.head.sample != self.base.sample:
-            samples += f", sample {self.base.sample} of the base"
+            samples = f" (sample {self.head.sample}, sample {self.base.sample} of the base)"
         sums = ", ".join(f"{name} {signed(more)}" for name, more in list(self.by_category.items())[:4])
-        title = f"{signed(self.more_bytes)} at the peak ({samples})" + (f": {sums}" if sums else "")
+        title = f"{signed(self.more_bytes)} at the peak{samples}" + (f": {sums}" if sums else "")
         changed = [one for one in self.moved if one.word != "same"]
         room = most_lines - 1
         shown = changed if len(changed) <= room else changed[: room - 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from vram.summary.breakdown import Breakdown
 from vram.summary.recording import NEEDS_ATTENTION, NO_DECISION
 from vram.text import apart
 
@@ -15,7 +16,8 @@ class MarkedSummary:
 
     `regressions` say what it needs more than its base in the history; `new`, that it has none, which failed the test
     where `new_fails`; `inconclusive`, why the figures say nothing, or could not be compared. `lines` say what was alive
-    at the peak and what was kept, as far as it was looked for. `remarks` are those of a recording.
+    at the peak and what was kept, as far as it was looked for. `remarks` are those of a recording. `breakdown` is for
+    the history alone.
     """
 
     test: str
@@ -30,6 +32,7 @@ class MarkedSummary:
     new_fails: bool = False
     lines: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    breakdown: Breakdown | None = None
 
     @property
     def cause_lines(self) -> list[str]:
@@ -90,7 +93,7 @@ class MarkedSummary:
     def to_json(self) -> dict[str, Any]:
         """One entry of the report's `tests` (schema 1)."""
         return {
-            **{name: value for name, value in asdict(self).items() if name != "remarks"},
+            **{name: value for name, value in asdict(self).items() if name not in ("remarks", "breakdown")},
             "verdict": self.verdict,
             "outcome": self.outcome,
             "regressions": list(self.regressions),

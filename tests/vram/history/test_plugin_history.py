@@ -11,10 +11,13 @@ import pytest
 
 import vram
 from vram import cli
+from vram.explanation.allocations import Allocation
+from vram.explanation.body import body_in_pieces
 from vram.history import store
 from vram.history.runs import Run
 from vram.report.gathered import gathered
 from vram.report.markdown import markdown
+from vram.summary.breakdown import from_json
 from vram.summary.reader import read_run
 
 pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
@@ -275,5 +278,21 @@ def test_a_marked_test_that_needs_more_than_its_base_names_the_line(
     run_ = read_run(pytester.path / "r.json")
     assert [test.outcome for test in run_.tests] == ["regression", "regression"]
     assert all(line in "\n".join(test.cause_lines) for test in run_.tests)
-    comment = markdown(gathered(run_, store.read(f"file://{pytester.path}/.benchmarks")))
+    saved = store.read(f"file://{pytester.path}/.benchmarks")
+    comment = markdown(gathered(run_, saved))
     assert comment.count(line) == 2
+    result.stdout.fnmatch_lines(["E *, beside run 0001: +3.91 KiB at the peak: other +3.91 KiB"] * 2)
+    result.stdout.fnmatch_lines([f"E *+3.91 KiB grew: {line.replace('[', '[[]')} (other), [[]1000] before"] * 2)
+    for number, run in enumerate(saved.runs, 1):
+        pieces = [(entry.in_pieces.whole if entry.in_pieces else ()) for entry in run.entries]
+        assert [[piece.n_bytes for piece in one] for one in pieces] == [[number * 4000]] * 2
+
+
+def test_a_marked_test_that_lets_go_of_what_was_there_has_no_pieces() -> None:
+    """What it made is more than its peak is above its start: nothing adds up to that."""
+    made = [Allocation(100, "aten.zeros", (25,), "float32", (), 0)]
+    assert body_in_pieces(made, 99) is None
+    found = body_in_pieces(made, 130)
+    assert found is not None
+    assert (found.untraced_bytes, found.sample) == (30, None)
+    assert from_json(found.compact()) == found
