@@ -94,7 +94,7 @@ def _hidden_stays_hidden(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 def _no_search_of_the_frozen() -> Iterator[None]:
     """Nothing that these tests freeze has tensors that count, and a search at each start takes long."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(storages, "_frozen", SimpleNamespace(tensors=lambda _: []))
+        monkeypatch.setattr(storages, "_frozen", SimpleNamespace(living=lambda *_: []))
         yield
 
 

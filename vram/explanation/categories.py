@@ -8,7 +8,6 @@ their way (the autograd engine runs), activations (within the forward of a modul
 
 from __future__ import annotations
 
-import gc
 import inspect
 import sys
 import weakref
@@ -27,7 +26,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from vram.explanation.allocations import Allocation, Place
 from vram.explanation.declared import declared_files
 from vram.explanation.modules import RunningModules
-from vram.torch_hooks.storages import storages_of
+from vram.torch_hooks.storages import living, storages_of
 
 _SOFTMAX = ("aten._softmax", "aten._safe_softmax", "aten.softmax")
 _PRODUCTS = ("aten.bmm", "aten.baddbmm", "aten.matmul")
@@ -201,11 +200,7 @@ class Categories:
     def find_owners(self) -> None:
         """Look through all objects for what is owned now: gradients, states of optimizers that made no step, and
         buffers of modules that no root led to."""
-        objects = gc.get_objects()
-        kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, Module | Optimizer | Parameter)}
-        for one in objects:
-            if type(one) not in kinds:
-                continue
+        for one in living(Module, Optimizer, Parameter):
             if issubclass(type(one), Parameter):
                 self._note(one, "weights")
                 self._note(one.grad, "gradients")

@@ -9,6 +9,7 @@ from vram.explanation.pieces import NOT_ALIVE, pieces
 from vram.explanation.traced import TracedRun, run_traced
 from vram.explanation.tracer import tracer_for
 from vram.recording import Recording
+from vram.replaying.collector import cheap_collections
 from vram.replaying.random_numbers import same_random_numbers
 from vram.replaying.rerunnable import Rerunnable, rerunnable_of
 from vram.summary.kept import Kept
@@ -49,5 +50,5 @@ def explained_garbage(recording: Recording) -> dict[str, Any]:
 
 
 def _run(rerunnable: Rerunnable, sample: int) -> TracedRun:
-    with tracer_for(rerunnable.device) as tracer, same_random_numbers():
+    with cheap_collections(), tracer_for(rerunnable.device) as tracer, same_random_numbers():
         return run_traced(tracer, rerunnable, sample, 0)

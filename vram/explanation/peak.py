@@ -17,6 +17,7 @@ from vram.explanation.suggested import suggested
 from vram.explanation.traced import run_traced
 from vram.explanation.tracer import tracer_for
 from vram.recording import Recording
+from vram.replaying.collector import cheap_collections
 from vram.replaying.random_numbers import same_random_numbers
 from vram.replaying.rerunnable import Rerunnable, rerunnable_of
 from vram.summary.at_peak import at_peak_lines, way_out_lines
@@ -136,7 +137,7 @@ def _traced(
     number = int(peaks.max(axis=0).argmax()) if sample is None else sample
     runs = 2 if peaks[-1, number] > peaks[recording.warmup_laps, number] else 1
     traces: list[list[Allocation]] = []
-    with tracer_for(rerunnable.device) as tracer, same_random_numbers():
+    with cheap_collections(), tracer_for(rerunnable.device) as tracer, same_random_numbers():
         for run in range(runs):
             try:
                 traced = run_traced(tracer, rerunnable, number, run, uses=True)

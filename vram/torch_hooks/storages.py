@@ -13,6 +13,7 @@ import torch
 from vram.torch_hooks.frozen import frozen_count
 
 _T = TypeVar("_T")
+_LOOKED_FOR = (torch.Tensor, torch.nn.Module, torch.optim.Optimizer)
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _COMPRESSED_ROWS = ("crow_indices", "col_indices", "values")
 _COMPRESSED_COLUMNS = ("ccol_indices", "row_indices", "values")
@@ -87,23 +88,23 @@ class _Marker:
 
 
 class _Frozen:
-    """Tensors that `gc.freeze` has hidden from Python's collector, as far as they are alive."""
+    """Tensors, modules and optimizers that `gc.freeze` has hidden from Python's collector, as far as they are alive."""
 
     def __init__(self) -> None:
         self._marker: _Marker | None = None  # made when frozen objects were looked through last
-        self._tensors: list[weakref.ref[torch.Tensor]] = []
+        self._hidden: list[weakref.ref[Any]] = []
 
-    def tensors(self, seen: Sequence[Any]) -> list[torch.Tensor]:
-        """Those that are not among the objects `seen` by the collector."""
+    def living(self, seen: Sequence[Any], kinds: tuple[type, ...]) -> list[Any]:
+        """Those of `kinds` that are not among the objects `seen` by the collector."""
         if not frozen_count():
-            self._tensors = []
+            self._hidden = []
         elif _Marker not in set(map(type, seen)):
             # Nothing lists frozen objects. Who unfreezes and freezes again hides others, which may be fewer.
             gc.unfreeze()
-            tensors = tensors_among(gc.get_objects())
+            hidden = _among(gc.get_objects(), _LOOKED_FOR)
             gc.freeze()
-            self._marker, self._tensors = _Marker(), [weakref.ref(tensor) for tensor in tensors]
-        return [tensor for tensor in (known() for known in self._tensors) if tensor is not None]
+            self._marker, self._hidden = _Marker(), [weakref.ref(one) for one in hidden]
+        return _among([one for one in (known() for known in self._hidden) if one is not None], kinds)
 
 
 _frozen = _Frozen()
@@ -114,16 +115,24 @@ def living_tensors() -> list[torch.Tensor]:
 
     A list of one's own, to be let go of before holders are looked for.
     """
+    return living(torch.Tensor)
+
+
+def living(*kinds: type[Any]) -> list[Any]:
+    """The same of objects of other kinds: tensors, modules and optimizers."""
     seen = gc.get_objects()
-    tensors = tensors_among(seen)
-    return list({id(tensor): tensor for tensor in (*_frozen.tensors(seen), *tensors)}.values())
+    return list({id(one): one for one in (*_frozen.living(seen, kinds), *_among(seen, kinds))}.values())
 
 
 def tensors_among(objects: Sequence[Any]) -> list[torch.Tensor]:
     """The tensors among `objects`."""
+    return _among(objects, (torch.Tensor,))
+
+
+def _among(objects: Sequence[Any], kinds: tuple[type, ...]) -> list[Any]:
     # Types are compared: isinstance would run the __class__ property of any lazy proxy, and take much longer.
-    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, torch.Tensor)}
-    return list(compress(objects, map(kinds.__contains__, map(type, objects))))
+    below = {kind for kind in set(map(type, objects)) if issubclass(kind, kinds)}
+    return list(compress(objects, map(below.__contains__, map(type, objects))))
 
 
 def storages_of(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
