@@ -1,8 +1,9 @@
 """The cost of an explanation beside its traced rerun: `python benchmarks/explanation.py [--objects 500000]`.
 
 Three leaks in one process: eight lines that keep a tensor each, losses whose graphs have 200 operations, and what only
-native code keeps. Bound: twice the rerun and one second. In CPU seconds of the process, which other processes change
-less than those of a clock.
+native code keeps. Bound: twice the rerun and one second. Then breakdowns of peaks, of small samples of 10 and of 1,000
+operations, beside the sample itself. In CPU seconds of the process, which other processes change less than those of a
+clock.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 import vram
 from vram.explanation import growth
+from vram.explanation.peak import breakdown
 from vram.replaying.rerunnable import rerunnable_of
 
 KEPT: list[Any] = []
@@ -61,6 +63,26 @@ def timed(step: Callable[[int], None]) -> tuple[float, float, growth.Explanation
         growth._Trace.run = own  # type: ignore[method-assign]
 
 
+def breakdowns() -> None:
+    """What breaking down a peak costs beside its sample."""
+    print(f"{'operations':14}{'sample':>9}{'breakdown':>11}")
+    for operations in (10, 1000):
+
+        def step(_: int, operations: int = operations) -> float:
+            hidden = torch.ones(64)
+            for _ in range(operations):
+                hidden = hidden * 1.01
+            return float(hidden.sum())
+
+        recording = vram.replay(step, [0])
+        begin = time.process_time()
+        for _ in range(10):
+            step(0)
+        between = time.process_time()
+        breakdown(recording)
+        print(f"{operations:<14,}{(between - begin) / 10:8.4f}s{time.process_time() - between:10.3f}s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objects", type=int, default=0, help="further objects in the process, two in each list")
@@ -71,6 +93,7 @@ def main() -> None:
         holder = explanation.lines[0].holder if explanation.lines else explanation.note
         print(f"{step.__name__:14}{rerun:8.2f}s{whole:8.2f}s{2 * rerun + 1:8.2f}s   {holder[:100]}")
         KEPT.clear()
+    breakdowns()
     del ballast
 
 

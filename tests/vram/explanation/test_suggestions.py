@@ -394,6 +394,7 @@ def test_attentions_returned() -> None:
     )
     for used in (
         lambda x: answer(x, output_attentions=True).attentions[0].sum(),
+        lambda x: len([each.sum() for each in answer(x, output_attentions=True).attentions or ()]),
         lambda x: len(answer(x, output_attentions=True).attentions),
         lambda x: answer(x, output_attentions=True).attentions,
     ):

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import vram
+from vram.explanation.peak import breakdown
 from vram.replaying.collector import frozen, unfrozen
+from vram.summary.breakdown import from_json
 from vram.torch_hooks import storages
 
 INPUT = torch.zeros(1, 256)
@@ -71,3 +73,20 @@ def test_what_is_frozen_anew_is_seen_where_less_is_frozen_than_before(model: tor
     with unfrozen():
         pass
     assert needed_bytes(later) == (before_bytes + WEIGHTS_BYTES, RESULT_BYTES)
+
+
+def test_a_breakdown_hides_the_heap_and_knows_what_is_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All bytes of the peak have their owner, a module that is not called among them; nothing stays frozen."""
+    monkeypatch.setattr(storages, "_frozen", storages._Frozen())
+    norm = torch.nn.BatchNorm1d(64)
+    recording = vram.replay(lambda x: x + norm.running_mean, [torch.zeros(64)], laps=3)
+    before = gc.get_freeze_count()
+    at_peak, why = breakdown(recording)
+    assert at_peak is not None, why
+    found = from_json(at_peak["breakdown"])
+    assert found is not None
+    assert found.untraced_bytes == 0
+    assert found.by_category["buffers"] >= 2 * 64 * 4
+    assert found.by_category["weights"] >= 2 * 64 * 4
+    assert gc.get_freeze_count() == before
+    assert any(one is norm for one in storages.living(torch.nn.Module))
