@@ -12,11 +12,12 @@ from torch import nn
 from transformers import DynamicCache
 
 import vram
+from vram.explanation import suggested
 from vram.explanation import suggestions as patterns
 from vram.explanation.groups import by_line
 from vram.explanation.retained import Names
 from vram.explanation.suggested import suggested_for_growth
-from vram.explanation.suggestions.growth import GrownLine
+from vram.explanation.suggestions.growth import GrownLine, Lap
 from vram.explanation.traced import run_traced
 from vram.explanation.tracer import tracer_for
 from vram.replaying.collector import cheap_collections
@@ -168,6 +169,13 @@ def test_no_cache_that_a_graph_keeps_too() -> None:
     growth, none = grown(lambda x: KEPT.append(ATTENTION(x * weight)), samples("cpu", 1, 8))
     assert growth > 0
     assert none == []
+
+
+def test_no_cache_where_autograd_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph may keep keys too, whatever the counts of references say; and so it is where the lap raised."""
+    for lap in (Lap(0, frozenset(), recorded=True, backward=False), None):
+        monkeypatch.setattr(suggested, "_lap", lambda *_, lap=lap: lap)
+        assert grown(torch.inference_mode()(in_an_object), samples("cpu", 1, 8), holder="")[1] == []
 
 
 def append_graph(x: torch.Tensor) -> None:

@@ -24,7 +24,7 @@ def cache_of_every_request(evidence: GrowthEvidence) -> Iterator[FoundGrowth]:
     owners = _owners(evidence, lines)
     lines = [line for line in lines if all(id(one) in owners and owners[id(one)].alone for one in line.alive)]
     lap = evidence.lap_within(nullcontext()) if lines else None
-    if lap is None or lap.recorded:  # a graph would keep them too
+    if lap is None or lap.recorded:  # a graph may keep them too, and not every PyTorch counts its references
         return
     read = {owner.cache for one, owner in owners.items() if one in lap.read}
     lines = [line for line in lines if not any(owners[id(one)].cache in read for one in line.alive)]
