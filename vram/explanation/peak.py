@@ -150,14 +150,15 @@ def _traced(
         made, reason, snapshot = None, "", None
         if channel in ("requested_peak", "allocated_peak") and sample is None:
             made, reason = in_pieces(alive, traced.categories, number, recording)
-        if save is not None and made is not None:
+        drawn = made is not None and bool(traced.known)  # else there is nothing to draw
+        if save is not None and drawn:
             snapshot = tracer.snapshot_of(traced.snapshot)
         ways_out = suggested(tracer, traced, rerunnable, recording, number)
     n_bytes = sum(one.n_bytes for one in traces[-1])
     at_peak = {"sample": number, "bytes": n_bytes, "lines": breakdown_lines(traces)}
     if made is not None or reason:
         at_peak |= {"no_breakdown": reason} if made is None else {"breakdown": made.to_json()}
-        at_peak |= {} if made is None else {"timeline": timeline(traced, number).to_json()}
+        at_peak |= {"timeline": timeline(traced, number).to_json()} if drawn else {}
         at_peak |= {} if save is None or snapshot is None else _saved(snapshot, save)
         at_peak |= garbage_of(recording, traced, number) if garbage_sample(recording) == number else {}
     return at_peak | ways_out, ""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import vram
+from vram.explanation import tracer
 from vram.history.entries import of_summary
 from vram.history.entries import to_json as entry_to_json
 from vram.session import SessionOptions, VramSession
@@ -120,6 +121,18 @@ def test_a_peak_without_a_breakdown_has_no_snapshot(tmp_path: Path) -> None:
     kept: list[torch.Tensor] = []
     one = summary_of(lambda n: kept.append(torch.zeros(n)), [16], tmp_path / "snapshots")
     assert one.absent["breakdown"] == "sample 0, run again with tracing, needed 64 B more than was recorded"
+    assert (one.timeline, one.timeline_snapshot) == (None, "")
+    assert not (tmp_path / "snapshots").exists()
+
+
+def test_nothing_allocated_is_no_timeline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no tensor is there, and a sample makes none: a breakdown of no bytes, and nothing to draw or to write."""
+    monkeypatch.setattr(tracer, "living_tensors", list)
+    session = VramSession(SessionOptions(device="cpu", breakdown="always", snapshots=tmp_path / "snapshots"))
+    recording = session.replay(lambda _: None, [0], laps=1, name="step", allocates=False)
+    one = session.summary(recording)
+    assert one.breakdown is not None
+    assert one.breakdown.pieces == ()
     assert (one.timeline, one.timeline_snapshot) == (None, "")
     assert not (tmp_path / "snapshots").exists()
 
