@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import graph
 from torch.autograd.grad_mode import set_multithreading_enabled
 
+from vram.simulated.operations import tensors
 from vram.simulated.replacements import Places
 from vram.simulated.streams import Streams
 from vram.simulated.torch_build import has_gpu
@@ -31,6 +32,29 @@ _aten = torch.ops.aten
 _META = torch.device("meta")
 _DEVICE_OF = torch.ops.prim.device.default
 _TORCH = Path(torch.__file__).parent
+# Formulas of derivatives write into what they have just made; for subclasses, as fake tensors, into a copy instead.
+_JUST_MADE = {_aten.new_zeros.default, _aten.zeros.default, _aten.zeros_like.default, _aten.isnan.default}
+_JUST_MADE |= {_aten.arange.start_step, _aten.ge.Tensor, _aten.gt.Tensor, _aten.le.Tensor, _aten.lt.Tensor}
+_WRITES = {
+    _aten.index_add.default: _aten.index_add_.default,
+    _aten.index_fill.int_Tensor: _aten.index_fill_.int_Tensor,
+    _aten.index_put.default: _aten.index_put_.default,
+    _aten.logical_and.default: _aten.logical_and_.default,
+    _aten.logical_or.default: _aten.logical_or_.default,
+    _aten.masked_scatter.default: _aten.masked_scatter_.default,
+    _aten.put.default: _aten.put_.default,
+    _aten.scatter.src: _aten.scatter_.src,
+    _aten.scatter_add.default: _aten.scatter_add_.default,
+}
+# In these, products and differences are written into whatever was made but negatives, unless it gets its own graph.
+_LOSSES = {"BinaryCrossEntropyBackward0", "BinaryCrossEntropyWithLogitsBackward0"}
+_WRITES_OF_LOSSES = {_aten.sub.Tensor: _aten.sub_.Tensor, _aten.mul.Tensor: _aten.mul_.Tensor}
+# Formulas that a card chooses by whether a value is 0, and the first operation of those that subclasses get.
+_BY_ZEROS = {
+    "CumprodBackward0": _aten.eq.Scalar,
+    "ProdBackward0": _aten.ones.default,
+    "ProdBackward1": _aten.ones.default,
+}
 # Files of the frames between C++ code and the mode that follows a simulated card.
 _BETWEEN = {
     str(Path(__file__).with_name("modes.py")),
@@ -47,6 +71,11 @@ _FUNCTIONAL = "simulated CUDA does not model gradients of torch.func: use torch.
 _NO_GPU = (
     "autograd's engine, in a torch that was built with CUDA, asks for a GPU at each backward pass, and there is none: "
     "install the CPU's build of torch, whose figures are the same, or measure on a GPU"
+)
+
+_ZEROS = (
+    "simulated CUDA does not model the backward passes of prod and cumprod, which on a card depend on whether a value "
+    "is 0: use sums of logarithms, or measure on a GPU"
 )
 
 _STREAMS = (
@@ -72,6 +101,8 @@ class _OfThread(threading.local):
     depth = 0  # how many are under way, one within the other
     autocasts = 0  # blocks of torch.autocast around the outermost
     asked = 0  # id of the tensor whose device the engine asked for just before
+    node = -1  # the number of the node whose formula ran last
+    made: tuple[int, ...] = ()  # ids of what that has made by operations of _JUST_MADE alone
     counts: Any = None  # references to the first term of the last sum, to its Python object, and to its storage
     sole: Any = None  # those of a gradient that nobody but the engine has
 
@@ -153,14 +184,38 @@ class Engine:
         # Its sums are of gradients for whose device it has just asked; those of a node's formula are not.
         sums = func is _aten.add.Tensor and id(args[1]) == self._here.asked
         self._here.asked = 0
+        made, makes, writes = self._of_formula(func)
         if sums and self._in_place(*args):
             self._card.run(_aten.add_.Tensor, args, kwargs)
             return args[0]
+        if writes is not None and id(args[0]) in made and _plain(args):
+            self._card.run(writes, args, kwargs)
+            self._here.made = made
+            return args[0]
         if kwargs.get("device") == _META:
             kwargs["device"] = self._card.device
+        if makes and _plain(args):
+            result = self._card.run(func, args, kwargs)
+            self._here.made = (*made, id(result))
+            return result
         if func is _aten._to_copy.default and _is_there(args[0], **kwargs):
-            return _aten.alias.default(args[0])  # moved, as it seemed, from the meta device
+            # Moved, as it seemed, from the meta device. A gradient with a graph of its own can't be its own result.
+            return _aten.alias.default(args[0]) if torch.is_grad_enabled() else args[0]
         return NotImplemented
+
+    def _of_formula(self, func: Any) -> tuple[tuple[int, ...], bool, Any]:
+        """Ids of what the node's formula has just made, and may write into; whether the operation's result is such a
+        tensor, too; and what would write into the first operand in the operation's place.
+        """
+        here, node = self._here, torch._C._current_autograd_node()
+        number, name = (-1, "") if node is None else (node._sequence_nr(), node.name())
+        made = here.made if number == here.node else ()
+        here.node, here.made = number, ()
+        if name in _BY_ZEROS and func is _BY_ZEROS[name]:
+            raise NotImplementedError(_ZEROS)
+        if name in _LOSSES and not torch.is_grad_enabled():
+            return made, func is not _aten.neg.default, _WRITES_OF_LOSSES.get(func)
+        return made, func in _JUST_MADE, _WRITES.get(func)
 
     def _in_place(self, old: Tensor, new: Tensor) -> bool:
         """Whether the engine, on a card, would add `new` to `old` in place: `can_accumulate_inplace`."""
@@ -173,6 +228,10 @@ class Engine:
             and is_non_overlapping_and_dense_or_false(old)
             and not any(map(dispatches, (type(old), type(new))))
         )
+
+
+def _plain(args: Any) -> bool:
+    return not any(dispatches(type(each)) for each in tensors(args))
 
 
 def _is_there(tensor: Tensor, *, device: Any = None, dtype: Any = None, layout: Any = None, **_: Any) -> bool:

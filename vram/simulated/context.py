@@ -24,9 +24,10 @@ from vram.simulated.device import DEVICE, other_card
 from vram.simulated.fake_results import check_results
 from vram.simulated.functions import CardFunctions
 from vram.simulated.kernels.attention import FusedAttention, parts
+from vram.simulated.kernels.batch_norm import backward_results
 from vram.simulated.kernels.call import Steps
 from vram.simulated.kernels.composite import COMPOSED, ONE_KERNEL, RMS_NORM, grouped_product, rms_norm
-from vram.simulated.kernels.cublas import is_product, lt_workspace_bytes, takes_lt, workspace_bytes
+from vram.simulated.kernels.cublas import by_triton, is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.kernels.scratch import (
     Call,
     allocated,
@@ -61,6 +62,7 @@ _LIFTED = _aten.lift_fresh.default  # what `torch.tensor` has made: from here on
 _ALIGNED = _aten._nested_tensor_from_mask_left_aligned.default
 _VERSION = release()
 _GROUPED = _aten._grouped_mm.default
+_NORM_BACK = _aten.native_batch_norm_backward.default
 _GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _inside: list[SimulatedCuda] = []  # the one that is entered
 
@@ -269,6 +271,8 @@ class SimulatedCuda:
             result = self._known_values.run(_aten.mul.Tensor, args, kwargs)
         else:
             result = self._known_values.run(func, args, kwargs)
+        if func is _NORM_BACK and self.device.type == "cuda":
+            result = backward_results(args, result)
         if takes_result_alone(func):
             for tensor in tensors(result):
                 self._see(tensor, func)
@@ -294,7 +298,7 @@ class SimulatedCuda:
             warn_of_custom(func)
             self._take_parts(func, args, result)
             meanwhile = self._run_besides(scratch(call))
-            if self._has_workspaces and is_product(func):
+            if self._has_workspaces and is_product(func) and not by_triton(func, args, _VERSION):
                 self.take_workspace(lt=takes_lt(func, args, kwargs))
             self._leave_out(call)
             del meanwhile, around_result

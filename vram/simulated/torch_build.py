@@ -91,7 +91,8 @@ def check(composed: Iterable[Any]) -> None:
             raise RuntimeError(
                 f"simulated CUDA takes {operation} apart, which torch {torch.__version__} does not compose"
             )
-    for name in ("_only_lift_cpu_tensors", "_set_only_lift_cpu_tensors", "_AutoDispatchBelowAutograd"):
+    needed = ("_only_lift_cpu_tensors", "_set_only_lift_cpu_tensors", "_AutoDispatchBelowAutograd")
+    for name in (*needed, "_current_autograd_node"):
         if not hasattr(torch._C, name):
             raise RuntimeError(f"simulated CUDA needs torch._C.{name}, which torch {torch.__version__} lacks")
     if not has_gpu() and not _slots()[_META]:

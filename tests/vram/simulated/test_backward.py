@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 (as everybody calls it)
 from torch.utils.checkpoint import checkpoint
 
 from tests.vram.simulated.devices import device
@@ -90,6 +91,44 @@ def test_sums_of_a_formula_are_not_in_place() -> None:
         del gradient
         assert x.grad is not None
         assert matrices(cuda) == 2
+
+
+INDEX = torch.zeros(SIDE, SIDE, dtype=torch.int64)
+# Matrices at the peak of a backward pass from a given gradient, with the gradient that stays.
+FORMULAS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "gather": (lambda x: x.gather(0, INDEX.to("cuda")), 1),
+    "index_select": (lambda x: x.index_select(0, INDEX[0].to("cuda")), 1),
+    "largest of rows": (lambda x: x.max(0).values, 1),
+    "largest of all": (lambda x: x.max(), 2 + 1 / 2),  # masks of two, the quotients of one; a matrix is the gradient
+    "loss of logits": (lambda x: F.binary_cross_entropy_with_logits(x, x.detach(), reduction="sum"), 1),
+}
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_formulas_write_into_what_they_have_made(name: str) -> None:
+    """As on a card, where C++ copies it for subclasses of tensors alone, as fake ones are."""
+    function, peak = FORMULAS[name]
+    with device() as cuda:
+        y = function(matrix(requires_grad=True))
+        gradient = torch.ones_like(y)
+        assert peak_of(cuda, lambda: y.backward(gradient)) == pytest.approx(peak, abs=0.02)
+
+
+def test_a_single_number_s_gradient_that_the_caller_has_is_copied() -> None:
+    """The engine seems to move it between devices; that must not give the leaf the caller's own memory."""
+    with device() as cuda:
+        x = torch.zeros((), device="cuda", requires_grad=True)
+        gradient, y = torch.ones((), device="cuda"), x + 1
+        before = cuda.allocator.allocated_bytes
+        y.backward(gradient)
+        assert cuda.allocator.allocated_bytes - before == 512
+
+
+@pytest.mark.parametrize("function", [torch.prod, lambda x: x.cumprod(0)], ids=["prod", "cumprod"])
+def test_products_whose_formula_depends_on_zeros_are_refused(function: Callable[[Tensor], Tensor]) -> None:
+    """A card has one for values that are not 0, and others for those that are; the refusal names a way out."""
+    with device(), pytest.raises(NotImplementedError, match="use sums of logarithms"):
+        function(matrix(requires_grad=True)).sum().backward()
 
 
 @pytest.mark.parametrize("to_none", [True, False])

@@ -145,3 +145,16 @@ def test_an_operand_that_cublas_cannot_read_is_copied_for_the_moment(layout: str
         made_bytes = result.untyped_storage().nbytes()
         assert torch.cuda.max_memory_allocated() == MATRIX_BYTES + made_bytes + copied_bytes
         assert torch.cuda.memory_allocated() == MATRIX_BYTES + made_bytes
+
+
+@pytest.mark.parametrize(("version", "taken"), [((2, 11), True), ((2, 13), False)])
+def test_a_batch_of_outer_products_is_triton_s_from_2_13_on(
+    version: tuple[int, int], taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes no workspace, and copies no operand."""
+    monkeypatch.setattr(context, "_VERSION", version)
+    with SimulatedCuda(Card("test", 2**30, context_bytes=0)) as cuda, torch.no_grad():
+        column, row = torch.zeros(2, 64, 1, device="cuda"), torch.zeros(2, 1, 64, device="cuda")
+        before = cuda.allocator.allocated_bytes
+        torch.bmm(column, row)
+        assert (cuda.allocator.allocated_bytes > before) == taken

@@ -59,6 +59,11 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "log_softmax by columns": (lambda x: x.t().log_softmax(-1), 2 * FLOATS),
     "layer_norm by rows": (lambda x: nn.functional.layer_norm(x, (N,)), FLOATS + 2 * N * 4),
     "layer_norm by columns": (lambda x: nn.functional.layer_norm(x.t(), (N,)), 2 * FLOATS + 2 * N * 4),
+    "batch_norm of rows": (  # 32 blocks of 8192 rows pass on four values for each of 32 channels
+        lambda x: F.batch_norm(x.view(-1, 32), None, None, training=True),
+        FLOATS + 2 * 512 + 4 * 32 * 32 * 4 + 512,
+    ),
+    "batch_norm of few rows": (lambda x: F.batch_norm(x, None, None, training=True), FLOATS + 2 * N * 4),
     "group_norm": (
         lambda x: F.group_norm(x.view(2, 4, -1), 2, one := x.new_ones(4), one),
         FLOATS + 512 + 2 * 512 + 2 * 512,

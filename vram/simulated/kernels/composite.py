@@ -24,6 +24,8 @@ COMPOSED = {
     _aten.mvlgamma.default,
     _aten.soft_margin_loss.default,
     _aten.soft_margin_loss.out,
+    _aten.soft_margin_loss_backward.default,
+    _aten.soft_margin_loss_backward.grad_input,
 }
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format  # by strides, also where a size is 1, as torch's own
 
-from vram.simulated.kernels.call import Call, Rules, Steps, clone, contiguous, empty
+from vram.simulated.kernels.call import Call, Rules, Steps, clone, contiguous, empty, meta, of_bytes
+from vram.simulated.kernels.reduce_buffers import buffers
 
 
 def _convolved(call: Call) -> Steps:
@@ -54,6 +55,23 @@ def _distances(call: Call) -> Steps:
         yield empty((*each.shape[:-1], each.shape[-1] + 2), each.dtype)
 
 
+def _windows_back(call: Call) -> Steps:
+    """Where windows overlap, the places along their dimension (UnfoldBackward.h)."""
+    _, sizes, dim, size, step = call.args
+    if step < size and sizes:
+        yield empty((sizes[dim],), torch.int64)
+
+
+def _distances_back(call: Call) -> Steps:
+    """What each other point adds to the gradient of each (DistanceKernel.cu)."""
+    n, size = call.args[1].shape
+    if n > 1:
+        parts = meta((n - 1, n, size), call.result.dtype)
+        yield empty(parts.shape, parts.dtype)
+        for n_bytes in buffers(parts, (0,), max(4, parts.itemsize), call.card) or ():
+            yield of_bytes(n_bytes)
+
+
 # Between the CPU and the card (Copy.cu)
 
 
@@ -96,6 +114,8 @@ RULES: Rules = {
     "convolution": _convolved,
     "roll": _rolled,
     "_euclidean_dist": _distances,
+    "_pdist_backward": _distances_back,
+    "unfold_backward": _windows_back,
     "_to_copy": _moved,
     "copy": _copied,
 }

@@ -29,6 +29,14 @@ def is_product(func: Any) -> bool:
     return name in _MATRICES or name in _OTHERS
 
 
+def by_triton(func: Any, args: Any, version: tuple[int, int]) -> bool:
+    """Whether a kernel of Triton, which comes with torch for CUDA, computes it: outer products from 2.13 on.
+
+    Source: torch/_native/ops/bmm_outer_product.
+    """
+    return version >= (2, 13) and func is torch.ops.aten.bmm.default and args[0].shape[2] == 1 and args[1].numel() > 0
+
+
 def workspace_bytes(capability: tuple[int, int], version: tuple[int, int], setting: str | None) -> int:
     """Bytes for a handle and stream; `setting`: CUBLAS_WORKSPACE_CONFIG, as ":4096:2:16:8" (KiB, number, in turn)."""
     buffers = re.findall(r":([0-9]+):([0-9]+)", setting or "")

@@ -43,6 +43,20 @@ def _summed_to_repeat(call: Call) -> Steps:
     yield of_bytes(scan_bytes(call.args[0].numel(), 8))
 
 
+def _segmented(call: Call) -> Steps:
+    """Lengths of segments of which offsets are given, and a byte to check them, or the other way round
+    (SegmentReduce.cpp, SegmentReduce.cu).
+    """
+    lengths, offsets = call.kwargs.get("lengths"), call.kwargs.get("offsets")
+    if offsets is not None:
+        yield empty((*offsets.shape[:-1], offsets.shape[-1] - 1), offsets.dtype)
+        if name(call.func) == "segment_reduce":
+            yield of_bytes(1)
+    elif lengths is not None:
+        yield empty((*lengths.shape[:-1], lengths.shape[-1] + 1), lengths.dtype)
+        yield of_bytes(scan_bytes(lengths.numel(), lengths.itemsize))
+
+
 # Masks and places (IndexKernel.cpp, TensorAdvancedIndexing.cpp, Nonzero.cu)
 
 
@@ -55,7 +69,35 @@ def _scattered_by_mask(call: Call) -> Steps:
     yield of_bytes(scan_bytes(mask.expand(shape).numel(), 8))
 
 
+def _chosen_back(call: Call) -> Steps:
+    """Those of the gradient whose places a mask says: found before there is memory for the result."""
+    mask = call.args[1].expand(call.args[0].shape)
+    yield from contiguous(mask)
+    yield empty((_chosen(call), mask.dim()), torch.int64)
+    yield from _placing(call, mask.numel())
+    yield -1
+    yield -1
+    yield empty((_chosen(call),), call.result.dtype)
+
+
+def _filled_up(call: Call) -> Steps:
+    """They, and zeros for the rest of the source, are joined; without a rest they are the result."""
+    rest = call.result.numel() - _chosen(call)
+    if rest > 0:
+        yield empty((_chosen(call),), call.result.dtype)
+        yield empty((rest,), call.result.dtype)
+
+
+def _chosen(call: Call) -> int:
+    """How many elements of the gradient a mask chooses."""
+    gradient, mask = call.args[:2]
+    value = call.known(mask)
+    with _disable_current_modes():
+        return gradient.numel() if value is None else int(value.expand(gradient.shape).count_nonzero())
+
+
 def _placed(call: Call) -> Steps:
+    yield from contiguous(call.args[0])
     yield from _placing(call, call.args[0].numel())
 
 
@@ -142,9 +184,11 @@ RULES: Rules = {
     **dict.fromkeys(("index_put", "_index_put_impl"), _put),
     **dict.fromkeys(("scatter_reduce", "index_reduce"), _averaged),
     "repeat_interleave": _repeated,
+    **dict.fromkeys(("segment_reduce", "_segment_reduce_backward"), _segmented),
     "masked_scatter": _scattered_by_mask,
+    "masked_scatter_backward": _filled_up,
     "nonzero": _placed,
     "index": _indexed,
     "isin": _is_in,
 }
-BEFORE: Rules = {"repeat_interleave": _summed_to_repeat}
+BEFORE: Rules = {"repeat_interleave": _summed_to_repeat, "masked_scatter_backward": _chosen_back}

@@ -12,16 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vram.simulated.kernels import attention, attention_backward, copies, indexing, reductions, sorting
+from vram.simulated.kernels import attention, attention_backward, batch_norm, copies, indexing, reductions, sorting
 from vram.simulated.kernels.call import Call, Rules, Steps, clone, empty, name, of_bytes
-from vram.simulated.kernels.cublas import is_product, unreadable_operands
+from vram.simulated.kernels.cublas import by_triton, is_product, unreadable_operands
 from vram.simulated.kernels.uncounted import may_be_uncounted
 from vram.simulated.operations import is_custom
 
 __all__ = ["Call", "allocated", "around", "made_last", "preparation", "scratch", "takes_result_alone"]
 
 _aten = torch.ops.aten
-_MOST_NORMALISED_BY_CUDNN = 65535  # samples
 
 
 @functools.cache
@@ -67,8 +66,9 @@ def scratch(call: Call) -> Steps:
         return
     if n_bytes := attention.sum_bytes(call.func, call.args):
         yield of_bytes(n_bytes)
-    for operand in unreadable_operands(call.func, call.args):
-        yield clone(operand)
+    if not by_triton(call.func, call.args, call.version):
+        for operand in unreadable_operands(call.func, call.args):
+            yield clone(operand)
 
 
 def allocated(func: Any, result: Any, args: Any) -> Any:
@@ -76,25 +76,11 @@ def allocated(func: Any, result: Any, args: Any) -> Any:
     kept = _KEPT.get(name(func))
     if kept is not None and (n_bytes := kept(args, result)) > result.untyped_storage().nbytes():
         result.untyped_storage().resize_(n_bytes)
-    if func is _aten.native_batch_norm.default and _by_cudnn(args):
+    if func is _aten.native_batch_norm.default and batch_norm.without_statistics(args):
         return result[:1]  # no mean and deviation of this batch
     if func is _aten.native_dropout.default:
         return result[::-1]  # the mask comes first
     return attention.allocated(func, result, args)
-
-
-def _by_cudnn(args: Any) -> bool:
-    """Whether cuDNN normalises, with running means: `_select_batch_norm_backend`."""
-    x, weight, bias, mean, variance, training = args[:6]
-    return (
-        not training
-        and all(each is not None for each in (weight, bias, mean, variance))
-        and torch.backends.cudnn.enabled
-        and x.dtype != torch.bfloat16 != weight.dtype
-        and (x.dtype != torch.float16 or weight.dtype == torch.float32)
-        and x.dim() >= 3
-        and x.shape[0] <= _MOST_NORMALISED_BY_CUDNN
-    )
 
 
 def _dropped_out(call: Call) -> Steps:
@@ -108,8 +94,9 @@ _RULES: Rules = {
     **sorting.RULES,
     **copies.RULES,
     **attention_backward.RULES,
+    **batch_norm.RULES,
     "_scaled_dot_product_flash_attention": _dropped_out,
 }
-_BEFORE: Rules = indexing.BEFORE | sorting.BEFORE
-_AROUND: Rules = attention_backward.AROUND | copies.AROUND | reductions.AROUND
+_BEFORE: Rules = batch_norm.BEFORE | indexing.BEFORE | sorting.BEFORE
+_AROUND: Rules = attention_backward.AROUND | batch_norm.AROUND | copies.AROUND | reductions.AROUND
 _KEPT = reductions.KEPT | copies.KEPT
