@@ -169,6 +169,12 @@ def _resnet() -> Any:
     return transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, num_labels=10))
 
 
+def _mamba() -> Any:
+    """Mamba without its own kernels: one token's state after the other."""
+    sizes: dict[str, Any] = {"hidden_size": 128, "num_hidden_layers": 2, "state_size": 16}
+    return transformers.MambaForCausalLM(transformers.MambaConfig(vocab_size=VOCABULARY, **sizes))
+
+
 def _t5() -> Any:
     sizes: dict[str, Any] = {"d_model": 256, "d_kv": 64, "d_ff": 512, "num_layers": 2, "num_heads": 4}
     config = transformers.T5Config(vocab_size=VOCABULARY, decoder_start_token_id=0, **sizes)
@@ -212,6 +218,7 @@ def steps() -> dict[str, Callable[[], Step]]:
         "resnet, SGD, autocast, scaled": lambda: _train(_resnet(), _of_pictures, _MOMENTUM, amp=_HALF),
         "unet": lambda: _train(UNet(), _of_unet),
         "t5": lambda: _train(_t5(), _of_text),
+        "mamba": lambda: _train(_mamba(), _of_text),
     }  # fmt: skip
 
 
