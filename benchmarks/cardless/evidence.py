@@ -33,8 +33,8 @@ def path_of(folder: Path, kind: str, card: Card) -> Path:
 
 
 def write(path: Path, evidence: dict[str, Any]) -> None:
-    """Write the file, with a line for each list of figures."""
-    text = re.sub(r"\[[\d\s,-]+\]", lambda figures: " ".join(figures[0].split()), json.dumps(evidence, indent=1))
+    """Write the file, with a line for each list of figures, or of such lists."""
+    text = re.sub(r"\[[\d\s,\[\]nul-]+\]", lambda figures: " ".join(figures[0].split()), json.dumps(evidence, indent=1))
     path.write_text(text + "\n", encoding="utf-8")
 
 

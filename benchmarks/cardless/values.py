@@ -8,6 +8,8 @@ from __future__ import annotations
 import ctypes
 import os
 from contextlib import ExitStack
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Self
 
 import torch
@@ -17,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from vram.simulated.context import TOKEN
-from vram.simulated.replacements import replaced
+from vram.simulated.replacements import Places, always, replaced
 
 _aten = torch.ops.aten
 _MOST = 1 << 20  # elements
@@ -40,7 +42,10 @@ class Values(TorchDispatchMode):
         self._places = ExitStack()
 
     def __enter__(self) -> Self:
-        self._places.enter_context(replaced({(torch.autograd, "_engine_run_backward"): _unseen}))
+        places: Places = {(torch.autograd, "_engine_run_backward"): _unseen}
+        if find_spec("triton") is not None:  # torch has kernels of it, too, which are not run either
+            places[import_module("triton.runtime.jit").JITFunction, "run"] = always(None)
+        self._places.enter_context(replaced(places))
         return super().__enter__()
 
     def __exit__(self, *exc_info: object) -> None:
