@@ -296,7 +296,7 @@ _VARYING = (
     (r"torch(\W+)2\.[\w.+]+", r"torch\1VERSION"),
     (r"python(\W+)3\.[\w.+]+", r"python\1VERSION"),
     (r"Linux x86\\?_64", "PLATFORM"),
-    (r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d", "DATE"),
+    (r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d)?", "DATE"),
     (r"(?m)^(.*  )\d+\.\d$", r"\1SECONDS"),
     (r"(?m)^(\| .*\| )\d+\.\d$", r"\1SECONDS"),
     (r"(?m)^ *\| host\b.*\n", ""),
