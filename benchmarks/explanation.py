@@ -64,7 +64,7 @@ def timed(step: Callable[[int], None]) -> tuple[float, float, growth.Explanation
 
 
 def breakdowns() -> None:
-    """What breaking down a peak costs beside its sample."""
+    """Cost of breaking down a peak, beside its sample."""
     print(f"{'operations':14}{'sample':>9}{'breakdown':>11}")
     for operations in (10, 1000):
 

@@ -98,8 +98,8 @@ def measured(
 
 
 def _made(followed: LinedTensorMeter | TensorTracer | None) -> list[Allocation] | None:
-    """What the body made of what was alive at its peak. None on a real GPU, where the body is not followed: nothing may
-    slow down what it measures."""
+    """Allocations of the body that were alive at its peak. None on a real GPU, where the body is not followed: nothing
+    may slow down what it measures."""
     return None if followed is None else [one for one in followed.at_peak() if one.run != BEFORE and one.n_bytes]
 
 

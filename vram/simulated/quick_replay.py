@@ -91,8 +91,8 @@ class QuickReplay(Replay):
         return super()._run(trace, end, left, start, sum(op > 0 for op in trace.ops[:start]), peak_position)
 
     def _playing(self, trace: Trace, left: dict[int, Block]) -> _Playing | None:
-        """What is needed to play a trace here; None where it must be played as it is, or where a block that it frees is
-        not there, which `Replay` says."""
+        """The plan by which to play a trace here; None where it must be played as it is, or where a block that it frees
+        is not there, which `Replay` says."""
         allocator = self._allocator
         if trace.streams or allocator.observer or allocator.on_scratch or not allocator.is_plain:
             return None

@@ -70,7 +70,8 @@ class Difference:
         return self.head.peak_bytes - self.base.peak_bytes
 
     def beside(self, name: Callable[[Piece], str]) -> dict[str, tuple[int, int]]:
-        """Bytes of the base and of the head by what `name` makes of each piece, what moved most first.
+        """Bytes of the base and of the head by what `name` makes of each piece, what moved most first; what grew before
+        what shrank by as much.
 
         Pieces of the base have the names that their modules have in the head.
         """
@@ -81,7 +82,7 @@ class Difference:
         for piece in self.head.whole:
             before, now = sums.get(name(piece), (0, 0))
             sums[name(piece)] = before, now + piece.n_bytes
-        return dict(sorted(sums.items(), key=lambda item: -abs(item[1][1] - item[1][0])))
+        return dict(sorted(sums.items(), key=lambda item: (-abs(item[1][1] - item[1][0]), item[1][0] - item[1][1])))
 
     def by(self, name: Callable[[Piece], str]) -> dict[str, int]:
         """Bytes more by the same; what did not move is left out."""

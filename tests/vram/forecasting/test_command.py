@@ -97,8 +97,8 @@ def test_figures_are_those_of_the_step(project: Project) -> None:
 
 
 def test_tokens_until_the_card_is_full_are_searched(project: Project) -> None:
-    """By hand: 524 MiB hold the old cache and the new one, 16 MiB longer, so of 16 tokens and not of 17; the bytes that
-    stay at each would put it at 32."""
+    """A card of 524 MiB holds the old cache and the new one, 16 MiB longer, so of 16 tokens and not of 17; the bytes
+    that stay at each would put it at 32."""
     source = """
 import torch
 
@@ -224,7 +224,7 @@ def test_what_the_project_prints_is_not_among_the_figures(project: Project) -> N
 
 
 def test_a_training_step_runs_its_backward_pass(project: Project) -> None:
-    """By hand: from the second call on the weights' 8 MiB have a gradient of 8; the backward pass makes another, and
+    """From the second call on the weights' 8 MiB have a gradient of 8; the backward pass makes another, and
     before it that of the product, 1 MiB, whose operand of 4 MiB is gone by then; the loss and its gradient are 512 B.
 
     Without it: the operand, the product, the loss, and partial sums and their counters while it is summed.

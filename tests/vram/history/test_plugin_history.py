@@ -289,7 +289,7 @@ def test_a_marked_test_that_needs_more_than_its_base_names_the_line(
 
 
 def test_a_marked_test_that_lets_go_of_what_was_there_has_no_pieces() -> None:
-    """What it made is more than its peak is above its start: nothing adds up to that."""
+    """No breakdown where a test made more than its peak is above its start: nothing adds up to that."""
     made = [Allocation(100, "aten.zeros", (25,), "float32", (), 0)]
     assert body_in_pieces(made, 99) is None
     found = body_in_pieces(made, 130)

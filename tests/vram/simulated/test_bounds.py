@@ -50,7 +50,7 @@ class Fixed:
 
 
 def test_each_block_counts_as_a_segment() -> None:
-    """By hand: at most 2 large and 3 small ones, scratch memory as either, beside what was there and what stays."""
+    """At most 2 large and 3 small ones, scratch memory as either, beside what was there and what stays."""
     bound = SegmentBound()
     bound.add([recorded((3 * MIB, True), (512, False), (MIB, False), (MIB + 1, False), (7, False), scratch=(512,))])
     assert (bound.alive, bound.small, bound.large, bound.scratch) == (1, 3, 2, 1)

@@ -191,7 +191,7 @@ def test_a_family_s_traces_are_played_as_each_by_itself(capacity_bytes: int) -> 
 
 
 def test_a_trace_that_begins_as_before_has_its_large_requests_played_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a family too, whose traces share a plan; where the card is full, small requests are played until there."""
+    """Traces of a family too, which share a plan; where the card is full, small requests are played until there."""
     traces = of_a_family(120)
     compared(traces, 2**50)
     quick, parts = QuickReplay(CachingAllocator(2**50)), []

@@ -63,7 +63,7 @@ def _windows_back(call: Call) -> Steps:
 
 
 def _distances_back(call: Call) -> Steps:
-    """What each other point adds to the gradient of each (DistanceKernel.cu)."""
+    """Parts that each other point adds to the gradient of each (DistanceKernel.cu)."""
     n, size = call.args[1].shape
     if n > 1:
         parts = meta((n - 1, n, size), call.result.dtype)
