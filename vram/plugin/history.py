@@ -109,7 +109,7 @@ class Keeping:
         """The lines of code that the peaks over their base are made of: of recordings, and of the test's body."""
         if not findings:
             return []
-        from vram.history.entries import of_marked
+        from vram.history.entries import of_marked  # late, as all of the history here: most runs have none
 
         over = [finding.key for finding in findings if finding.status == "over"]
         marked = item.stash.get(MARKED, None)

@@ -44,7 +44,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Run:
-    """Doings of a layer: its requests; the names of tensors by the take that they own; how these and the rest of the
+    """One run of a layer: its requests; the names of tensors by the take that they own; how these and the rest of the
     state look at its end."""
 
     requests: list[_Request]
@@ -127,7 +127,7 @@ class RepeatedLayers:
         return self._recorder.place(self._cuda.block_of(tensor.untyped_storage()))
 
     def _done(self, requests: list[_Request], start: _Place, result: object, state: object) -> _Run | None:
-        """The doings of a layer; None where they can't be repeated."""
+        """The run of a layer; None where it can't be repeated."""
         attributes, (current, first) = _attributes(state), start
         plain: dict[str, object] = {name: value for name, value in attributes.items() if isinstance(value, _PLAIN)}
         owners, looks, makers = {}, {}, {}

@@ -53,7 +53,7 @@ class Plan:
     sources: Ints = field(default_factory=_none)  # by entry: the place of its size in those of a family, or -1
     grown: Ints = field(default_factory=_none)  # entries whose sizes grow in a family
     large_sources: Ints = field(default_factory=_none)  # of the large mallocs
-    # What comes of all small requests where no segment is made, by what was cached before and the places of `outside`.
+    # Outcomes of all small requests where no segment is made, by what was cached before and the places of `outside`.
     outcomes: dict[Any, Outcome] = field(default_factory=dict)
 
 
