@@ -90,12 +90,14 @@ def _hidden_stays_hidden(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
         monkeypatch.setattr(collector, "frozen_count", lambda: 1)
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def _no_search_of_the_frozen() -> Iterator[None]:
-    """Nothing that these tests freeze has tensors that count, and a search at each start takes long."""
+    """Nothing that these tests freeze has tensors that count, and a search at each start takes long. Other folders'
+    tests in the same process find nothing frozen."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(storages, "_frozen", SimpleNamespace(living=lambda *_: []))
         yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -79,7 +79,7 @@ class TensorTracer:
     def following(self) -> AbstractContextManager[object]:
         """Follow the operations of this thread alone."""
         ran = None if self.uses is None else self.uses.ran
-        following: AbstractContextManager[object] = Following(self._seen, ran)
+        following: AbstractContextManager[object] = Following(self._seen, self._living.sizes, ran)
         return following
 
     def resized(self, storage: torch.UntypedStorage) -> None:

@@ -15,6 +15,8 @@ from vram.torch_hooks.dispatch import Following
 from vram.torch_hooks.storages import LivingStorages, has_bytes, living_tensors, storages_of
 from vram.torch_hooks.watchers import hooked
 
+_CPU = torch.device("cpu")
+
 
 class TensorMeter:
     """Live and peak bytes of CPU tensor storages. requested = allocated: there are no blocks here.
@@ -70,7 +72,7 @@ class TensorMeter:
 
     def following(self) -> AbstractContextManager[object]:
         """Follow every operation of this thread alone."""
-        following: AbstractContextManager[object] = Following(self._see)
+        following: AbstractContextManager[object] = Following(self._see, self._living.sizes)
         return following
 
     def resized(self, storage: torch.UntypedStorage) -> None:
@@ -98,7 +100,7 @@ class TensorMeter:
 
     def _count(self, storage: torch.UntypedStorage) -> None:
         with self._counting:
-            if not self._runs or storage.device.type != "cpu" or not has_bytes(storage):
+            if not self._runs or storage.device != _CPU or not has_bytes(storage):
                 return
             before = self._living.put(storage, None)
             self._live_bytes += storage.nbytes() - (before[0] if before else 0)

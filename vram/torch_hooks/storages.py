@@ -15,6 +15,7 @@ from vram.torch_hooks.frozen import frozen_count
 _T = TypeVar("_T")
 _LOOKED_FOR = (torch.Tensor, torch.nn.Module, torch.optim.Optimizer)
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
+_META = torch.device("meta")
 _COMPRESSED_ROWS = ("crow_indices", "col_indices", "values")
 _COMPRESSED_COLUMNS = ("ccol_indices", "row_indices", "values")
 _PARTS = {
@@ -36,15 +37,15 @@ class LivingStorages(Generic[_T]):
         """`ended` gets the last known bytes and the value of a storage that ends, in whichever thread that is."""
         self._ended = ended
         self.sizes: dict[int, int] = {}  # bytes by address, to ask in a hurry
-        self._values: dict[int, _T] = {}
-        self._ends: dict[int, weakref.ref[Any]] = {}
+        self._known: dict[int, tuple[weakref.ref[Any], _T]] = {}
 
     def __contains__(self, storage: torch.UntypedStorage) -> bool:
         return storage._cdata in self.sizes
 
     def get(self, storage: torch.UntypedStorage) -> _T | None:
         """The value of a storage; None where it is not followed."""
-        return self._values.get(storage._cdata)
+        known = self._known.get(storage._cdata)
+        return None if known is None else known[1]
 
     def changed(self, storage: torch.UntypedStorage) -> bool:
         """Whether a storage is new, or has another size than it had."""
@@ -53,34 +54,34 @@ class LivingStorages(Generic[_T]):
     def put(self, storage: torch.UntypedStorage, value: _T) -> tuple[int, _T] | None:
         """Follow a storage, or give it another value; (bytes, value) as they were before, None where it is new."""
         address = storage._cdata
-        before = (self.sizes[address], self._values[address]) if address in self.sizes else None
-        if before is None:
-            self._ends[address] = weakref.ref(storage, lambda _: self._end(address))
-        self.sizes[address], self._values[address] = storage.nbytes(), value
+        known = self._known.get(address)
+        if known is None:
+            before, end = None, weakref.ref(storage, lambda _: self._end(address))
+        else:
+            before, end = (self.sizes[address], known[1]), known[0]
+        self._known[address] = end, value
+        self.sizes[address] = storage.nbytes()
         return before
 
     def values(self) -> list[_T]:
         """Values of the storages alive now, in the order in which these were first put."""
-        return list(self._values.values())
+        return [value for _, value in list(self._known.values())]
 
     def living(self) -> Iterator[tuple[Any, _T]]:
         """(storage, value) of the storages alive now."""
-        for address, value in list(self._values.items()):
-            end = self._ends.get(address)
-            if end is not None and (storage := end()) is not None:
+        for end, value in list(self._known.values()):
+            if (storage := end()) is not None:
                 yield storage, value
 
     def clear(self) -> None:
         """Follow none any more."""
-        self._ends.clear()  # drops the callbacks with their references
+        self._known.clear()  # drops the callbacks with their references
         self.sizes.clear()
-        self._values.clear()
 
     def _end(self, address: int) -> None:
-        n_bytes = self.sizes.pop(address, None)
-        if n_bytes is not None:  # else another thread has just cleared us
-            del self._ends[address]
-            self._ended(n_bytes, self._values.pop(address))
+        known = self._known.pop(address, None)
+        if known is not None:  # else another thread has just cleared us
+            self._ended(self.sizes.pop(address), known[1])
 
 
 class _Marker:
@@ -155,6 +156,6 @@ def storages_of(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
 def has_bytes(storage: torch.UntypedStorage) -> bool:
     """Whether there is memory behind a storage, if it has a size: none is behind a fake tensor's, or a wrapper's."""
     try:
-        return storage.device.type != "meta" and (storage.data_ptr() != 0 or storage.nbytes() == 0)
+        return storage.device != _META and (storage.data_ptr() != 0 or storage.nbytes() == 0)
     except RuntimeError:  # what asking a wrapper's storage for its data ends in
         return False

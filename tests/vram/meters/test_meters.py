@@ -17,6 +17,7 @@ from vram.meters import default_meter, default_meters, resolve_device
 from vram.meters.cuda import CudaMeter, allocator_settings
 from vram.meters.environment import environment
 from vram.meters.tensor import TensorMeter
+from vram.torch_hooks.dispatch import VIEWS
 
 MiB = 2**20
 
@@ -31,6 +32,33 @@ def test_a_storage_counts_once_however_many_tensors_view_it() -> None:
         del base
         assert meter.read()["requested"] - before == 4000
         del view
+        assert meter.read()["requested"] == before
+
+
+_ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    "_unsafe_view": ([24],), "expand": ([2, 3, 4],), "permute": ([2, 0, 1],), "select": (0, 1), "slice": (1, 0, 2),
+    "split": (1,), "transpose": (0, 1), "unsqueeze": (0,), "view": ([24],),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(name.removeprefix("aten::") for name in VIEWS))
+def test_an_operation_whose_results_are_not_looked_at_makes_no_storage(name: str) -> None:
+    """Each of them gives views of its first argument, and nothing else."""
+    tensor = torch.zeros(4, 6) if name == "t" else torch.zeros(2, 3, 4)
+    result = getattr(torch.ops.aten, name)(tensor, *_ARGUMENTS.get(name, ()))
+    results = [result] if isinstance(result, torch.Tensor) else list(result)
+    assert results
+    assert {each.untyped_storage()._cdata for each in results} == {tensor.untyped_storage()._cdata}
+
+
+def test_what_views_of_sparse_tensors_make_is_counted() -> None:
+    """A transposed sparse tensor has indices and values of its own: 2 rows of 3 int64, and 3 float32."""
+    sparse = torch.eye(3).to_sparse()
+    with TensorMeter() as meter, meter.watching():
+        before = meter.read()["requested"]
+        turned = sparse.transpose(0, 1)
+        assert meter.read()["requested"] - before == 60
+        del turned
         assert meter.read()["requested"] == before
 
 
