@@ -64,6 +64,7 @@ _VERSION = release()
 _GROUPED = _aten._grouped_mm.default
 _NORM_BACK = _aten.native_batch_norm_backward.default
 _GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+_FAKES = frozenset((FakeTensor,))
 _inside: list[SimulatedCuda] = []  # the one that is entered
 
 
@@ -257,12 +258,13 @@ class SimulatedCuda:
                 return func(*args, **kwargs)
         if func is _PACKED or is_quantised(func, operands, kwargs):
             raise unmodelled(func, args)
-        if not all(type(tensor) is FakeTensor or isinstance(tensor, FakeTensor) for tensor in operands):
-            args, kwargs = self._known_values.faked(args), self._known_values.faked(kwargs)
+        fakes: list[Tensor] | None = operands
+        if not _FAKES.issuperset(map(type, operands)) and not all(isinstance(each, FakeTensor) for each in operands):
+            args, kwargs, fakes = self._known_values.faked(args), self._known_values.faked(kwargs), None
         if func is _ALIGNED:
             return False  # of nn.TransformerEncoder's fused path, which is not taken
         if func in _MASKED:
-            func, args = self._by_index(func, args)
+            func, args, fakes = *self._by_index(func, args), None
         if func is _GROUPED and args[0].dtype == args[1].dtype in _GROUPED_DTYPES:
             result: Any = grouped_product(*args, **kwargs)
         elif func is RMS_NORM:
@@ -270,7 +272,7 @@ class SimulatedCuda:
         elif func in ONE_KERNEL:
             result = self._known_values.run(_aten.mul.Tensor, args, kwargs)
         else:
-            result = self._known_values.run(func, args, kwargs)
+            result = self._known_values.run(func, args, kwargs, fakes)
         if func is _NORM_BACK and self.device.type == "cuda":
             result = backward_results(args, result)
         if takes_result_alone(func):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -33,7 +33,9 @@ _OF_REAL_MEMORY |= {
 # Error texts of C++ code that reads a tensor's memory past every mode.
 _WITHOUT_BYTES = ("its data is not allocated yet", "Cannot access data pointer of")
 # Types of most arguments, which neither are devices nor contain any.
-_NO_DEVICES = frozenset({FakeTensor, Tensor, torch.nn.Parameter, int, float, bool, type(None), torch.dtype, torch.Size})
+_NO_DEVICES = frozenset(
+    (FakeTensor, Tensor, torch.nn.Parameter, int, float, bool, type(None), torch.dtype, torch.Size, slice, type(...))
+)
 # Functions that autograd would take apart before a mode sees them.
 _SEEN_WHOLE: set[Any] = {torch.rms_norm, torch.nn.functional.rms_norm, torch.nn.functional.linear}
 
@@ -106,10 +108,18 @@ def _with_indices(args: Any, kwargs: dict[str, Any]) -> Any:
     """Arguments in which every CUDA device has an index."""
     if type(device := kwargs.get("device")) is int or device == "cuda":
         kwargs["device"] = cuda_device(device)
-    if _NO_DEVICES.issuperset(map(type, args)) and _NO_DEVICES.issuperset(map(type, kwargs.values())):
+    if not (_may_name_devices(args) or _may_name_devices(kwargs.values())):
         return args, kwargs
     args = tuple(DEVICE if isinstance(value, str) and value == "cuda" else value for value in args)
     return tree_map_only(torch.device, with_index, (args, kwargs))
+
+
+def _may_name_devices(values: Iterable[Any]) -> bool:
+    for value in values:
+        kind = type(value)
+        if kind not in _NO_DEVICES and ((kind is not list and kind is not tuple) or _may_name_devices(value)):
+            return True
+    return False
 
 
 # Handlers: what to return instead, or that the function goes on as any other.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,9 +80,11 @@ class KnownValues:
         """`value` with every real tensor made fake; its values stay known."""
         return tree_map_only(Tensor, self._fake, value)
 
-    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
-        """The operation on fake tensors; on values, where it reads them. Raises UnknownValue."""
-        if follows_operands(func) and any(self.of(tensor) is None for tensor in tensors((args, kwargs))):
+    def run(self, func: Any, args: Any, kwargs: Any, operands: Sequence[Tensor] | None = None) -> Any:
+        """The operation on fake tensors (`operands`: all of them, where the caller has them); on values, where it reads
+        them. Raises UnknownValue."""
+        operands = tensors((args, kwargs)) if operands is None else operands
+        if follows_operands(func) and any(self.of(tensor) is None for tensor in operands):
             result = self._mode.repeated(func, args, kwargs)
             if result is not MISSING:
                 return self._with_value(func, args, kwargs, result, None)
@@ -101,14 +103,14 @@ class KnownValues:
         # Without a rule, fake tensors would run it for real on zeros: no card is there for that, and its values would
         # be wrong.
         self._mode.allow_fallback_kernels = func._schema.name not in _BY_VALUE and all(
-            tensor.device.type == "cpu" for tensor in tensors((args, kwargs))
+            tensor.device.type == "cpu" for tensor in operands
         )
         try:
             result = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException):
             value = value if writes else self._on_values(func, args, kwargs)
             self._note_read((args, kwargs))
-            device = next((tensor.device for tensor in tensors((args, kwargs))), _CPU)
+            device = next((tensor.device for tensor in operands), _CPU)
             return self._faked_values(self._required(func, value), device)
         except (NotImplementedError, UnsupportedOperatorException) as error:
             self._forget_written(func, args, kwargs)

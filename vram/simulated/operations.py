@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from vram.frames import line_here
+from vram.torch_hooks.dispatch import NO_TENSORS
 
 _QUANTISED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
 _TORCH_S_OWN = ("aten", "prims", "prim", "profiler")
@@ -27,9 +28,14 @@ def tensors(value: Any) -> list[Tensor]:
 
 def _collect(values: Iterable[Any], found: list[Tensor]) -> None:
     for value in values:
-        if isinstance(value, Tensor):
+        kind = type(value)
+        if kind is FakeTensor:
             found.append(value)
-        elif isinstance(value, list | tuple):
+        elif kind in NO_TENSORS:
+            pass
+        elif isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, (list, tuple)):  # in half the time of list | tuple
             _collect(value, found)
         elif isinstance(value, dict):
             _collect(value.values(), found)
@@ -85,7 +91,7 @@ def touches_real_memory_alone(func: Any, operands: Sequence[Tensor], args: Any, 
 
 def is_quantised(func: Any, operands: Sequence[Tensor], kwargs: Any) -> bool:
     """Whether quantised tensors are read or made. Fake ones count wrong: they keep the dtype from before."""
-    if any(tensor.dtype in _QUANTISED for tensor in operands) or kwargs.get("dtype") in _QUANTISED:
+    if not _QUANTISED.isdisjoint([tensor.dtype for tensor in operands]) or kwargs.get("dtype") in _QUANTISED:
         return True
     return _quantises(func)
 
