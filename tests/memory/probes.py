@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import himap
 from vram import Recording
+from vram.torch_hooks.dispatch import DispatchMode
 
 # Code of ours that a model runs with every mode off: the door, and the look at flags, cache and arguments that count
 # tokens.
@@ -31,7 +31,7 @@ _DOOR = {
 }
 
 
-class AttentionProbe(TorchDispatchMode):
+class AttentionProbe(DispatchMode):
     """Operations inside one decoder: the largest softmax result in bytes, and every square map of the sequence.
 
     A square map is a new storage whose last two sizes are both the number of tokens the decoder was given.
