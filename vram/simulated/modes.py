@@ -114,8 +114,8 @@ class Follow(LeavingSubclasses):
             # The parts of a composite operation are what allocates; but a card has a kernel for one of them.
             on_card = self._simulation.device.type == "cuda"
             if composite(func) and not (func is RMS_NORM and on_card and args[0].device.type == "cuda"):
-                in_place = _InPlace() if func is _LINEAR and on_card else nullcontext()  # type: ignore[no-untyped-call]
-                with self, in_place:
+                has_bias = func is _LINEAR and len(args) > 2
+                with self, _InPlace() if has_bias and on_card else nullcontext():  # type: ignore[no-untyped-call]
                     return in_parts(func, args, kwargs or {})
             if func in COMPOSED and on_card:
                 with self:

@@ -68,12 +68,25 @@ def _modules(mode: FakeTensorMode, known_values: KnownValues) -> Places:
         (sys.modules[torch.nn.DataParallel.__module__], "_check_balance"): always(None),
         (torch.nn.parallel.comm, "scatter"): lambda tensor, *_, **__: (tensor.to(DEVICE),),
         (FakeTensor, "__new__"): _parameters(FakeTensor.__new__),
+        (FakeTensor, "tolist"): _at_once(FakeTensor.tolist, known_values),
         (torch.backends.cudnn, "is_acceptable"): always(False),  # of recurrent networks, which are refused
         (torch.nn.init, "_no_grad_trunc_normal_"): _drawn,
         (torch._C._nn, "_parse_to"): _with_numbers(torch._C._nn._parse_to),
         (torch.Tensor, "_make_subclass"): staticmethod(_made_of_real(torch.Tensor._make_subclass)),
         (torch.utils, "swap_tensors"): _swapping(mode, known_values),
     }
+
+
+def _at_once(one_by_one: Callable[[FakeTensor], Any], known_values: KnownValues) -> Callable[[FakeTensor], Any]:
+    """`FakeTensor.tolist`, which reads a known value as a whole: `one_by_one` runs operations for each element."""
+    of_real = for_real(torch.Tensor.tolist)
+
+    def tolist(tensor: FakeTensor) -> Any:
+        if known_values.of(tensor) is None:
+            return one_by_one(tensor)
+        return of_real(known_values.require(tensor, "Tensor.tolist", copied=False))
+
+    return tolist
 
 
 def _made_of_real(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -202,6 +202,20 @@ def test_known_values_come_to_numpy_and_into_texts() -> None:
                 ask()
 
 
+def test_lists_are_read_as_a_whole_where_the_value_is_known() -> None:
+    """Nested, transposed, and of one element; no operation takes them apart. What is unknown is refused by line."""
+    with device() as cuda:
+        turned = torch.arange(6, device="cuda").view(2, 3).t()
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(type(cuda), "run", lambda *_: pytest.fail("an operation ran"))
+            assert turned.tolist() == [[0, 3], [1, 4], [2, 5]]
+        assert (turned > 3).tolist() == [[False, False], [False, True], [False, True]]
+        assert turned[1, 1].tolist() == 4
+        turned[:1].copy_(torch.randn(1, 2, device="cuda"))
+        with pytest.raises(UnknownValue, match=r" at .*test_values\.py:\d+ .*avoid the read"):
+            turned.tolist()
+
+
 def test_what_is_unknown_ends_with_its_tensor() -> None:
     """New tensors may lie where lost ones lay, and have values of their own."""
     with device():
