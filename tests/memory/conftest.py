@@ -16,6 +16,7 @@ from llava.modes import MODES, set_mode
 from llava.questions import Question
 from tests.memory.savings import savings
 from vram import Budget, Recording
+from vram.replaying.collector import cheap_collections
 from vram.session import VramSession
 from vram.summary.reader import read_run
 from vram.text import terminal_columns
@@ -24,8 +25,9 @@ BUDGETS = Path(__file__).parents[2] / "ci" / "budgets"
 
 
 @pytest.fixture(scope="session")
-def model(answerer: Answerer) -> HimapLlavaForConditionalGeneration:
-    return answerer.model
+def model(answerer: Answerer) -> Iterator[HimapLlavaForConditionalGeneration]:
+    with cheap_collections():  # else each measurement looks through all that is imported, some times over
+        yield answerer.model
 
 
 @pytest.fixture(scope="session")
