@@ -10,6 +10,8 @@ fi
 export PATH="$VIRTUAL_ENV/bin:$PATH"
 # The default model's tensors are so small that threads would only wait for one another. Set it for a larger one.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# Where it is set, as in images of Python, each process would compile anew what pytest rewrites: tests, and all of vram.
+unset PYTHONDONTWRITEBYTECODE
 
 # What was installed last, by content: an edit of either file, or a checkout moved elsewhere, installs again.
 stamp="$VIRTUAL_ENV/.himap-vram-setup"

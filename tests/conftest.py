@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.forking import commands
+
+# What a run of the plugin imports, and no test looks at the import of.
+IMPORTED = ("torch", "numpy", "jinja2", "pytest", "execnet")
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of commands that are forked from a process that has imported torch, for PATH."""
+    with commands(tmp_path_factory.mktemp("programs"), *IMPORTED) as scripts:
+        yield scripts
+
+
+@pytest.fixture
+def forked(programs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`sys.executable` is one of them: a process of its own, or a worker of pytest-xdist, takes 6 s less."""
+    monkeypatch.setattr(sys, "executable", str(programs / "python"))
 
 
 @pytest.fixture(autouse=True)

@@ -83,7 +83,7 @@ def test_modes_that_can_not_be_read_end_it(project: Project) -> None:
     assert project.run("gate").returncode not in (0, 3)
 
 
-def test_from_the_first_run_to_a_regression(project: Project) -> None:
+def test_from_the_first_run_to_a_regression(forked: None, project: Project) -> None:
     """A whole one, on a suite of one line: the first run has no base and says what to do, a byte more is a regression,
     which the page and the comment say too, and of another run's figures no verdict is made up."""
     (project.root / "tests" / "memory").mkdir(parents=True)

@@ -48,7 +48,6 @@ class Machine:
             **known,
             "PATH": f"{programs}:{os.environ['PATH']}",
             "PYTHONPATH": str(self.site),
-            "PYTHONDONTWRITEBYTECODE": "1",
             "CI": "true",
         }
 
@@ -70,7 +69,7 @@ class Machine:
         return done.returncode, done.stdout
 
 
-def test_a_project_from_init_to_a_planted_regression(wheel: Path, tmp_path: Path) -> None:
+def test_a_project_from_init_to_a_planted_regression(wheel: Path, tmp_path: Path, forked: None) -> None:
     """The wheel suffices: init, the action's steps with the workflow's arguments, an accepted base, and then
     a peak that somebody made higher: exit 1, with the page and a comment that names the line. docs/ci.md shows what is
     printed. (Over 3 s: pytest and torch start twice, in processes, as they do on a runner.)"""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from shutil import copytree
@@ -15,7 +14,6 @@ import pytest
 from sybil.example import SybilFailure
 
 from tests.docs.blocks import ROOT, Project, agree
-from tests.docs.forking import commands
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BEGUN = Path(__file__).parent / "projects"
@@ -28,13 +26,6 @@ NEEDS = {
     "several machines": 1,
     "weights and images": 4,
 }
-
-
-@pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of the commands, for PATH."""
-    with commands(tmp_path_factory.mktemp("programs"), "torch", "numpy", "jinja2", "pytest") as scripts:
-        yield scripts
 
 
 def run(project: Project, page: Path) -> None:

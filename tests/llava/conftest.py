@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import socket
@@ -30,6 +31,13 @@ def _hidden() -> Iterator[None]:
     with cheap_collections(), pytest.MonkeyPatch.context() as patched:
         patched.setattr(storages, "frozen_count", lambda: 1)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_heap(_hidden: None) -> None:
+    """Hide what earlier modules of tests have left: libraries and compiled code, 300,000 objects in the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -116,6 +116,14 @@ def _small_inner_heap(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
         monkeypatch.setattr(pytester, "inline_run", hidden)
 
 
+@pytest.fixture(autouse=True)
+def _few_plugins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inner runs do not load what none of them uses: hypothesis is imported for 2 s at the end of each process."""
+    if "pytester" in request.fixturenames:
+        request.getfixturevalue("pytester")  # which drops the variable
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:anyio -p no:asyncio")
+
+
 @pytest.fixture
 def whole_heap(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nothing is hidden from the collector, as in a process where nobody has called `gc.freeze`."""

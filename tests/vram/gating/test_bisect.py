@@ -218,7 +218,7 @@ def test_an_end_leaves_nothing_behind(number: signal.Signals, code: int, reposit
 
 
 def test_real_tests_run_on_the_commits_own_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], forked: None
 ) -> None:
     """Though the checkout's own is on PYTHONPATH, as an editable install would have it. Two runs of pytest."""
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)

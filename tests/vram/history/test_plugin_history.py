@@ -109,7 +109,7 @@ def test_no_table_lists_recordings_as_timings(pytester: pytest.Pytester) -> None
 
 
 def test_under_xdist_the_controller_saves_and_the_gate_is_on(
-    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, forked: None
 ) -> None:
     """One run with every worker's entries; a regression fails the test there too, and JUnit agrees."""
     pytest.importorskip("xdist", reason="pytest-xdist is not installed")

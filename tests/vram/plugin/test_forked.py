@@ -98,7 +98,7 @@ def modes(path: Path) -> list[tuple[str, str]]:
 
 
 @pytest.fixture
-def forks(pytester: pytest.Pytester) -> pytest.Pytester:
+def forks(pytester: pytest.Pytester, forked: None) -> pytest.Pytester:
     pytester.makeconftest(FORKS)
     pytester.makepyfile(TESTS)
     return pytester
@@ -135,7 +135,7 @@ def test_recordings_of_forked_tests_reach_the_session(forks: pytest.Pytester) ->
     assert "asked for CUDA in the parent" not in output
 
 
-def test_a_forked_test_judges_what_its_session_recorded(pytester: pytest.Pytester) -> None:
+def test_a_forked_test_judges_what_its_session_recorded(pytester: pytest.Pytester, forked: None) -> None:
     """With the marker, for single tests: a recording made before the fork is judged after it, and listed once."""
     pytester.makeconftest(FORKS)
     pytester.makepyfile(

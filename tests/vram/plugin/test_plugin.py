@@ -402,7 +402,7 @@ ACCEPTS = """
 """
 
 
-def test_a_worker_hands_its_figures_to_the_controller(pytester: pytest.Pytester) -> None:
+def test_a_worker_hands_its_figures_to_the_controller(pytester: pytest.Pytester, forked: None) -> None:
     """Under pytest-xdist the verdicts are the same; report, summary and JUnit hold every worker's figures.
 
     Two workers that accept budgets write one file: all are in it, with headroom; the controller shows one diff.
@@ -440,7 +440,7 @@ OUTSIDE = """
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU answers")
-def test_who_is_outside_of_a_simulated_card_is_told_where_it_is(pytester: pytest.Pytester) -> None:
+def test_who_is_outside_of_a_simulated_card_is_told_where_it_is(pytester: pytest.Pytester, forked: None) -> None:
     """In a process of its own, as it once ended at the second, and no test after it ran."""
     pytester.makepyfile(OUTSIDE)
     result = pytester.runpytest_subprocess("--vram-device", "simulated:24GiB")

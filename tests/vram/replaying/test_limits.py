@@ -225,7 +225,9 @@ LIVE = """
 """
 
 
-def test_a_slow_replay_shows_lines_in_a_log(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_replay_shows_lines_in_a_log(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, forked: None
+) -> None:
     """Past pytest's capture of file descriptors, and none of it in what was captured of the failing test."""
     monkeypatch.setenv("CI", "true")
     pytester.makeconftest(AT_ONCE + LIVE)

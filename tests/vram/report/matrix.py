@@ -18,6 +18,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 GOLDEN = Path(__file__).with_name("golden")
+QUICK = {"PYTEST_ADDOPTS": "-p no:hypothesispytest -p no:anyio"}  # which are not used, and imported for 2 s
 # The outcome of each recording of the project below, by its name.
 OUTCOMES = {
     "dies": "out of memory",
@@ -188,18 +189,17 @@ class Surfaces:
     history: str
 
 
-def surfaces(folder: Path) -> Surfaces:
+def surfaces(folder: Path, python: str = sys.executable) -> Surfaces:
     """Run the project twice in `folder`, the second time held to the first, and render all that there is."""
     (folder / "test_matrix.py").write_text(PROJECT)
     (folder / "budgets.toml").write_text('[[budget]]\nmodel = "small"\npeak_bytes = 100000\nheadroom = "2%"\n')
     options = ("--vram-device", "cpu", "-p", "no:cacheprovider", "-p", "no:randomly", "--benchmark-quiet")
     judged = "regress or others or once or cache or marked_within"
-    _python(folder, "base", "pytest", "-q", *options, "-k", judged, "--benchmark-save", "base")
+    _python(folder, python, "base", "pytest", "-q", *options, "-k", judged, "--benchmark-save", "base")
     files = ("--vram-report", "memory.json", "--junit-xml", "junit.xml")
-    terminal = _python(folder, "head", "pytest", *options, *files, "--vram-compare", "--benchmark-save", "head")
-    _python(
-        folder, "head", "vram", "report", "--report", "memory.json", "--output", "page.html", "--markdown", "page.md"
-    )
+    terminal = _python(folder, python, "head", "pytest", *options, *files, "--vram-compare", "--benchmark-save", "head")
+    page = ("--output", "page.html", "--markdown", "page.md")
+    _python(folder, python, "head", "vram", "report", "--report", "memory.json", *page)
     lines = terminal.splitlines()
     section = lines.index(next(line for line in lines if line.strip("= ") == "vram"))
     end = next((at for at, line in enumerate(lines) if line.startswith("=") and at > section), len(lines))
@@ -211,17 +211,17 @@ def surfaces(folder: Path) -> Surfaces:
         summary=(folder / "summary.md").read_text(encoding="utf-8"),
         markdown=(folder / "page.md").read_text(encoding="utf-8"),
         page=visible_text((folder / "page.html").read_text(encoding="utf-8")),
-        history=_python(folder, "head", "vram", "history"),
+        history=_python(folder, python, "head", "vram", "history"),
     )
 
 
-def _python(folder: Path, run: str, module: str, *arguments: str) -> str:
+def _python(folder: Path, python: str, run: str, module: str, *arguments: str) -> str:
     variables = {"MATRIX": run, "GITHUB_ACTIONS": "true" if run == "head" else "", "CI": "", "NO_COLOR": "1"}
     if run == "head":
         variables["GITHUB_STEP_SUMMARY"] = str(folder / "summary.md")
-    environment = {**os.environ, **variables, "COLUMNS": "200", "GITHUB_WORKSPACE": ""}
+    environment = {**os.environ, **variables, "COLUMNS": "200", "GITHUB_WORKSPACE": "", **QUICK}
     environment.pop("PYTEST_XDIST_WORKER", None)  # its name would be part of a snapshot's
-    command = [sys.executable, "-m", module, *arguments]
+    command = [python, "-m", module, *arguments]
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode in (0, 1), ended.stdout + ended.stderr
     return ended.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +17,9 @@ Row = tuple[str, str, str, str]  # outcome, growth, peak, limit
 
 
 @pytest.fixture(scope="session")
-def shown(tmp_path_factory: pytest.TempPathFactory) -> Surfaces:
+def shown(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Surfaces:
     """Takes 10 s: two runs of pytest in processes of their own, which no tensor of another test is alive in."""
-    return surfaces(tmp_path_factory.mktemp("matrix"))
+    return surfaces(tmp_path_factory.mktemp("matrix"), str(programs / "python"))
 
 
 @pytest.fixture(scope="session")

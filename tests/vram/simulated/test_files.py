@@ -177,7 +177,7 @@ assert taking.memory_allocated is torch.cuda.memory_allocated
 """
 
 
-def test_what_is_imported_inside_reads_files_too_and_keeps_nothing(tmp_path: Path) -> None:
+def test_what_is_imported_inside_reads_files_too_and_keeps_nothing(tmp_path: Path, forked: None) -> None:
     """In a process of its own, as it once ended there: no other has safetensors not yet imported."""
     safetensors.torch.save_file({"weight": torch.ones(4, 4)}, tmp_path / "model.safetensors")
     taking = "from safetensors import safe_open\nfrom torch import Generator\nfrom torch.cuda import memory_allocated\n"

@@ -30,7 +30,7 @@ for use in (lambda: model(torch.zeros(1, 4)), lambda: model.weight * 2, lambda: 
 """
 
 
-def test_gradients_of_what_is_on_the_card_do_not_end_the_process() -> None:
+def test_gradients_of_what_is_on_the_card_do_not_end_the_process(forked: None) -> None:
     """In a process of its own, as it once ended there."""
     command = [sys.executable, "-c", OUTSIDE]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)

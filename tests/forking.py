@@ -37,6 +37,8 @@ gc.disable()
 address, *modules = sys.argv[1:]
 for name in modules:
     importlib.import_module(name)
+own = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
+gc.freeze()  # what is imported is no garbage, and each process would copy what it looks through
 gc.enable()
 
 def run(arguments, folder, environment):
@@ -44,32 +46,49 @@ def run(arguments, folder, environment):
     sys.dont_write_bytecode, sys.pycache_prefix = False, address + "-compiled"
     sys.executable = os.path.join(os.path.dirname(address), "bin", "python")  # so `vram gate` starts pytest here too
     os.chdir(folder)
+    places = [place for place in environment.get("PYTHONPATH", "").split(os.pathsep) if place]
+    sys.path[:] = [folder, *places, *(place for place in sys.path[1:] if place not in own)]
     os.environ.clear()
     os.environ.update(environment)
     sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if arguments[0] == "-u":  # as pytest-xdist starts its workers: they read and write files of their own
+        del arguments[0]
     if arguments[0] == "-c":
         sys.argv[:] = ["-c", *arguments[2:]]
         exec(compile(arguments[1], "<string>", "exec"), {"__name__": "__main__"})
-    elif arguments[0] == "-m":
-        sys.argv[:] = arguments[1:]
-        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    elif arguments[0].startswith("-m"):
+        sys.argv[:] = [arguments[0][2:], *arguments[1:]] if arguments[0][2:] else arguments[1:]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv[:] = arguments
-        sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
+        sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
         runpy.run_path(arguments[0], run_name="__main__")
 
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(address)
 listener.listen()
-signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 print("ready", flush=True)
+children = 0
+
+def reap(flags):  # waited for, so that their seconds are this process's, and at its end those of the tests
+    global children
+    while children and os.waitpid(-1, flags)[0]:
+        children -= 1
+
 while True:
-    connection, _ = listener.accept()
+    try:
+        connection, _ = listener.accept()
+    except SystemExit:
+        reap(0)
+        raise
+    reap(os.WNOHANG)
     if os.fork():
         connection.close()
+        children += 1
         continue
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     request, streams, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     if process := os.fork():
         code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
