@@ -1,9 +1,9 @@
 """The cost of an explanation beside its traced rerun: `python benchmarks/explanation.py [--objects 500000]`.
 
 Three leaks in one process: eight lines that keep a tensor each, losses whose graphs have 200 operations, and what only
-native code keeps. Bound: twice the rerun and one second. Then breakdowns of peaks, of small samples of 10 and of 1,000
-operations, beside the sample itself. In CPU seconds of the process, which other processes change less than those of a
-clock.
+native code keeps. Bound: twice the rerun and one second. Then breakdowns of peaks, of small samples: right after the
+replay, as a session makes them, and later. In CPU time of the process, which other processes change less than that of a
+clock; breakdowns the least of 7 turns.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import ctypes
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ import torch
 import vram
 from vram.explanation import growth
 from vram.explanation.peak import breakdown
+from vram.replaying.loop import planned, record
 from vram.replaying.rerunnable import rerunnable_of
 
+_TURNS = 7
 KEPT: list[Any] = []
 WEIGHT = torch.ones(64, requires_grad=True)
 
@@ -63,24 +66,61 @@ def timed(step: Callable[[int], None]) -> tuple[float, float, growth.Explanation
         growth._Trace.run = own  # type: ignore[method-assign]
 
 
+def chain(operations: int) -> Callable[[int], float]:
+    """A step of so many small operations."""
+
+    def step(_: int) -> float:
+        hidden = torch.ones(64)
+        for _ in range(operations):
+            hidden = hidden * 1.01
+        return float(hidden.sum())
+
+    return step
+
+
+def llama(forwards: int, tokens: int = 32, hidden: int = 64, layers: int = 2) -> Callable[[int], float]:
+    """A step of so many forwards of a LLaMA."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"hidden_size": hidden, "intermediate_size": 2 * hidden, "num_hidden_layers": layers}
+    config = LlamaConfig(vocab_size=1024, num_attention_heads=8, **shape)
+    model, ids = LlamaForCausalLM(config).eval(), torch.arange(tokens).view(1, tokens)
+
+    def step(_: int) -> float:
+        with torch.no_grad():
+            return sum(float(model(input_ids=ids).logits[0, -1, 0]) for _ in range(forwards))
+
+    return step
+
+
 def breakdowns() -> None:
-    """Cost of breaking down a peak, beside its sample."""
-    print(f"{'operations':14}{'sample':>9}{'breakdown':>11}")
-    for operations in (10, 1000):
+    """Cost of breaking down a peak: right after its replay, as a session does, and later; beside one sample, bare and
+    as a replay measures it."""
+    print(f"{'sample':22}{'bare':>10}{'measured':>10}{'breakdown':>11}{'later':>10}")
+    steps = {"10 operations": chain(10), "1,000 operations": chain(1000)}
+    steps |= {f"tiny LLaMA, {count} runs": llama(count) for count in (1, 20)}
+    steps |= {"prefill of 671": llama(1, tokens=671, hidden=512, layers=8)}
+    for name, step in steps.items():
+        print(f"{name:22}" + "".join(f"{1000 * seconds:8.1f}ms" for seconds in beside_breakdown(step)))
 
-        def step(_: int, operations: int = operations) -> float:
-            hidden = torch.ones(64)
-            for _ in range(operations):
-                hidden = hidden * 1.01
-            return float(hidden.sum())
 
-        recording = vram.replay(step, [0])
-        begin = time.process_time()
-        for _ in range(10):
-            step(0)
-        between = time.process_time()
-        breakdown(recording)
-        print(f"{operations:<14,}{(between - begin) / 10:8.4f}s{time.process_time() - between:10.3f}s")
+def beside_breakdown(step: Callable[[int], object]) -> list[float]:
+    """CPU seconds of a sample, of one that is measured, of the breakdown right after the replay, and of a later one."""
+    seconds: list[list[float]] = [[], [], [], []]
+    for _ in range(_TURNS):
+        seconds[0].append(_cpu_seconds(lambda: step(0)))
+        with vram.meters.default_meter("cpu") as meter, meter.watching():
+            seconds[1].append(_cpu_seconds(lambda: step(0)))
+        plan = planned(step, [0], laps=1, warmup_laps=0, meters=None, name=None)
+        recording = record(plan, lambda made: seconds[2].append(_cpu_seconds(lambda: breakdown(made))))
+        seconds[3].append(_cpu_seconds(partial(breakdown, recording)))
+    return list(map(min, seconds))
+
+
+def _cpu_seconds(work: Callable[[], object]) -> float:
+    begin = time.process_time()
+    work()
+    return time.process_time() - begin
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from vram.errors import (
 from vram.meters import Meter
 from vram.recording import Recording, check_recording
 from vram.replaying.limits import Listener
-from vram.replaying.loop import planned, record
+from vram.replaying.loop import Plan, planned, record
 from vram.replaying.rerunnable import loosen
 from vram.summary import GARBAGE, Check, Status, garbage_text
 from vram.summary.kept import garbage_lines, kept_from_json
@@ -98,8 +98,17 @@ def replay(
         max_seconds=max_seconds,
         progress=progress,
     )
+    return replayed(plan)
+
+
+def replayed(plan: Plan, then: Callable[[Recording], None] = lambda _: None) -> Recording:
+    """The recording of a plan. `then` is called with it while what was alive before is out of the collector's sight.
+
+    Raises what `replay` does of a step.
+    """
+    __tracebackhide__ = hidden_on_oom
     try:
-        return record(plan)
+        return record(plan, then)
     except OutOfMemory as error:
         failure = error
     from vram.explanation.out_of_memory import with_what_was_alive  # needs torch, which importing vram does not

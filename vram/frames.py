@@ -44,21 +44,42 @@ class Frame:
     @property
     def installed(self) -> bool:
         """Whether it is a library's and not the project's own."""
-        return any(folder in self.filename for folder in _INSTALLED) or self.filename.startswith(_STDLIB)
+        return _is_installed(self.filename)
 
     @property
     def internal(self) -> bool:
         """Whether it is torch's, vram's, or of code without a file."""
-        return self.filename.startswith(_BELOW)
+        return _is_internal(self.filename)
 
     def __str__(self) -> str:
-        path = Path(self.filename)
-        for folder in _INSTALLED:
-            if folder in path.parts:
-                path = Path(*path.parts[path.parts.index(folder) + 1 :])
-        if path.is_absolute() and path.is_relative_to(Path.cwd()):
-            path = path.relative_to(Path.cwd())
-        return f"{path}:{self.line} {self.name}"
+        path = _in_library(self.filename)
+        return f"{_in_folder(path, Path.cwd()) if path.is_absolute() else path}:{self.line} {self.name}"
+
+
+# Paths repeat: a trace has some hundred lines in some ten files.
+@functools.cache
+def _is_installed(filename: str) -> bool:
+    return any(folder in filename for folder in _INSTALLED) or filename.startswith(_STDLIB)
+
+
+@functools.cache
+def _is_internal(filename: str) -> bool:
+    return filename.startswith(_BELOW)
+
+
+@functools.cache
+def _in_library(filename: str) -> Path:
+    """The path of an installed file in the folder that it is installed in; of any other as it is."""
+    path = Path(filename)
+    for folder in _INSTALLED:
+        if folder in path.parts:
+            path = Path(*path.parts[path.parts.index(folder) + 1 :])
+    return path
+
+
+@functools.lru_cache(maxsize=4096)
+def _in_folder(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
 def short_name(qualname: str) -> str:
@@ -88,8 +109,12 @@ def line_here() -> str:
 def telling_frame(frames: Sequence[Frame]) -> Frame | None:
     """The innermost of `frames` (innermost first) outside torch, vram and the standard library; else the innermost."""
     outside = [frame for frame in frames if not frame.internal]
-    own = [frame for frame in outside if not frame.filename.startswith(_STDLIB) or frame.filename.find("-packages") > 0]
-    return next(iter(own or outside or frames), None)
+    return next((frame for frame in outside if not _is_standard(frame.filename)), next(iter(outside or frames), None))
+
+
+@functools.cache
+def _is_standard(filename: str) -> bool:
+    return filename.startswith(_STDLIB) and filename.find("-packages") <= 0
 
 
 class Stacks:
@@ -114,15 +139,13 @@ class Stacks:
         places: list[int] = []
         frame = sys._getframe(1)
         while frame is not None and len(frames) < _MOST_FRAMES:
-            filename = frame.f_code.co_filename
-            kind = _kind(filename)
-            if kind is _Kind.WRAPPER and not frames:
-                pass  # around our own dispatch, not around the operation
-            elif self._outermost and self._outermost in filename:
-                break
-            elif kind is None or kind is _Kind.WRAPPER:
+            code = frame.f_code
+            kind = _kind(code.co_filename)
+            if kind is None or (kind is _Kind.WRAPPER and frames):
+                if self._outermost and self._outermost in code.co_filename:
+                    break
                 frames.append(frame)
-                places += id(frame.f_code), frame.f_lasti
+                places += id(code), frame.f_lasti
             elif kind is _Kind.OURS and frames:
                 break  # what called the step is no part of it
             frame = frame.f_back  # type: ignore[assignment]
@@ -139,7 +162,7 @@ class _Kind(Enum):
 
     OURS = auto()
     WITHIN = auto()  # ours too, but called by what is traced
-    WRAPPER = auto()  # around our own dispatch where it is innermost, else around the operation
+    WRAPPER = auto()  # around our own dispatch where it is innermost, and left out; else around the operation
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from vram.meters import Meter, default_meter, default_meters, resolve_device, to
 from vram.meters.environment import environment
 from vram.recording import Recording, check_recording
 from vram.replaying.limits import Listener
+from vram.replaying.loop import planned
 from vram.replaying.marks import mark
 from vram.replaying.measurement import Measurement, measure
 from vram.replaying.rerunnable import loosen, name_of
@@ -130,26 +131,25 @@ class VramSession:
         if not isinstance(facts, Mapping | None):
             raise TypeError(f'facts must be a dictionary of text, as in {{"model": "llava-7b"}}, got {facts!r}')
         key: dict[str, Any] = {"named": name is not None, "facts": dict(facts or {})}
+        plan = planned(
+            step,
+            samples,
+            laps=self.options.laps if laps is None else laps,
+            warmup_laps=warmup_laps,
+            meters=default_meters(self.options.device) if meters is None else meters,
+            name=name,
+            allocates=allocates,
+            cache_budget=cache_budget,
+            max_runs=max_runs,
+            max_seconds=self.options.max_seconds if max_seconds is None else max_seconds,
+            progress=self._progress,
+        )
         try:
-            recording = api.replay(
-                step,
-                samples,
-                laps=self.options.laps if laps is None else laps,
-                warmup_laps=warmup_laps,
-                meters=default_meters(self.options.device) if meters is None else meters,
-                name=name,
-                allocates=allocates,
-                cache_budget=cache_budget,
-                max_runs=max_runs,
-                max_seconds=self.options.max_seconds if max_seconds is None else max_seconds,
-                progress=self._progress,
-            )
+            return api.replayed(plan, lambda recording: self._keep(recording, key))
         except OutOfMemory as error:
             self._add(replace(summarize_out_of_memory(name or name_of(step), error), **key))
             self.environment = self.environment or environment([default_meter(self.device)])
             raise
-        self._keep(recording, key)
-        return recording
 
     def _keep(self, recording: Recording, key: Mapping[str, Any]) -> None:
         """Summarize a recording of this session, broken down where an option says so."""

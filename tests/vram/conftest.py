@@ -85,9 +85,9 @@ def _hidden_stays_hidden(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     """An explanation shows itself what is frozen: half a million objects, which here keep nothing that it looks for.
     Counting them takes as long."""
     if "whole_heap" not in request.fixturenames and getattr(_case(request.node), "name", "") not in _KEPT_ELSEWHERE:
-        left_alone = {"freeze": lambda: None, "unfreeze": lambda: None}
-        monkeypatch.setattr(collector, "gc", SimpleNamespace(**vars(gc) | left_alone))
-        monkeypatch.setattr(collector, "frozen_count", lambda: 1)
+        monkeypatch.setattr(collector, "freeze", lambda **_: None)
+        monkeypatch.setattr(collector, "unfreeze", lambda: False)
+        monkeypatch.setattr(collector, "frozen", lambda: True)
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -95,7 +95,7 @@ def _no_search_of_the_frozen() -> Iterator[None]:
     """Nothing that these tests freeze has tensors that count, and a search at each start takes long. Other folders'
     tests in the same process find nothing frozen."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(storages, "_frozen", SimpleNamespace(living=lambda *_: []))
+        monkeypatch.setattr(storages, "_frozen", SimpleNamespace(living=lambda *_: [], freeze_more=lambda: None))
         yield
     gc.unfreeze()
 

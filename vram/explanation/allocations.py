@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -115,14 +116,14 @@ def described(
 ) -> Allocation:
     """The allocation of a storage of the tensor, as an operation made it. A nested tensor has one size."""
     try:
-        shape = tuple(int(size) for size in tensor.shape)
+        shape = tuple(map(int, tensor.shape))
     except (AttributeError, RuntimeError):  # of several shapes: in either of PyTorch's layouts
         shape = (n_bytes // tensor.element_size(),)
     return Allocation(
         n_bytes=n_bytes,
         op=op,
         shape=shape,
-        dtype=str(tensor.dtype).removeprefix("torch."),
+        dtype=_name_of(tensor.dtype),
         frames=frames,
         run=run,
         mark=mark,
@@ -130,6 +131,11 @@ def described(
         call=place.call,
         in_backward=place.in_backward,
     )
+
+
+@functools.cache
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class Describing:

@@ -32,7 +32,7 @@ _SOFTMAX = ("aten._softmax", "aten._safe_softmax", "aten.softmax")
 _PRODUCTS = ("aten.bmm", "aten.baddbmm", "aten.matmul")
 _MOST_OBJECTS = 20_000  # looked through of one value
 _DEEPEST = 8
-_LEAVES = (str, bytes, int, float, type, Module, FunctionType, MethodType, ModuleType)
+_LEAVES = (str, bytes, int, float, type, Module, FunctionType, MethodType, ModuleType, torch.Tensor)
 # The first that is known of a storage counts.
 _OWNERS = ("weights", "buffers", "optimizer state", "gradients", "KV cache", "logits", "inputs")
 
@@ -249,7 +249,7 @@ def _walk(value: Any, kind: type[Any]) -> Iterator[Any]:
         seen.add(id(one))
         if issubclass(type(one), kind):
             yield one
-        elif depth < _DEEPEST and not issubclass(type(one), (*_LEAVES, torch.Tensor)):
+        elif depth < _DEEPEST and not issubclass(type(one), _LEAVES):
             waiting += ((part, depth + 1) for part in _parts(one))
 
 

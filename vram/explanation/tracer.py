@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -51,6 +51,7 @@ class TensorTracer:
         self._next_key = 0
         self._run = BEFORE
         self._marks: dict[str, int] = {}
+        self._mark = ""  # the marks, in words
         self._start: list[tuple[int, Allocation]] = []
         self._run_events: list[Event] = []
         self.events: deque[Event] = deque(maxlen=_MOST_EVENTS)
@@ -60,7 +61,7 @@ class TensorTracer:
     def __enter__(self) -> Self:
         gc.collect()
         for tensor in living_tensors():
-            self._see(tensor, "", frames=())
+            self._see(tensor, storages_of(tensor), "", frames=())
         self.events.clear()
         return self
 
@@ -71,7 +72,7 @@ class TensorTracer:
     @contextmanager
     def watching(self, run: int) -> Iterator[None]:
         """Follow the operations of this thread, and of threads started meanwhile, as part of `run`."""
-        self._run, self._marks = run, {}
+        self._run, self._marks, self._mark = run, {}, ""
         self._start, self._run_events = self._living.values(), []
         with hooked(self), self.following():
             yield
@@ -88,13 +89,14 @@ class TensorTracer:
             n_bytes = storage.nbytes()
             stack = self._stacks.here()
             allocation = Allocation(
-                n_bytes, "resize_", (n_bytes,), "uint8", stack, self._run, self._mark(), *self._place()
+                n_bytes, "resize_", (n_bytes,), "uint8", stack, self._run, self._mark, *self._place()
             )
             self._begin(storage, allocation)
 
     def reached(self, mark: str) -> None:
         """The sample reached a mark (see `vram.replaying.marks.listening`)."""
         self._marks[mark] = self._marks.get(mark, -1) + 1
+        self._mark = ", ".join(f"{name} {count}" for name, count in self._marks.items())
 
     def alive(self) -> list[Allocation]:
         """Allocations alive now that were made since the trace began, oldest first."""
@@ -156,18 +158,27 @@ class TensorTracer:
         return has_bytes(storage)
 
     def _seen(self, tensor: torch.Tensor, func: Any, made: bool) -> None:
-        self._see(tensor, made_by(func, made))
+        storages = storages_of(tensor)
+        if any(map(self._living.changed, storages)):
+            self._see(tensor, storages, made_by(func, made))
 
-    def _see(self, tensor: torch.Tensor, op: str, *, frames: tuple[Frame, ...] | None = None) -> None:
+    def _see(
+        self,
+        tensor: torch.Tensor,
+        storages: Iterable[torch.UntypedStorage],
+        op: str,
+        *,
+        frames: tuple[Frame, ...] | None = None,
+    ) -> None:
         # A subclass has code of its own, which may raise: a lazy module's parameter has no storage yet.
         with torch._C.DisableTorchFunctionSubclass():
             device = tensor.device
             if device.type != self._device.type or self._device.index not in (None, device.index):
                 return
-            for storage in storages_of(tensor):
+            for storage in storages:
                 if self._living.changed(storage) and (storage in self._living or self._counts(storage)):
                     stack = self._stacks.here() if frames is None else frames
-                    made = described(op, tensor, storage.nbytes(), stack, self._run, self._mark(), self._place())
+                    made = described(op, tensor, storage.nbytes(), stack, self._run, self._mark, self._place())
                     self._begin(storage, made)
 
     def _begin(self, storage: torch.UntypedStorage, allocation: Allocation) -> None:
@@ -189,9 +200,6 @@ class TensorTracer:
 
     def _place(self) -> Place:
         return NOWHERE if self.categories is None else self.categories.here()
-
-    def _mark(self) -> str:
-        return ", ".join(f"{name} {count}" for name, count in self._marks.items())
 
     def _log(self, action: Literal["alloc", "free"], key: int, allocation: Allocation) -> None:
         event = Event(action, key, allocation)
@@ -334,12 +342,12 @@ class SimulatedTracer(TensorTracer):
         op = "" if of is None else of.op
         frames = self._stacks.here() if of is None else of.frames
         return Allocation(
-            n_bytes, op, (n_bytes,), "uint8", frames, self._run, self._mark(), *self._place(), workspace=True
+            n_bytes, op, (n_bytes,), "uint8", frames, self._run, self._mark, *self._place(), workspace=True
         )
 
     def _describe(self, op: str, tensor: torch.Tensor) -> Allocation:
         n_bytes = tensor.untyped_storage().nbytes()
-        return described(op, tensor, n_bytes, self._stacks.here(), self._run, self._mark(), self._place())
+        return described(op, tensor, n_bytes, self._stacks.here(), self._run, self._mark, self._place())
 
     def _categorize(self, key: int, allocation: Allocation) -> None:
         """Do nothing: the allocator reports blocks by numbers of its own."""

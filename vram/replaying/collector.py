@@ -3,42 +3,49 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vram.torch_hooks.frozen import frozen_count
-
-
-def frozen() -> bool:
-    """Whether somebody has called `gc.freeze`."""
-    return frozen_count() > 0
+from vram.torch_hooks.frozen import freeze, frozen, unfreeze
 
 
 @contextmanager
-def cheap_collections() -> Iterator[None]:
-    """Put what is alive now (a loaded model: a million objects) out of the collector's sight, and back afterwards."""
+def cheap_collections() -> Iterator[Callable[[], None]]:
+    """Put what is alive now (a loaded model: a million objects) out of the collector's sight, and back afterwards.
+
+    Gives a function that puts what was made since there too.
+    """
     gc.collect()
     by_someone = frozen()  # gc.unfreeze would undo theirs too
     if not by_someone:
-        gc.freeze()
+        freeze(ours=True)
     try:
-        yield
+        yield _nothing if by_someone else _freeze_more
     finally:
         if not by_someone:
-            gc.unfreeze()
+            unfreeze()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _freeze_more() -> None:
+    from vram.torch_hooks.storages import freeze_more  # late: importing vram imports no torch
+
+    freeze_more()
 
 
 @contextmanager
 def unfrozen() -> Iterator[None]:
     """Show objects frozen by `gc.freeze` to the collector, and hide what is there afterwards again."""
     by_someone = frozen()
-    if by_someone:
-        gc.unfreeze()
+    ours = by_someone and unfreeze()
     try:
         yield
     finally:
         if by_someone:
-            gc.freeze()
+            freeze(ours=ours)
 
 
 @contextmanager

@@ -111,24 +111,31 @@ def _device_of(meters: Sequence[Meter]) -> str:
     return next((meter.device for meter in meters if meter.exact), "cpu")
 
 
-def record(plan: Plan) -> Recording:
+def record(plan: Plan, then: Callable[[Recording], None] = lambda _: None) -> Recording:
     """Run the samples lap after lap, as often as the rule needs, or until a limit is reached.
 
-    The recording keeps step and samples for a rerun.
+    The recording keeps step and samples for a rerun. One that `then` makes of it collects cheaply too: it is called
+    before what was alive is shown to the collector again.
 
     Raises what the step does, but OutOfMemory where it ran out of memory, and TypeError for a result that is work which
     has not run.
     """
+    with cheap_collections() as hide_more:
+        recording = _recorded(plan, hide_more)
+        remember(recording, plan.rerunnable)
+        then(recording)
+        return recording
+
+
+def _recorded(plan: Plan, hide_more: Callable[[], None]) -> Recording:
     with ExitStack() as stack:
         meters = [stack.enter_context(meter) for meter in plan.meters]
-        stack.enter_context(cheap_collections())
+        hide_more()  # the meters know every storage
         stack.callback(plan.progress, None)
         loop = _Loop(plan, meters)
         stack.enter_context(loop.garbage)
         loop.run()
-        recording = loop.recording()
-    remember(recording, plan.rerunnable)
-    return recording
+        return loop.recording()
 
 
 def _exact(meters: Iterable[Meter]) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Whether somebody has called `gc.freeze`. Imports no torch."""
+"""`gc.freeze` hides objects from Python's collector: by whom, and back. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,24 @@ import gc
 # hides hundreds of thousands.
 _MOST_IMMORTAL = 10_000
 
+_ours = False  # whether we hid what is hidden: to count frozen objects takes as long as to look through them
 
-def frozen_count() -> int:
-    """Objects that `gc.freeze` hides from the collector; 0 where nobody has called it."""
-    count = gc.get_freeze_count()
-    return count if count > _MOST_IMMORTAL else 0
+
+def frozen() -> bool:
+    """Whether somebody has called `gc.freeze`."""
+    return _ours or gc.get_freeze_count() > _MOST_IMMORTAL
+
+
+def freeze(*, ours: bool) -> None:
+    """Hide what is there. `ours`: we show it again, and nobody else had hidden anything."""
+    global _ours
+    gc.freeze()
+    _ours = ours
+
+
+def unfreeze() -> bool:
+    """Show what is hidden; whether we had hidden it."""
+    global _ours
+    gc.unfreeze()
+    ours, _ours = _ours, False
+    return ours

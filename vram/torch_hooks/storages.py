@@ -10,12 +10,14 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from vram.torch_hooks.frozen import frozen_count
+from vram.torch_hooks.frozen import freeze, frozen, unfreeze
 
 _T = TypeVar("_T")
 _LOOKED_FOR = (torch.Tensor, torch.nn.Module, torch.optim.Optimizer)
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _META = torch.device("meta")
+# The method behind the name: who follows what reads a tensor's bytes (`suggestions/uses.py`) wraps the name.
+_untyped_storage: Callable[[torch.Tensor], torch.UntypedStorage] = torch._C.TensorBase.untyped_storage
 _COMPRESSED_ROWS = ("crow_indices", "col_indices", "values")
 _COMPRESSED_COLUMNS = ("ccol_indices", "row_indices", "values")
 _PARTS = {
@@ -97,18 +99,41 @@ class _Frozen:
 
     def living(self, seen: Sequence[Any], kinds: tuple[type, ...]) -> list[Any]:
         """Those of `kinds` that are not among the objects `seen` by the collector."""
-        if not frozen_count():
-            self._hidden = []
-        elif _Marker not in set(map(type, seen)):
+        if not frozen():
+            self._marker, self._hidden = None, []
+        elif not _marked(seen):
             # Nothing lists frozen objects. Who unfreezes and freezes again hides others, which may be fewer.
-            gc.unfreeze()
-            hidden = _among(gc.get_objects(), _LOOKED_FOR)
-            gc.freeze()
-            self._marker, self._hidden = _Marker(), [weakref.ref(one) for one in hidden]
+            ours = unfreeze()
+            hidden = gc.get_objects()
+            freeze(ours=ours)
+            self._marker, self._hidden = _Marker(), _references(hidden)
         return _among([one for one in (known() for known in self._hidden) if one is not None], kinds)
+
+    def freeze_more(self) -> None:
+        """Hide what was made since we froze, and know of that too."""
+        seen = gc.get_objects()
+        known = _marked(seen)
+        more = _references(seen) if known else []
+        freeze(ours=True)
+        if known:
+            self._marker, self._hidden = _Marker(), self._hidden + more
+
+
+def _marked(seen: Sequence[Any]) -> bool:
+    """Whether all frozen objects were looked through, and nobody has frozen more."""
+    return _Marker in set(map(type, seen))
+
+
+def _references(objects: Sequence[Any]) -> list[weakref.ref[Any]]:
+    return [weakref.ref(one) for one in _among(objects, _LOOKED_FOR)]
 
 
 _frozen = _Frozen()
+
+
+def freeze_more() -> None:
+    """Hide from the collector what was made since we froze, and go on seeing its tensors here."""
+    _frozen.freeze_more()
 
 
 def living_tensors() -> list[torch.Tensor]:
@@ -140,7 +165,7 @@ def storages_of(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
     """The storages that hold the tensor's bytes: one; of a sparse tensor its parts'; none where it shows none."""
     if type(tensor) in _ORDINARY:
         try:
-            return (tensor.untyped_storage(),)
+            return (_untyped_storage(tensor),)
         except (NotImplementedError, RuntimeError):
             with torch.no_grad():
                 parts = [getattr(tensor, name)() for name in _PARTS.get(tensor.layout, ())]

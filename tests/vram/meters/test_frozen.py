@@ -10,7 +10,8 @@ import torch
 
 import vram
 from vram.explanation.peak import breakdown
-from vram.replaying.collector import frozen, unfrozen
+from vram.replaying.collector import cheap_collections, frozen, unfrozen
+from vram.session import SessionOptions, VramSession
 from vram.summary.breakdown import from_json
 from vram.torch_hooks import storages
 
@@ -90,3 +91,48 @@ def test_a_breakdown_hides_the_heap_and_knows_what_is_in_it(monkeypatch: pytest.
     assert found.by_category["weights"] >= 2 * 64 * 4
     assert gc.get_freeze_count() == before
     assert any(one is norm for one in storages.living(torch.nn.Module))
+
+
+def test_a_session_looks_through_the_heap_once_for_a_recording_and_its_breakdown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The meter looks, and the rerun knows what was there, hidden still: a buffer of a module that is not called, what
+    the first lap keeps. All is shown again at the end."""
+    monkeypatch.setattr(storages, "_frozen", storages._Frozen())
+    norm, kept = torch.nn.BatchNorm1d(64), {}
+    unfreeze, events = gc.unfreeze, []
+
+    def show() -> None:
+        events.append("shown")
+        unfreeze()
+
+    monkeypatch.setattr(gc, "unfreeze", show)
+
+    def step(x: torch.Tensor) -> None:
+        events.append("run")
+        kept.setdefault("x", x + 1)
+        assert (x + norm.running_mean).shape == x.shape
+
+    session = VramSession(SessionOptions(device="cpu", breakdown="settled"))
+    session.replay(step, [torch.zeros(64)], laps=3)
+    assert events == ["shown", *["run"] * 4, "shown"]
+    assert not frozen()
+    found = session.summaries[0].breakdown
+    assert found is not None
+    assert found.untraced_bytes == 0
+    assert found.by_category["buffers"] >= 2 * 64 * 4
+    assert found.by_category["weights"] >= 2 * 64 * 4
+
+
+def test_what_is_hidden_later_is_known_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replay hides what its meters made once they are there, and does not look through everything again."""
+    monkeypatch.setattr(storages, "_frozen", storages._Frozen())
+    unfreeze, shown = gc.unfreeze, []
+    monkeypatch.setattr(gc, "unfreeze", lambda: (shown.append(1), unfreeze()))
+    with cheap_collections() as hide_more:
+        storages.living_tensors()
+        later = torch.zeros(64)
+        hide_more()
+        assert all(one is not later for one in gc.get_objects())
+        assert any(one is later for one in storages.living_tensors())
+        assert len(shown) == 1

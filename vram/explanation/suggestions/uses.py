@@ -6,7 +6,7 @@ import dis
 import functools
 import gc
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,7 @@ _OURS = str(Path(__file__).parents[2])
 _LOOKS = (_OURS, str(Path(torch.__file__).parent / "_subclasses"))  # at tensors, and not at what is in them
 # Methods that give a tensor's bytes to somebody whom no dispatch mode sees. Others of Tensor come to one of these.
 _BASE: Any = torch._C.TensorBase  # a subclass may have code of its own for its names
+_CONTAINERS = (list, tuple, dict)  # of an operation's arguments
 _RAW = ("numpy", "tolist", "data_ptr", "__dlpack__", "untyped_storage")
 
 
@@ -166,11 +167,10 @@ class Uses:
     def _ran(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
         op, call = operation_name(func), self._call()
         names, mutable = _described(func)
-        inputs = [
-            (name, tensor)
-            for name, value in (*zip(names, args, strict=False), *(kwargs or {}).items())
-            for tensor in _tensors(value)
-        ]
+        named = zip(names, args, strict=False)
+        inputs = [(name, tensor) for name, value in named for tensor in _tensors(value)]
+        if kwargs:
+            inputs += [(name, tensor) for name, value in kwargs.items() for tensor in _tensors(value)]
         self.backward |= in_backward()
         self.recorded |= torch.is_grad_enabled() and any(tensor.requires_grad for _, tensor in inputs)
         results = {key for tensor in _tensors(result) for key in self._keys(tensor)}
@@ -205,8 +205,7 @@ class Uses:
             use.reads[view] = use.last_read
 
     def _keys(self, tensor: torch.Tensor) -> list[int]:
-        keys = (self._key_of(storage) for storage in storages_of(tensor))
-        return [key for key in keys if key is not None]
+        return [key for key in map(self._key_of, storages_of(tensor)) if key is not None]
 
     def _noted(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """`method` of a tensor, which notes that somebody else may read the tensor through it."""
@@ -242,14 +241,12 @@ def _view(op: str, argument: str, tensor: torch.Tensor) -> View | None:
     return View(op, argument, int(tensor.storage_offset()), sizes, strides, tensor.dtype)
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
+def _tensors(value: Any) -> Sequence[torch.Tensor]:
     if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for each in value:
-            yield from _tensors(each)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+        return (value,)
+    if not isinstance(value, _CONTAINERS):
+        return ()
+    return [tensor for each in (value.values() if isinstance(value, dict) else value) for tensor in _tensors(each)]
 
 
 @functools.cache
