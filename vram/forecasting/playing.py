@@ -37,11 +37,13 @@ class NoRoom(Exception):
 
 
 class _Change(NamedTuple):
-    """One malloc or free: the block's number, its bytes, and its allocation (None: before lines were followed)."""
+    """One malloc or free: the block's number, its bytes, those requested, and its allocation (None: before lines were
+    followed)."""
 
     is_malloc: bool
     block: int
     n_bytes: int
+    requested_bytes: int
     tag: Any
 
 
@@ -56,8 +58,8 @@ class CardPlayer:
         self.replay = Replay(self.allocator) if named else QuickReplay(self.allocator)
         self._live: dict[Block, int] = {}  # number of each live block
         self._numbers: Iterator[int] = count()
-        self._events: deque[_Change] = deque(maxlen=_MAX_EVENTS)  # requested bytes
-        self._log: list[_Change] = []  # of one trace, bytes in blocks
+        self._events: deque[_Change] = deque(maxlen=_MAX_EVENTS)
+        self._log: list[_Change] = []  # of one trace
         if named:
             self.allocator.observer = self._note
         self.built = self.replay.play(setup)
@@ -96,7 +98,9 @@ class CardPlayer:
     def snapshot(self) -> dict[str, Any]:
         """The last 100,000 events and what is live now, for PyTorch's memory viewer."""
         events = [
-            Event("alloc" if change.is_malloc else "free", change.block, _allocation(change.n_bytes, change.tag))
+            Event(
+                "alloc" if change.is_malloc else "free", change.block, _allocation(change.requested_bytes, change.tag)
+            )
             for change in self._events
         ]
         live = [(number, _allocation(block.requested, block.tag)) for block, number in self._live.items()]
@@ -110,8 +114,9 @@ class CardPlayer:
             number = self._live[block] = next(self._numbers)
         else:
             number = self._live.pop(block)
-        self._log.append(_Change(is_malloc, number, block.size, block.tag))
-        self._events.append(_Change(is_malloc, number, block.requested, block.tag))
+        change = _Change(is_malloc, number, block.size, block.requested, block.tag)
+        self._log.append(change)
+        self._events.append(change)
 
 
 def spare_bytes(card: Card, reserved_bytes: int) -> int:

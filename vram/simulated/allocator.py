@@ -206,7 +206,8 @@ class CachingAllocator:
             return self._malloc(n_bytes, stream, tag)
         finally:
             self._busy = False
-            self._settle()
+            if self._waiting:
+                self._settle()
 
     def _malloc(self, n_bytes: int, stream: int, tag: Any) -> Block:
         if n_bytes <= 0:
@@ -625,9 +626,10 @@ class CachingAllocator:
     def _change_inactive(self, pool: Pool, n_bytes: int, n: int) -> None:
         """Count cached parts of segments that are in use."""
         self.inactive_split_bytes += n_bytes
-        self.inactive_split += n
         pool.inactive_split_bytes.change(n_bytes)
-        pool.inactive_split.change(n)
+        if n:
+            self.inactive_split += n
+            pool.inactive_split.change(n)
         if self.inactive_split_bytes > self._peak_inactive_split_bytes:
             self._peak_inactive_split_bytes = self.inactive_split_bytes
         if self.inactive_split > self._peak_inactive_split:
