@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vram.torch_hooks.storages import untyped_storage_of
+
 # Composite, but of a contiguous tensor they make a view, or their result and nothing else: most of a model's work.
 _DIRECT = {f"aten::{name}" for name in ("contiguous", "flatten", "is_nonzero", "item", "linear", "reshape", "to")}
 
@@ -131,7 +133,7 @@ class Following(LeavingSubclasses):
             kind = type(value)
             if kind is torch.Tensor or kind is torch.nn.Parameter:
                 try:
-                    storage = value.untyped_storage()
+                    storage = untyped_storage_of(value)
                     known = self._sizes.get(storage._cdata) == storage.nbytes()
                 except (NotImplementedError, RuntimeError):  # it has several storages, or shows none
                     known = False

@@ -17,7 +17,7 @@ _LOOKED_FOR = (torch.Tensor, torch.nn.Module, torch.optim.Optimizer)
 _ORDINARY = (torch.Tensor, torch.nn.Parameter)
 _META = torch.device("meta")
 # The method behind the name: who follows what reads a tensor's bytes (`suggestions/uses.py`) wraps the name.
-_untyped_storage: Callable[[torch.Tensor], torch.UntypedStorage] = torch._C.TensorBase.untyped_storage
+untyped_storage_of: Callable[[torch.Tensor], torch.UntypedStorage] = torch._C.TensorBase.untyped_storage
 _COMPRESSED_ROWS = ("crow_indices", "col_indices", "values")
 _COMPRESSED_COLUMNS = ("ccol_indices", "row_indices", "values")
 _PARTS = {
@@ -165,7 +165,7 @@ def storages_of(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
     """The storages that hold the tensor's bytes: one; of a sparse tensor its parts'; none where it shows none."""
     if type(tensor) in _ORDINARY:
         try:
-            return (_untyped_storage(tensor),)
+            return (untyped_storage_of(tensor),)
         except (NotImplementedError, RuntimeError):
             with torch.no_grad():
                 parts = [getattr(tensor, name)() for name in _PARTS.get(tensor.layout, ())]
