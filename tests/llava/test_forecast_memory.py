@@ -14,6 +14,7 @@ from typing import IO, Any
 
 import pytest
 
+from himap import HimapLlavaConfig
 from llava.answer_traces import AnswerTraces, Prompt, Workload
 from llava.eval.forecast_memory import main
 from llava.forecast import Forecast, SampleForecast
@@ -102,7 +103,7 @@ def test_figures_repeat_to_the_byte_and_follow_the_options(tmp_path: Path, plain
     """Twice the batch needs more; each answer of the same length needs the same."""
     assert plain == forecast(tmp_path)
     peak = plain["samples"][0]["peak_bytes"]
-    assert forecast(tmp_path, "--batch", "2")["samples"][0]["peak_bytes"] > peak
+    assert forecast(tmp_path, "--batch", "2", "--answers", "2")["samples"][0]["peak_bytes"] > peak
     assert plain["samples"][1]["live_bytes"] == plain["samples"][0]["live_bytes"]
     assert len(plain["samples"][1]["tokens"]) == 3
 
@@ -205,7 +206,17 @@ def test_a_long_answer_is_what_its_every_step_is(tmp_path: Path, short_context: 
 def test_most_tokens_of_an_answer_fit_and_one_more_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Played to the token it dies at, which bytes a token, without peaks and fragments, put too far."""
+    """Played to the token it dies at, which bytes a token, without peaks and fragments, put too far.
+
+    Takes over 5 s: first and last steps are simulated, once for both, and 207 of 64 answers are played three times.
+    """
+    simulated: list[AnswerTraces] = []
+
+    def once(workload: Workload, config: HimapLlavaConfig) -> AnswerTraces:
+        simulated[:] = simulated or [AnswerTraces(workload, config)]
+        return simulated[0]
+
+    monkeypatch.setattr("llava.eval.forecasting.AnswerTraces", once)
     monkeypatch.setitem(SHAPES, "tiny", with_layers(SHAPES["tiny"], 4, 3))
     model = write_config(tmp_path / "model", max_position_embeddings=512)
     arguments = ["--model", model, "--batch", "64", "--card", "600MiB"]
@@ -233,10 +244,14 @@ def test_the_context_ends_an_answer_that_the_card_does_not(
 
 @pytest.mark.parametrize("option", ["--no-cache", "--every-step"])
 def test_an_answer_s_most_tokens_are_known_only_where_put_together(
-    tmp_path: Path, short_context: str, option: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Else thousands of steps would have to be simulated, or a guess be made: all 15 were simulated."""
-    read = forecast(tmp_path, "--model", short_context, "--answers", "15", option)
+    """Else thousands of steps would have to be simulated, or a guess be made: all 15 were simulated.
+
+    Takes over 5 s, as 15 steps are the fewest of a long answer.
+    """
+    model = write_config(tmp_path / "short", max_position_embeddings=256, num_hidden_layers=1)
+    read = forecast(tmp_path, "--model", model, "--answers", "15", option)
     assert read["most_tokens"] is None
     assert (read["token_bytes"] is None) == (option == "--no-cache")
     assert "put together" not in capsys.readouterr().out
@@ -302,8 +317,8 @@ def test_settings_that_are_not_modelled_are_refused(
 
 def test_repeated_answers_need_what_simulated_ones_do(tmp_path: Path) -> None:
     """`--samples` plays what was simulated again: the figures of a run that simulates each."""
-    repeated = forecast(tmp_path, "--mode", "himap", "--samples", "6")["samples"]
-    each = forecast(tmp_path, "--mode", "himap", "--answers", "2,3,2,3,2,3")["samples"]
+    repeated = forecast(tmp_path, "--mode", "himap", "--answers", "1,2", "--samples", "6")["samples"]
+    each = forecast(tmp_path, "--mode", "himap", "--answers", "1,2,1,2,1,2")["samples"]
     assert repeated == each
 
 
@@ -568,9 +583,10 @@ def test_a_prompt_that_dies_as_the_incident_s_did(capsys: pytest.CaptureFixture[
 
 def test_all_modes_are_forecast_beside_one_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each mode's peak is that of its own forecast; times and accuracy are named as not measured."""
-    result = forecast(tmp_path, "--mode", "all", "--hmap-v-attn-txt-rank", "9", "--batch", "2")
+    options = ("--hmap-v-attn-txt-rank", "9", "--batch", "2", "--answers", "2")
+    result = forecast(tmp_path, "--mode", "all", *options)
     out = capsys.readouterr().out
-    own = forecast(tmp_path, "--mode", "himap", "--hmap-v-attn-txt-rank", "9", "--batch", "2")
+    own = forecast(tmp_path, "--mode", "himap", *options)
 
     assert (result["schema"], result["simulated"], result["mode"]) == (1, True, "all")
     rows = {row["mode"]: row for row in result["modes"]}
@@ -610,7 +626,7 @@ def test_a_mode_that_does_not_fit_is_out_of_memory_in_its_row(
     monkeypatch.setattr(Forecast, "answer", too_much_for_baseline)
     path = tmp_path / "full.json"
 
-    assert main([*TINY, "--mode", "all", "--output-file", str(path)]) == 1
+    assert main([*TINY, "--answers", "1,1", "--mode", "all", "--output-file", str(path)]) == 1
 
     content = json.loads(path.read_text())
     rows = {row["mode"]: row for row in content["modes"]}
@@ -710,11 +726,11 @@ def test_a_hub_id_is_known_by_its_config(
     assert set(fetched) == {("owner/name", ("*.json", "tokenizer.model"))}
 
 
-@pytest.mark.parametrize("mode", ["himap", "custom-tome"])
+@pytest.mark.parametrize("mode", ["himap", pytest.param("custom-tome", marks=pytest.mark.full)])
 def test_layers_that_repeat_request_what_each_would(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the tower and in each group of the decoder's layers: sizes, order and lines of all requests, and the remarks.
 
-    `--every-step` runs every layer.
+    `--every-step` runs every layer. Takes over 5 s, as both are simulated: three groups of layers, in four answers.
     """
     monkeypatch.setitem(SHAPES, "tiny", with_layers(SHAPES["tiny"], 7, 4))
     repeated, repeat = list[None](), RepeatedLayers._repeat
