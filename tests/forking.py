@@ -109,7 +109,7 @@ def commands(folder: Path, *modules: str) -> Iterator[Path]:
     """The folder of the scripts, while a server runs that has imported `modules`."""
     address, scripts = folder / "server", folder / "bin"
     scripts.mkdir()
-    for command in (*MODULES, "python"):
+    for command in (*MODULES, "python", "python3"):
         arguments = ["-m", MODULES[command]] if command in MODULES else []
         script = scripts / command
         script.write_text(_CLIENT.format(python=sys.executable, address=str(address), arguments=arguments))

@@ -27,7 +27,7 @@ def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path) -> None:
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path, forked: None) -> None:
     ended = run("bash", "ci/gpu", OUT=str(tmp_path / "out"), PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
 
     assert (ended.returncode, ended.stdout) == (2, "")

@@ -214,9 +214,12 @@ class TestRefusals:
             assert flops_ratio(config_of("himap"), flops=flops, sys=5, img=0, text=10) == 1
 
 
-def test_the_docs_show_what_the_command_prints() -> None:
-    """The table in docs/flops.md is that of `python -m himap.flops`."""
+@pytest.mark.parametrize("name", ["7B", pytest.param("13B", marks=pytest.mark.full)])
+def test_the_docs_show_what_the_command_prints(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The table in docs/flops.md is that of `python -m himap.flops`: a model's rows, and no model's are missing."""
     page = (ROOT / "docs/flops.md").read_text(encoding="utf-8")
-    in_docs = [line for line in page.splitlines() if line.startswith("|")]
+    head, line, *rows = (line for line in page.splitlines() if line.startswith("|"))
+    monkeypatch.setattr("himap.flops.SHAPES", {name: SHAPES[name]})
 
-    assert table().splitlines() == in_docs
+    assert table().splitlines() == [head, line, *(row for row in rows if row.startswith(f"| {name} "))]
+    assert list(dict.fromkeys(row.split()[1] for row in rows)) == [*SHAPES]

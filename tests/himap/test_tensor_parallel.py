@@ -96,7 +96,7 @@ def alone() -> dict[str, Any]:
     return answers(golden_llama(HimapLlamaForCausalLM), SEED)
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.full)])
 def test_all_processes_choose_as_one_does(world: int, folder: Path, alone: dict[str, Any]) -> None:
     """The same tokens kept, the same answers, and logits equal but for rounding, whatever each process's seed is."""
     with socket.socket() as free:

@@ -83,6 +83,9 @@ def _script(folder: Path, fate: dict[int, str], *, questions: int, seconds: floa
     return str(path)
 
 
+BAD_USAGE = "eval-scivqa: error: argument --num-chunks: must be a whole number of at least 1, got '0'"
+
+
 class Torchrun:
     """`torchrun --standalone --nproc-per-node PROCESSES ...` in a folder, forked, and so are the ranks it starts."""
 
@@ -192,10 +195,17 @@ class TestProgramsAsProcesses:
         assert [rank["peak_bytes"] is None for rank in shared["memory"]["ranks"]] == [False, True, False, True]
         _check_shared(shared, single, 4)
 
-    def test_bad_usage_is_said_once(self, tmp_path: Path) -> None:
-        """A wrong flag: one line for all ranks, exit code not 0, nothing written.
+    def test_bad_usage_is_said_once(self, tmp_path: Path, torchrun: Callable[..., Torchrun]) -> None:
+        """A wrong flag: one line for all ranks, exit code not 0, nothing written."""
+        code, _, err = torchrun(2, "-m", "llava.eval.eval_scivqa", "--num-chunks", "0").finish()
 
-        Takes long, as nothing is forked here: torchrun and each rank import torch."""
+        assert code != 0
+        assert re.findall("^eval-scivqa: error: .*", err, re.MULTILINE) == [BAD_USAGE]
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.full
+    def test_bad_usage_is_said_once_by_processes_of_their_own(self, tmp_path: Path) -> None:
+        """The same where nothing is forked. Takes long, as torchrun and each rank import torch."""
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         run = subprocess.run(
             [*launcher, "-m", "llava.eval.eval_scivqa", "--num-chunks", "0"],
@@ -208,9 +218,7 @@ class TestProgramsAsProcesses:
         )
 
         assert run.returncode != 0
-        assert re.findall("^eval-scivqa: error: .*", run.stderr, re.MULTILINE) == [
-            "eval-scivqa: error: argument --num-chunks: must be a whole number of at least 1, got '0'"
-        ]
+        assert re.findall("^eval-scivqa: error: .*", run.stderr, re.MULTILINE) == [BAD_USAGE]
         assert not list(tmp_path.iterdir())
 
 

@@ -17,7 +17,8 @@ RECORDS: list[dict[str, Any]] = [
 ]
 EVERY = 60  # operation that a push compares; all of them with --full
 PROGRAM = """
-import json, sys
+import json, sys, warnings
+warnings.simplefilter("ignore")
 from benchmarks.cardless.samples import unlike_recorded
 from vram.cards import find_card
 path, card, *names = sys.argv[1:]
@@ -29,7 +30,7 @@ print(json.dumps(unlike_recorded(recorded, find_card(card), names or list(record
 
 @pytest.mark.parametrize("record", RECORDS, ids=[record["card"]["name"] for record in RECORDS])
 def test_samples_hold_what_torch_allocates_for_them(
-    record: dict[str, Any], pytestconfig: pytest.Config, tmp_path: Path
+    record: dict[str, Any], pytestconfig: pytest.Config, tmp_path: Path, forked: None
 ) -> None:
     """Forward and backward pass: bytes at the peak and kept, blocks, reserved bytes; but for those that differ.
 
@@ -40,7 +41,7 @@ def test_samples_hold_what_torch_allocates_for_them(
     names = [] if everything else list(record["operations"])[::EVERY]
     path = tmp_path / "recorded.json"
     path.write_text(json.dumps(record), encoding="utf-8")
-    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(path), record["card"]["name"], *names]
+    command = [sys.executable, "-c", PROGRAM, str(path), record["card"]["name"], *names]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert ended.returncode == 0, ended.stderr
