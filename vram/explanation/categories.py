@@ -25,6 +25,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from vram.explanation.allocations import Allocation, Place
 from vram.explanation.declared import declared_files
+from vram.explanation.failures import attempt
 from vram.explanation.modules import RunningModules
 from vram.torch_hooks.storages import living, storages_of
 
@@ -138,17 +139,14 @@ class Categories:
         """A root is called for the first time: its weights and buffers have paths, and it may name its logits."""
         for module in root.modules():
             path = self.modules.path(module) or ""
-            owned = {"weights": vars(module)["_parameters"], "buffers": vars(module)["_buffers"]}
-            for category, tensors in owned.items():
-                for tensor in tensors.values():
-                    for key in self._note(tensor, category):
-                        self._paths.setdefault(key, path)
-                    if isinstance(tensor, Parameter):
-                        self._follow_gradient(tensor)
-        named = getattr(root, "get_output_embeddings", None)
-        output = named() if callable(named) else None
-        if isinstance(output, Module) and isinstance(getattr(output, "weight", None), torch.Tensor):
-            self._outputs[id(output)] = "logits_to_keep" in inspect.signature(root.forward).parameters
+            for category, tensor in _owned(module):
+                for key in self._note(tensor, category):
+                    self._paths.setdefault(key, path)
+                if isinstance(tensor, Parameter):
+                    self._follow_gradient(tensor)
+        output, _ = attempt(lambda: _output_embeddings(root))  # code of the user's
+        if output is not None:
+            self._outputs[id(output[0])] = output[1]
 
     def _leave(self, module: Module, arguments: Any, result: Any, outermost: bool) -> None:
         if id(module) in self._outputs:
@@ -227,6 +225,25 @@ class Categories:
             except (RuntimeError, ValueError, AttributeError):  # a lazy parameter has no storage yet
                 return []
         return [key for key in keys if key is not None]
+
+
+def _owned(module: Module) -> Iterator[tuple[str, Any]]:
+    """Weights and buffers of a module's own, or what stands in their place. TorchScript keeps those of its modules."""
+    if isinstance(module, torch.jit.ScriptModule):
+        yield from (("weights", tensor) for _, tensor in module.named_parameters(recurse=False))
+        yield from (("buffers", tensor) for _, tensor in module.named_buffers(recurse=False))
+    else:
+        yield from (("weights", tensor) for tensor in vars(module)["_parameters"].values())
+        yield from (("buffers", tensor) for tensor in vars(module)["_buffers"].values())
+
+
+def _output_embeddings(root: Module) -> tuple[Module, bool] | None:
+    """The module that a model names as the one whose output are logits, and whether these can be limited."""
+    named = getattr(root, "get_output_embeddings", None)
+    output = named() if callable(named) else None
+    if not isinstance(output, Module) or not isinstance(getattr(output, "weight", None), torch.Tensor):
+        return None
+    return output, "logits_to_keep" in inspect.signature(root.forward).parameters
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

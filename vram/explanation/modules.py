@@ -5,15 +5,22 @@ from __future__ import annotations
 import itertools
 import re
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch.nn import Module
+from torch.nn.modules import module as torch_modules
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
+if not hasattr(torch_modules, "_global_forward_hooks_with_kwargs"):
+    raise RuntimeError("this PyTorch has no _global_forward_hooks_with_kwargs, where a removed hook leaves its number")
+
 _INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+_with_kwargs: dict[int, bool] = torch_modules._global_forward_hooks_with_kwargs
+_COMPILED = "_orig_mod"  # what `torch.compile` puts a module into has it under this name
 _calls = itertools.count(1)  # of every trace, so that what an earlier run left is of no call of this one
 
 
@@ -48,10 +55,13 @@ class RunningModules:
         handles = [register_module_forward_pre_hook(self._before)]
         handles.append(register_module_forward_hook(self._after, with_kwargs=True, always_call=True))
         try:
-            yield
+            with warnings.catch_warnings():  # torch.compile's, of hooks that are ours
+                warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global hooks")
+                yield
         finally:
             for handle in handles:
                 handle.remove()
+                _with_kwargs.pop(handle.id, None)  # PyTorch leaves it: all modules would be called as if hooked
             self._running = _Running()
 
     def here(self) -> tuple[str, int]:
@@ -86,12 +96,13 @@ class RunningModules:
         return known[1] if known is not None and known[0]() is module else None
 
     def _name(self, root: Module) -> None:
+        kind = type(getattr(root, _COMPILED, root)).__name__
         for name, module in root.named_modules():
-            path = folded_path(name) or type(root).__name__
-            path = f"{type(root).__name__}.{path}" if path.startswith("*") else path  # of nn.Sequential
+            path = folded_path(name) or kind
+            path = f"{kind}.{path}" if path.startswith("*") else path  # of nn.Sequential
             self._paths[id(module)] = weakref.ref(module), path
 
 
 def folded_path(name: str) -> str:
-    """ "model.layers.*.mlp" of "model.layers.17.mlp"."""
-    return _INDEX.sub("*", name)
+    """ "model.layers.*.mlp" of "model.layers.17.mlp", and of "_orig_mod.model.layers.17.mlp", which is compiled."""
+    return _INDEX.sub("*", ".".join(part for part in name.split(".") if part != _COMPILED))

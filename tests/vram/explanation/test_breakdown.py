@@ -220,9 +220,40 @@ def test_a_breakdown_changes_nothing() -> None:
     random.seed(1)
     np.random.seed(1)
     assert got == (torch.rand(1).item(), random.random(), np.random.rand())
-    hooks = vars(nn.modules.module)
-    assert not hooks["_global_forward_hooks"]
-    assert not hooks["_global_forward_pre_hooks"]
+    hooks = {name: each for name, each in vars(nn.modules.module).items() if name.startswith("_global_")}
+    assert {"_global_forward_hooks", "_global_forward_pre_hooks", "_global_forward_hooks_with_kwargs"} <= hooks.keys()
+    assert not any(hooks.values())
+
+
+def test_compiled_modules_are_called_as_they_are() -> None:
+    """A module that `torch.compile` has wrapped, whole or in part, has the paths that it has without."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(nn.Linear(8, 8)))
+    plain = in_pieces(torch.inference_mode()(model), torch.zeros(4, 8)).by_module
+    compiled = torch.compile(model, backend="eager")
+    assert in_pieces(torch.inference_mode()(compiled), torch.zeros(4, 8)).by_module == plain
+    model[1] = torch.compile(model[1], backend="eager")
+    assert in_pieces(torch.inference_mode()(model), torch.zeros(4, 8)).by_module == plain
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.:DeprecationWarning")
+def test_modules_of_torchscript_are_followed() -> None:
+    """Traced and scripted ones, which keep weights where no other module does."""
+    plain = nn.Sequential(nn.Linear(16, 64))
+    for script in (torch.jit.trace(plain, torch.zeros(4, 16)), torch.jit.script(plain)):  # type: ignore[no-untyped-call]
+        found = in_pieces(torch.inference_mode()(script), torch.zeros(4, 16))
+        weights = {(piece.module, piece.n_bytes) for piece in of(found, "weights") if piece.module}
+        assert weights == {(f"{type(script).__name__}.*", size) for size in (16 * 64 * 4, 64 * 4)}
+
+
+def test_code_of_a_model_that_raises_is_no_step_that_does() -> None:
+    """A model that has no output embeddings may say so by an error: its sample runs again all the same."""
+
+    class Headless(nn.Linear):
+        def get_output_embeddings(self) -> nn.Module:
+            raise NotImplementedError
+
+    found = in_pieces(torch.inference_mode()(Headless(8, 8)), torch.zeros(4, 8))
+    assert found.by_module == {"Headless": 4 * 8 * 4}
 
 
 def test_paths_of_modules() -> None:
