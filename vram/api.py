@@ -25,7 +25,7 @@ from vram.recording import Recording, check_recording
 from vram.replaying.limits import Listener
 from vram.replaying.loop import Plan, planned, record
 from vram.replaying.rerunnable import loosen
-from vram.summary import GARBAGE, Check, Status, garbage_text
+from vram.summary import GARBAGE, Check, RatioSummary, Status, garbage_text
 from vram.summary.kept import garbage_lines, kept_from_json
 from vram.text import apart, rate_text
 from vram.units import format_bytes, parse_bytes
@@ -327,6 +327,11 @@ def explained_ratio(recording: Recording, ratio: Ratio, **known: Any) -> PeakExp
     from vram.explanation.peak import explained_peak  # needs torch, which importing vram does not
 
     return explained_peak(recording, ratio.channel, sample=ratio.samples[ratio.over[0]], **known)
+
+
+def ratio_summary(ratio: Ratio, explanation: PeakExplanation | None) -> RatioSummary:
+    """The ratio as every report shows it, with what the error says of the peak."""
+    return RatioSummary(**ratio.summary(), **({} if explanation is None else explanation.of_ratio()))
 
 
 def ratio_exceeded(ratio: Ratio, explanation: PeakExplanation | None, *, relative: bool) -> RatioExceeded:

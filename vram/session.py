@@ -24,7 +24,7 @@ from vram.replaying.loop import planned
 from vram.replaying.marks import mark
 from vram.replaying.measurement import Measurement, measure
 from vram.replaying.rerunnable import loosen, name_of
-from vram.summary import NEEDS_ATTENTION, Check, RatioSummary, RecordingSummary, merged_environment
+from vram.summary import NEEDS_ATTENTION, Check, RecordingSummary, merged_environment
 from vram.summary.recording import OWN_KEYS
 from vram.units import parse_bytes
 from vram.verdict.channels import verdicts
@@ -281,7 +281,7 @@ class VramSession:
         explanation = None
         if check.status == "over":
             explanation = api.explained_check(recording, check, **self._known(recording))
-        if explanation is not None:
+        if explanation is not None and self.summary(recording).breakdown is None:
             self._replace(recording, self.summary(recording).explained(explanation.at_peak, explanation.note))
         api.raise_unless_passed(recording.title, check, explanation)
 
@@ -323,11 +323,11 @@ class VramSession:
             if self._touch(recording):
                 self._check(recording, _inconclusive("ratio", recording, error))
             raise
+        explanation = api.explained_ratio(recording, ratio, **self._known(recording)) if ratio.over else None
         if self._touch(recording):
-            ratios = (*self.summary(recording).ratios, RatioSummary(**ratio.summary()))
+            ratios = (*self.summary(recording).ratios, api.ratio_summary(ratio, explanation))
             self._replace(recording, replace(self.summary(recording), ratios=ratios))
         if ratio.over:
-            explanation = api.explained_ratio(recording, ratio, **self._known(recording))
             raise api.ratio_exceeded(ratio, explanation, relative=above_start or besides_bytes != 0)
 
     def note(self, recording: Recording, **figures: int | float | str | None) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from vram.explanation.allocations import BEFORE, Allocation
 from vram.explanation.collected import explained_garbage, garbage_of, garbage_sample
 from vram.explanation.failures import attempt
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 12
 _MOST_TEXT = 12  # lines of a failure on the terminal; the report has all
+_MOST_OF_RATIO = 6
 _GONE = (
     "the lines are not known: the step or its samples are gone; with --vram-breakdown each recording is traced at once"
 )
@@ -67,6 +70,11 @@ class PeakExplanation:
         """Everything, ready for JSON."""
         return dict(vars(self))
 
+    def of_ratio(self) -> dict[str, Any]:
+        """What the summary of a ratio has of it."""
+        lines = [self.note] if self.at_peak is None else at_peak_lines(self.at_peak, _MOST_OF_RATIO)
+        return {"lines": tuple(lines), "suggestions": tuple((self.at_peak or {}).get("suggestions", ()))}
+
 
 def explained_peak(
     recording: Recording,
@@ -81,17 +89,21 @@ def explained_peak(
 ) -> PeakExplanation:
     """Why `channel` is so high, in the highest sample or the one that is named. Raises nothing but KeyboardInterrupt.
 
-    `known` is a breakdown that was made before, `earlier` what was alive when the test began that made the recording,
-    on `device`, `used` are objects that the test works with, and `named` names of holders by id.
+    `known` is a breakdown that was made before, which counts where it is of that sample; `earlier` what was alive when
+    the test began that made the recording, on `device`, `used` are objects that the test works with, and `named` names
+    of holders by id.
     """
-    at_peak, note, others = known, _GONE, (0, "")
+    at_peak, note, others = None, _GONE, (0, "")
     try:
+        peaks = recording.channels[channel]
+        number = _highest(peaks) if sample is None else sample
+        at_peak = known if known is not None and known["sample"] == number else None
         rerunnable = rerunnable_of(recording)
         if earlier is not None:
             roots = [*used, *([rerunnable.step, rerunnable.samples] if rerunnable else [])]
             others = earlier.left(device, roots, named)
         if at_peak is None and rerunnable is not None:
-            at_peak, note = _traced(rerunnable, recording, channel, sample)
+            at_peak, note = _traced(rerunnable, recording, channel, number)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever it is, the verdict stands
@@ -134,7 +146,7 @@ def _traced(
 ) -> tuple[dict[str, Any] | None, str]:
     """A breakdown, or None and why. A sample whose peak creeps is traced twice, for the first and the last shape."""
     peaks = recording.channels[channel]
-    number = int(peaks.max(axis=0).argmax()) if sample is None else sample
+    number = _highest(peaks) if sample is None else sample
     runs = 2 if peaks[-1, number] > peaks[recording.warmup_laps, number] else 1
     traces: list[list[Allocation]] = []
     with cheap_collections(), tracer_for(rerunnable.device) as tracer, same_random_numbers():
@@ -148,7 +160,7 @@ def _traced(
             alive = {key: one for key, one in tracer.keyed_at_peak().items() if one.n_bytes}
             traces.append(list(alive.values()))
         made, reason, snapshot = None, "", None
-        if channel in ("requested_peak", "allocated_peak") and sample is None:
+        if channel in ("requested_peak", "allocated_peak") and number == _highest(recording.channels["requested_peak"]):
             made, reason = in_pieces(alive, traced.categories, number, recording)
         drawn = made is not None and bool(traced.known)  # else there is nothing to draw
         if save is not None and drawn:
@@ -162,6 +174,11 @@ def _traced(
         at_peak |= {} if save is None or snapshot is None else _saved(snapshot, save)
         at_peak |= garbage_of(recording, traced, number) if garbage_sample(recording) == number else {}
     return at_peak | ways_out, ""
+
+
+def _highest(peaks: np.ndarray[Any, np.dtype[np.int64]]) -> int:
+    """The sample with the highest reading."""
+    return int(peaks.max(axis=0).argmax())
 
 
 def _saved(snapshot: dict[str, Any], save: Callable[[dict[str, Any]], Path]) -> dict[str, Any]:

@@ -45,7 +45,13 @@ def diff(arguments: argparse.Namespace) -> tuple[int, str]:
     if arguments.lines < 0:
         raise ValueError(f"--lines must be a whole number of at least 0, got {arguments.lines}")
     source, known = _of_report(arguments.report) if arguments.report else _of_run(arguments)
-    found = difference(_named(arguments.base, known, source), _named(arguments.head, known, source))
+    base, head = (_named(name, known, source) for name in (arguments.base, arguments.head))
+    if base.by_line_alone != head.by_line_alone:
+        raise ValueError(
+            f"{arguments.base} and {arguments.head} must both be recordings or both marked tests: the peak of a marked "
+            "test is that above its start"
+        )
+    found = difference(base, head)
     if arguments.json:
         data = {"schema": 1, "source": source, "base": arguments.base, "head": arguments.head, **found.to_json()}
         return FINE, json_text(data)
@@ -54,7 +60,11 @@ def diff(arguments: argparse.Namespace) -> tuple[int, str]:
 
 
 def _of_report(path: Path) -> tuple[str, dict[str, Breakdown | None]]:
-    return str(path), {one.name: one.breakdown for one in read_run(path).recordings}
+    run = read_run(path)
+    return str(path), {
+        **{test.test: test.breakdown for test in run.tests},
+        **{one.name: one.breakdown for one in run.recordings},
+    }
 
 
 def _of_run(arguments: argparse.Namespace) -> tuple[str, dict[str, Breakdown | None]]:
@@ -88,9 +98,11 @@ def _named(name: str, known: Mapping[str, Breakdown | None], source: str) -> Bre
 
 
 def _text(found: Difference, most_pieces: int) -> list[str]:
-    """Tables by category and by module, then pieces."""
-    lines = _table("category", found, lambda piece: piece.category)
-    lines += ["", *_table("module", found, lambda piece: piece.module or OUTSIDE), ""]
+    """Tables by category and by module, where these are known, then pieces."""
+    lines = []
+    if not found.head.by_line_alone:
+        lines += _table("category", found, lambda piece: piece.category)
+        lines += ["", *_table("module", found, lambda piece: piece.module or OUTSIDE), ""]
     pieces = found.lines(most_pieces + 1 if most_pieces else len(found.moved) + 1)[1:]
     return [*lines, *(line.removeprefix("  ") for line in pieces)]
 

@@ -7,7 +7,7 @@ import os
 import time
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,7 @@ from vram.torch_hooks.storages import has_bytes, living_tensors, storages_of
 from vram.units import format_bytes
 
 _RUNNER = f"{os.sep}_pytest{os.sep}"  # in the names of pytest's own files
+_ONCE = "the body of a test runs once, and hooks on its modules could change what it does"
 _MOST_LINES = 8  # of code, at the peak
 _MOMENT_SECONDS = 0.02
 _MOST_KINDS = 3  # of tensors
@@ -42,7 +43,8 @@ class MeasuredBody:
 
     Negative `kept_bytes` were alive before and are not any more. `kept` names the tensors, where too many were kept.
     `nothing_allocated`: nothing was taken or given back on the device. `at_peak` has lines on what was alive at a peak
-    over the limit, or at any that is compared, and `breakdown` has it in pieces. `remarks` are the meter's on the peak.
+    over the limit, or at any that is looked into, and `breakdown` has it in pieces; `absent` says what nobody could
+    look into, and why. `remarks` are the meter's on the peak.
     """
 
     peak_bytes: int | None = None
@@ -52,15 +54,16 @@ class MeasuredBody:
     at_peak: list[str] = field(default_factory=list)
     remarks: tuple[str, ...] = ()
     breakdown: Breakdown | None = None
+    absent: Mapping[str, str] = field(default_factory=dict)
 
 
 @contextmanager
 def measured(
-    limits: MarkerLimits, device: str, let_go: Callable[[], None], *, compared: bool = False
+    limits: MarkerLimits, device: str, let_go: Callable[[], None], *, broken_down: bool = False
 ) -> Iterator[MeasuredBody]:
     """Measure the block as `limits` need it. `let_go` drops what the test runner itself keeps of the body.
 
-    `compared`: the figures are held to a base, so the lines are needed though the limits are kept.
+    `broken_down`: what the peak consists of is needed though the limits are kept, as where it is compared.
 
     A body that itself resets the peak statistics of a real GPU hides what it needed before that.
     """
@@ -71,17 +74,17 @@ def measured(
     if leaks:
         _clear_workspaces(device)
     before = Leftovers(device) if leaks else None
-    limited = limits.limit_bytes is not None or compared
-    lined = LinedTensorMeter(_RUNNER) if limited and device == "cpu" else None
-    tracer = tracer_for(device) if limited and device.startswith("simulated") else None
+    followed = limits.limit_bytes is not None or broken_down
+    lined = LinedTensorMeter(_RUNNER) if followed and device == "cpu" else None
+    tracer = tracer_for(device) if followed and device.startswith("simulated") else None
     with measured_by(lined or default_meter(device)) as measurement:
         with tracer or nullcontext(), tracer.watching(0) if tracer else nullcontext():
             yield body
         peak_bytes = measurement.peak_bytes - measurement.before_bytes
-        if compared or (limits.limit_bytes is not None and peak_bytes > limits.limit_bytes):
+        if broken_down or (limits.limit_bytes is not None and peak_bytes > limits.limit_bytes):
             made = _made(lined or tracer)
             body.at_peak = _at_peak(made, measurement.before_bytes)
-            body.breakdown = None if made is None else body_in_pieces(made, peak_bytes)
+            body.breakdown, body.absent = _in_pieces(made, peak_bytes)
         if before is not None:
             _clear_workspaces(device)
             gc.collect()
@@ -101,6 +104,16 @@ def _made(followed: LinedTensorMeter | TensorTracer | None) -> list[Allocation] 
     """Allocations of the body that were alive at its peak. None on a real GPU, where the body is not followed: nothing
     may slow down what it measures."""
     return None if followed is None else [one for one in followed.at_peak() if one.run != BEFORE and one.n_bytes]
+
+
+def _in_pieces(made: list[Allocation] | None, peak_bytes: int) -> tuple[Breakdown | None, Mapping[str, str]]:
+    """The peak in pieces, and why there is none, or what its pieces do not say."""
+    if made is None:
+        return None, {"breakdown": "following a test on a GPU would slow down what it measures"}
+    found = body_in_pieces(made, peak_bytes)
+    if found is None:
+        return None, {"breakdown": "something that was alive before the test ended during it"}
+    return found, dict.fromkeys(("modules", "categories"), _ONCE)
 
 
 def _at_peak(made: list[Allocation] | None, before_bytes: int) -> list[str]:

@@ -109,14 +109,9 @@ class Keeping:
         """The lines of code that the peaks over their base are made of: of recordings, and of the test's body."""
         if not findings:
             return []
-        from vram.history.entries import of_marked  # late, as all of the history here: most runs have none
-
         over = [finding.key for finding in findings if finding.status == "over"]
         marked = item.stash.get(MARKED, None)
-        lines = [f"  {line}" for line in (marked.lines if marked is not None and marked.regressions else ())]
-        if lines and marked is not None:
-            key = of_marked(marked, self._measuring.environment(of_body=True)).key
-            lines = [f"  {line}" for finding in findings if finding.key == key for line in finding.lines] + lines
+        lines = [f"  {line}" for line in (marked.cause_lines if marked is not None and marked.regressions else ())]
         if not over or self._measuring.vram is None:
             return lines
         made = self._gathering().by_index(item.nodeid, self._measuring.environment())
@@ -198,7 +193,7 @@ def _saves(config: pytest.Config) -> bool:
 def _noted(finding: Finding) -> dict[str, Any]:
     """Words of a finding on a marked test, as its summary has it."""
     if finding.status == "over":
-        return {"regressions": tuple(finding.texts)}
+        return {"regressions": tuple(finding.texts), "base_lines": tuple(finding.lines)}
     return {finding.status: "; ".join(finding.texts)}
 
 

@@ -261,7 +261,8 @@ class Measuring:
             return
         from vram.plugin.body import measured
 
-        with measured(limits, self.device(), _let_go_of_logs, compared=self.keeps) as body:
+        broken_down = bool(breakdown_option(self._config, keeps=self.keeps))
+        with measured(limits, self.device(), _let_go_of_logs, broken_down=broken_down) as body:
             yield
         assert body.peak_bytes is not None
         error = judge(limits, body.peak_bytes, body.kept_bytes, body.kept, body.at_peak) or self._unseen(limits, body)
@@ -275,6 +276,7 @@ class Measuring:
             lines=tuple(line.removeprefix("  ") for line in (*body.at_peak, *body.kept)),
             remarks=body.remarks,
             breakdown=body.breakdown,
+            absent=body.absent,
         )
         if error is not None:
             raise_in(item, error)

@@ -11,13 +11,15 @@ from vram.report.dates import Axis
 from vram.report.icicle import Icicle, icicle
 from vram.report.series import Series, figure_text
 from vram.report.stacked import Stack, stacked
-from vram.summary import Check, RecordingSummary
+from vram.summary import Check, MarkedSummary, RecordingSummary
+from vram.summary.breakdown import Breakdown, folded
 from vram.summary.difference import Moved
 from vram.text import packed, size_text
 
 _LIVE = ("requested", "allocated", "driver", "reserved", "host")  # the first that was measured shows growth
 _PEAKS = ("requested_peak", "allocated_peak")
 _MOST_DOTS = 150
+_MOST_LINES = 12
 
 
 def recording_charts(one: RecordingSummary, judged: Judged | None) -> list[Chart]:
@@ -125,17 +127,35 @@ def _span(series: Series) -> str:
     return f"{count} run{'s' * (count != 1)}{dates}"
 
 
-def icicles(one: RecordingSummary, judged: Judged | None) -> list[Icicle]:
+def icicles(one: RecordingSummary | MarkedSummary, judged: Judged | None) -> list[Icicle]:
     """The peak in pieces; where it differs from its base's, that first, both on one scale."""
     difference = None if judged is None else judged.difference
     if difference is not None and judged is not None and judged.base is not None:
         most_bytes = max(difference.base.peak_bytes, difference.head.peak_bytes)
-        base = f"base ({judged.base.run}), sample {difference.base.sample}"
         return [
-            icicle(difference.base, base, most_bytes),
-            icicle(one.breakdown or difference.head, f"this run, sample {difference.head.sample}", most_bytes),
+            icicle(difference.base, f"base ({judged.base.run}), {_of_what(difference.base)}", most_bytes),
+            icicle(one.breakdown or difference.head, f"this run, {_of_what(difference.head)}", most_bytes),
         ]
-    return [] if one.breakdown is None else [icicle(one.breakdown, f"sample {one.breakdown.sample}")]
+    return [] if one.breakdown is None else [icicle(one.breakdown, _of_what(one.breakdown))]
+
+
+def _of_what(one: Breakdown) -> str:
+    return "above the start of the test" if one.sample is None else f"sample {one.sample}"
+
+
+def lines_of(one: Breakdown) -> list[dict[str, object]]:
+    """Lines of code that a peak by line alone is made of, most bytes first."""
+    return [
+        {
+            "line": piece.line or (f"{piece.smaller:,} more" if piece.smaller else piece.category),
+            "op": piece.op,
+            "dtype": piece.dtype,
+            "shape": piece.shape,
+            "count": piece.count,
+            "bytes": piece.n_bytes,
+        }
+        for piece in folded(one.whole, _MOST_LINES)
+    ]
 
 
 def stack(one: RecordingSummary, judged: Judged | None) -> Stack | None:

@@ -39,11 +39,14 @@ class Icicle:
 
 
 def icicle(one: InPieces, title: str, most_bytes: int | None = None, *, name: str = "peak") -> Icicle:
-    """The bars of a figure called `name`; `most_bytes` fill the width, so that two can be drawn on one scale."""
+    """The bars of a figure called `name`; `most_bytes` fill the width, so that two can be drawn on one scale.
+
+    A figure that is known by line alone has no bars of categories and modules.
+    """
     n_bytes = _bytes(one.whole)
     scale = 100 / max(1, n_bytes if most_bytes is None else most_bytes)
     bars = [Bar(0, 0.0, round(scale * n_bytes, 2), name, f"{name} {_size(n_bytes)}", -1)]
-    _draw(list(one.whole), _LEVELS, 1, 0, scale, bars, -1)
+    _draw(list(one.whole), _LEVELS[-1:] if one.by_line_alone else _LEVELS, 1, 0, scale, bars, -1)
     return Icicle(title, bars)
 
 
@@ -65,7 +68,7 @@ def _draw(
     narrow = [group for group in ranked if scale * _bytes(group[1]) < _LEAST]
     for name, group in ranked[: len(ranked) - len(narrow)]:
         n_bytes = _bytes(group)
-        of = tone_of(name) if row == 1 else tone
+        of = tone_of(group[0].category) if row == 1 else tone
         width = round(scale * n_bytes, 2)
         text = f"{_size(n_bytes)} {name}" if len(levels) > 1 else _all(group)
         bars.append(Bar(row, round(scale * start_bytes, 2), width, name, text, of))

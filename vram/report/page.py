@@ -79,6 +79,7 @@ def _templates() -> Environment:
         "change_text": figures.change_text,
         "shares": figures.shares,
         "icicles": figures.icicles,
+        "lines_of": figures.lines_of,
         "stack": figures.stack,
         "kept_icicles": figures.kept_icicles,
         "differing": figures.differing,

@@ -86,6 +86,11 @@ class InPieces:
         rest = Piece(self.untraced_bytes, 1, category=UNTRACED) if self.untraced_bytes else None
         return (*self.pieces, *([rest] if rest else []))
 
+    @property
+    def by_line_alone(self) -> bool:
+        """Whether nobody looked for modules and categories."""
+        return False
+
     def by(self, name: Callable[[Piece], str]) -> dict[str, int]:
         """Bytes by what `name` makes of each piece, most first."""
         sums: Counter[str] = Counter()
@@ -131,8 +136,15 @@ class Breakdown(InPieces):
 
     def to_json(self) -> dict[str, Any]:
         """Ready for a report."""
-        figure = {"version": VERSION, "sample": self.sample, "peak_bytes": self.peak_bytes}
-        return {**figure, **self.parts_to_json()}
+        parts = self.parts_to_json()
+        if self.by_line_alone:
+            del parts["by_category"], parts["by_module"]
+        return {"version": VERSION, "sample": self.sample, "peak_bytes": self.peak_bytes, **parts}
+
+    @property
+    def by_line_alone(self) -> bool:
+        """True of the body of a marked test."""
+        return self.sample is None
 
     def compact(self) -> dict[str, Any]:
         """The same for the history, in at most 3 KB of JSON: a text a piece, with numbers for the texts in it."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vram.summary.breakdown import Breakdown
 from vram.summary.recording import NEEDS_ATTENTION, NO_DECISION
 from vram.text import apart
+
+_LEFT_OUT = ("remarks", "base_lines", "breakdown", "absent")  # of a report, where there is nothing
 
 
 @dataclass(frozen=True)
@@ -15,9 +18,10 @@ class MarkedSummary:
     """One test with markers: bytes above what was alive when its body began, and those it left behind.
 
     `regressions` say what it needs more than its base in the history; `new`, that it has none, which failed the test
-    where `new_fails`; `inconclusive`, why the figures say nothing, or could not be compared. `lines` say what was alive
-    at the peak and what was kept, as far as it was looked for. `remarks` are those of a recording. `breakdown` is for
-    the history alone.
+    where `new_fails`; `inconclusive`, why the figures say nothing, or could not be compared. `base_lines` say what the
+    peak has more than its base's, `lines` what was alive at it and what was kept, as far as it was looked for.
+    `remarks` are those of a recording. `breakdown` has the peak by line; where it was looked for and is None, `absent`
+    says why.
     """
 
     test: str
@@ -33,11 +37,13 @@ class MarkedSummary:
     lines: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     breakdown: Breakdown | None = None
+    base_lines: tuple[str, ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cause_lines(self) -> list[str]:
         """Lines that explain why it failed; none where it did not."""
-        return list(self.lines) if self.over or self.regressions else []
+        return [*self.base_lines, *self.lines] if self.over or self.regressions else []
 
     @property
     def causes(self) -> list[str]:
@@ -72,6 +78,14 @@ class MarkedSummary:
         return self.outcome in NEEDS_ATTENTION or (self.outcome == "new" and self.new_fails)
 
     @property
+    def absences(self) -> list[str]:
+        """A line for each reason why something is not known of its peak."""
+        figures: dict[str, list[str]] = {}
+        for figure, reason in self.absent.items():
+            figures.setdefault(reason, []).append(figure)
+        return [f"{', '.join(names)} not measured: {reason}" for reason, names in figures.items()]
+
+    @property
     def outcome_text(self) -> str:
         """The outcome, with by how many bytes it is over."""
         if self.outcome == "passed":
@@ -92,10 +106,7 @@ class MarkedSummary:
 
     def to_json(self) -> dict[str, Any]:
         """One entry of the report's `tests` (schema 1)."""
-        return {
-            **{name: value for name, value in asdict(self).items() if name not in ("remarks", "breakdown")},
-            "verdict": self.verdict,
-            "outcome": self.outcome,
-            "regressions": list(self.regressions),
-            "lines": list(self.lines),
-        } | ({"remarks": list(self.remarks)} if self.remarks else {})
+        data = {name: list(one) if isinstance(one, tuple) else one for name, one in vars(self).items()}
+        data |= {"verdict": self.verdict, "outcome": self.outcome, "absent": dict(self.absent)}
+        data["breakdown"] = None if self.breakdown is None else self.breakdown.to_json()
+        return {name: one for name, one in data.items() if one or name not in _LEFT_OUT}

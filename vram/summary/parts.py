@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from vram.summary.at_peak import way_out_lines
 from vram.text import rate_text, size_text
 
 PEAK = "requested_peak"  # the channel that limits and budgets mean where they name none
@@ -49,7 +50,10 @@ class Check:
 
 @dataclass(frozen=True)
 class RatioSummary:
-    """A recording beside its reference: `ratio` of the sample that decides, `over` samples above `at_most`."""
+    """A recording beside its reference: `ratio` of the sample that decides, `over` samples above `at_most`.
+
+    `lines` say what that sample's peak is made of, and `suggestions` are ways out of it, where it is over.
+    """
 
     reference: str
     ratio: float | None
@@ -57,6 +61,17 @@ class RatioSummary:
     text: str
     channel: str = PEAK
     at_most: float | None = None
+    lines: tuple[str, ...] = ()
+    suggestions: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def why_lines(self) -> list[str]:
+        """Ways out, then what the peak is made of; nothing where it is not over."""
+        return [*way_out_lines(vars(self)), *self.lines]
+
+    def to_json(self) -> dict[str, Any]:
+        """Ready for a report."""
+        return {name: one for name, one in vars(self).items() if one or name not in ("lines", "suggestions")}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vram.summary.breakdown import from_json
 from vram.summary.kept import kept_from_json
@@ -16,6 +16,7 @@ from vram.summary.recording import OWN_KEYS, RecordingSummary
 from vram.summary.run import SCHEMA, Failure, RunSummary
 from vram.summary.timeline import timeline_from_json
 
+_T = TypeVar("_T")
 _NUMBER, _COUNT, _TEXT = (int, float, type(None)), (int, type(None)), (str, type(None))
 _ANY = ...  # a dictionary's key that stands for each
 _LINE = {"line": str, "op": str, "dtype": str, "shape": str, "bytes": int, "count": int}
@@ -76,7 +77,13 @@ _OPTIONAL: Any = {
     "environment": {_ANY: object},
 }
 _TEST = {"test": str, "peak_bytes": int, "limit_bytes": _COUNT, "kept_bytes": _COUNT, "allow_bytes": _COUNT}
-_TEST_OPTIONAL: Any = {"new": str, "inconclusive": str, "expected": bool, "new_fails": bool}
+_TEST_OPTIONAL: Any = {
+    "new": str,
+    "inconclusive": str,
+    "expected": bool,
+    "new_fails": bool,
+    "absent": {_ANY: str},
+}
 _SUGGESTION = {"pattern": str, "text": str, "saves_bytes": int}
 _OF_GROWTH = {"pattern": str, "text": str, "saves_bytes_per_sample": (int, float)}
 _FAILURE = {"test": str, "file": str, "line": int, "kind": str, "message": str}
@@ -142,6 +149,9 @@ def recording_from_json(data: Mapping[str, Any]) -> RecordingSummary:
     _fit_explanation(data.get("explanation") or {}, at)
     for name, shape in (("at_peak", _SUGGESTION), ("explanation", _OF_GROWTH)):
         _fits((data.get(name) or {}).get("suggestions") or [], [shape], f"suggestions in {name} of {at}")
+    for ratio in data.get("ratios") or []:
+        for name, of_ratio in (("lines", str), ("suggestions", _SUGGESTION)):
+            _fits(ratio.get(name) or [], [of_ratio], f"{name} in ratios of {at}")
     for name, read in (("at_peak", from_json), ("explanation", kept_from_json)):
         _fit_pieces((data.get(name) or {}).get("breakdown"), read, f"the breakdown in {name} of {at}")
     timeline = (data.get("at_peak") or {}).get("timeline")
@@ -167,13 +177,17 @@ def recording_from_json(data: Mapping[str, Any]) -> RecordingSummary:
 def marked_from_json(data: Mapping[str, Any]) -> MarkedSummary:
     """Read back `MarkedSummary.to_json`. Raises ValueError that names the field that is wrong."""
     _fits(data, _TEST)
-    texts = {name: data.get(name) or [] for name in ("regressions", "lines", "remarks")}
+    texts = {name: data.get(name) or [] for name in ("regressions", "lines", "remarks", "base_lines")}
     for name, of_test in texts.items():
         _fits(of_test, [str], f"{name} of {data['test'][:40]}")
     for name, shape in _TEST_OPTIONAL.items():
         if data.get(name) is not None:
             _fits(data[name], shape, f"{name} of {data['test'][:40]}")
-    return MarkedSummary(**{**_only(MarkedSummary, data), **{name: tuple(lines) for name, lines in texts.items()}})
+    made = data.get("breakdown")
+    breakdown = None if made is None else _read(made, from_json, f"the breakdown of {data['test'][:40]}")
+    known = {name: value for name, value in _only(MarkedSummary, data).items() if value is not None}
+    lines = {name: tuple(of_test) for name, of_test in texts.items()}
+    return MarkedSummary(**{**known, **lines, "breakdown": breakdown})
 
 
 def _checks(data: Mapping[str, Any]) -> tuple[Check, ...]:
@@ -190,7 +204,8 @@ def _checks(data: Mapping[str, Any]) -> tuple[Check, ...]:
 
 
 def _ratio(data: Mapping[str, Any]) -> RatioSummary:
-    return RatioSummary(**{"reference": "", "ratio": None, "over": 0, **_only(RatioSummary, data)})
+    several = {name: tuple(data.get(name) or ()) for name in ("lines", "suggestions")}
+    return RatioSummary(**{"reference": "", "ratio": None, "over": 0, **_only(RatioSummary, data), **several})
 
 
 def _only(kind: type[Any], data: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,9 +243,9 @@ def _fit_pieces(data: Any, read: Callable[[Any], object], at: str) -> None:
         _fits(data.get(name), {_ANY: int}, f"{name} of {at}"[:80])
 
 
-def _read(data: Any, read: Callable[[Any], object], at: str) -> None:
+def _read(data: Any, read: Callable[[Any], _T], at: str) -> _T:
     try:
-        read(data)
+        return read(data)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{at} can't be read: {error}") from None
 

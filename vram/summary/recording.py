@@ -261,8 +261,8 @@ class RecordingSummary:
     def suggestions(self) -> list[dict[str, Any]]:
         """Ways out that are certain: "pattern" and "text" of each, of growth with "saves_bytes_per_sample", and of the
         peak, over its limit or not, with "saves_bytes"."""
-        explained = (self.explanation or {}, self.at_peak or {})
-        return [one for each in explained for one in each.get("suggestions", ())]
+        explained = (self.explanation or {}, self.at_peak or {}, *map(vars, self.ratios))
+        return list({one["text"]: one for each in explained for one in each.get("suggestions", ())}.values())
 
     @property
     def over_base_lines(self) -> list[str]:
@@ -278,12 +278,19 @@ class RecordingSummary:
             *way_out_lines(self.explanation or {}),
             *self.over_base_lines,
             *self.garbage_lines,
+            *self.ratio_lines,
         ]
+
+    @property
+    def ratio_lines(self) -> list[str]:
+        """Ways out of a peak whose ratio is over, and the lines of code that it is made of."""
+        return [line for ratio in self.ratios for line in ratio.why_lines]
 
     @property
     def short_why_lines(self) -> list[str]:
         """The way out that saves most, and the first lines of the first explanation that there is."""
         why = self.cause_lines or self.base_lines[:3] or self.peak_lines[:3] or self.garbage_lines[:3]
+        why = why or self.ratio_lines[:3]
         return [*self.way_out_lines[:1], *why]
 
     @property
@@ -363,8 +370,8 @@ class RecordingSummary:
         data["channels"] = {name: dict(vars(channel)) for name, channel in self.channels.items()}
         data["garbage_kinds"], data["remarks"] = list(self.garbage_kinds), list(self.remarks)
         data["base_lines"], data["suggestions"] = list(self.base_lines), self.suggestions
-        for name in ("checks", "ratios"):
-            data[name] = [dict(vars(each)) for each in data[name]]
+        data["checks"] = [dict(vars(each)) for each in self.checks]
+        data["ratios"] = [each.to_json() for each in self.ratios]
         for name in ("explanation", "at_peak", "garbage", "remarks", "base_lines", "suggestions"):
             if not data[name]:
                 del data[name]

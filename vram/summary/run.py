@@ -154,7 +154,15 @@ class RunSummary:
         for (reason, which), figures in by_reason.items():
             some = "" if len(which) == len(self.recordings) else _some(which)
             lines.append(f"{', '.join(figures)} not measured: {reason}{some}")
-        return lines
+        return lines + self._without_breakdown()
+
+    def _without_breakdown(self) -> list[str]:
+        """One line a reason why the peaks of marked tests were not broken down."""
+        names: dict[str, list[str]] = {}
+        for test in self.tests:
+            if "breakdown" in test.absent:
+                names.setdefault(test.absent["breakdown"], []).append(test.test)
+        return [f"breakdown not measured: {reason}{_some(which)}" for reason, which in names.items()]
 
     def _absent(self) -> dict[tuple[str, str], list[str]]:
         """Names of recordings by figure and reason."""

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import vram
+from vram.errors import PeakExceeded
 from vram.explanation.peak import PeakExplanation, explained_peak
+from vram.session import SessionOptions, VramSession
 from vram.units import format_bytes
 
 KIB = 1024
@@ -107,6 +109,27 @@ def test_a_ratio_names_the_sample_that_exceeds_it_most() -> None:
     theirs = vram.replay(lambda n: torch.zeros(n, 256), [1, 40], laps=3, name="theirs")
     lines = failure(vram.assert_ratio, ours, theirs, at_most=2, above_start=True)
     assert "  alive at the peak of sample 0, run again with tracing" in "\n".join(lines)
+
+
+def test_a_breakdown_is_of_the_sample_with_the_recorded_peak() -> None:
+    """Many small blocks need most of the card, and one large tensor is the peak that was requested: what another
+    channel's highest sample has is not said to be that peak, and does not take the place of what is known of it."""
+    session = VramSession(SessionOptions(device="simulated", breakdown="settled"))
+
+    def step(n: int) -> None:
+        [torch.zeros(8, device="cuda") for _ in range(n)] or torch.zeros(20_000, device="cuda")
+
+    recording = session.replay(step, [0, 200], laps=1)
+    known = session.summaries[0].breakdown
+    assert known is not None
+    assert (known.sample, known.peak_bytes) == (0, recording.peak_bytes())
+    explanation = explained_peak(recording, "allocated_peak", known=session.summaries[0].at_peak)
+    assert explanation.at_peak is not None
+    assert explanation.at_peak["sample"] == 1
+    assert not explanation.at_peak.keys() & {"breakdown", "no_breakdown"}
+    with pytest.raises(PeakExceeded, match="alive at the peak of sample 1"):
+        session.assert_peak(recording, 1, "allocated_peak")
+    assert session.summaries[0].breakdown == known
 
 
 def test_others_have_no_more_than_was_there_before() -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.vram.history.made import MACHINE, entry, run_json
 from vram import cli
 from vram.history.entries import Entry
-from vram.summary import ChannelSummary, RecordingSummary, RunSummary
+from vram.summary import ChannelSummary, MarkedSummary, RecordingSummary, RunSummary
 from vram.summary.breakdown import Breakdown, Piece
 
 MAPS = Piece(
@@ -75,6 +75,26 @@ def test_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     path.write_text(json.dumps(RunSummary(recordings=recordings).to_json()))
     assert cli.main(["diff", "baseline", "himap", "--report", str(path)]) == 0
     assert capsys.readouterr().out.splitlines() == [f"himap beside baseline, {path}: {SAYS[0]}", *SAYS[1:]]
+
+
+def test_of_marked_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a report too, by line alone; one beside a recording, whose peak counts what was there before, is refused."""
+    line = Piece(400, 1, "test_a.py:3 work", "aten.zeros", "float32", "[100]")
+    tests = [
+        MarkedSummary(f"test_a.py::{n}", n, breakdown=Breakdown(None, n, (replace(line, n_bytes=n),))) for n in (4, 8)
+    ]
+    recording = RecordingSummary(
+        "baseline", peak_bytes=1000, at_peak={"sample": 2, "bytes": 1000, "lines": [], "breakdown": PLAIN.to_json()}
+    )
+    path = tmp_path / "memory.json"
+    path.write_text(json.dumps(RunSummary(recordings=[recording], tests=tests).to_json()))
+    assert cli.main(["diff", "test_a.py::4", "test_a.py::8", "--report", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "",
+        "+4 B grew: test_a.py:3 work: aten.zeros float32 [100] (other)",
+    ]
+    assert cli.main(["diff", "test_a.py::4", "baseline", "--report", str(path)]) == 2
+    assert "must both be recordings or both marked tests" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,92 @@ def test_one_run_on_every_surface(pytester: pytest.Pytester, monkeypatch: pytest
     assert "| of 256 | stable | 0 B |" in summary
 
 
+MARKED = """
+    import pytest, torch
+    @pytest.mark.vram_limit("1 MiB")
+    def test_within():
+        small = torch.zeros(256)
+        large = small.repeat(4)
+        assert large.numel() == 1024
+    @pytest.mark.vram_leak_free
+    def test_leak_free(): torch.zeros(512)
+"""
+
+
+@pytest.mark.parametrize("device", ["cpu", "simulated"])
+def test_a_marked_test_is_broken_down_in_report_and_page(pytester: pytest.Pytester, device: str) -> None:
+    """By line, to the byte, where the run is broken down, though it is within its limits; modules and categories are
+    said to be absent. The report reads back."""
+    where = "" if device == "cpu" else ', device="cuda"'
+    pytester.makepyfile(test_marked=MARKED.replace("(256)", f"(256{where})").replace("(512)", f"(512{where})"))
+    options = ("--vram-device", device, "--vram-report", "r.json")
+    pytester.runpytest_inprocess(*options, "--vram-breakdown").assert_outcomes(passed=2)
+    data = json.loads((pytester.path / "r.json").read_text())["tests"]
+    made = [[(piece["n_bytes"], piece["line"]) for piece in one["breakdown"]["pieces"]] for one in data]
+    lines = [f"test_marked.py:{line}" for line in ("5 test_within", "4 test_within", "8 test_leak_free")]
+    assert made == [[(4096, lines[0]), (1024, lines[1])], [(2048, lines[2])]]
+    assert all(not {"by_category", "by_module"} & one["breakdown"].keys() for one in data)
+    assert all(one["absent"].keys() == {"modules", "categories"} for one in data)
+    run = read_run(pytester.path / "r.json")
+    assert run.to_json()["tests"] == data
+    page = html(gathered(run, History([])))
+    assert all(f"<code>{line}</code>" in page for line in lines)
+    assert page.count("modules, categories not measured: the body of a test runs once") == 2
+    assert "outside modules" not in page
+    pytester.runpytest_inprocess(*options).assert_outcomes(passed=2)
+    assert not any(
+        "breakdown" in one or "absent" in one for one in json.loads((pytester.path / "r.json").read_text())["tests"]
+    )
+
+
+def test_a_marked_test_says_why_it_has_no_breakdown() -> None:
+    """As a recording does, on the terminal, in Markdown and on the page, with its name."""
+    why = "following a test on a GPU would slow down what it measures"
+    run = RunSummary(tests=[MarkedSummary("test_a", 8, absent={"breakdown": why}), MarkedSummary("test_b", 8)])
+    line = f"breakdown not measured: {why} (test_a)"
+    assert line in run_lines(run)
+    page = gathered(run, History([]))
+    assert line in page.not_measured
+    assert line in html(page)
+
+
+RATIO = """
+    import torch
+    WEIGHT = torch.ones(256, requires_grad=True)
+    def ours(n): return WEIGHT.repeat(n).exp().square().exp().mean().item()
+    def theirs(n): return torch.zeros(256 * (n if n > 8 else 1))
+    def test_ratio(vram):
+        one, other = (vram.replay(step, [4, 64], laps=1, name=step.__name__) for step in (ours, theirs))
+        vram.assert_ratio(one, other, at_most=4, above_start=True)
+"""
+
+
+@pytest.mark.parametrize("broken_down", [False, True])
+def test_a_ratio_says_the_same_on_every_surface(pytester: pytest.Pytester, *, broken_down: bool) -> None:
+    """The lines and the way out of the sample whose ratio is over, which is not the highest one, as the error has
+    them; with and without a breakdown of that one."""
+    pytester.makepyfile(test_ratio=RATIO)
+    options = ("--vram-device", "cpu", "--vram-report", "r.json", "--junit-xml", "j.xml")
+    result = pytester.runpytest_inprocess(*options, *["--vram-breakdown"] * broken_down)
+    result.assert_outcomes(failed=1)
+    run = read_run(pytester.path / "r.json")
+    (one,) = run.failing
+    way_out, title, *lines = one.ratio_lines
+    assert "less at the peak of sample 0: run the step under `torch.no_grad()`" in way_out
+    assert title.startswith("alive at the peak of sample 0, run again with tracing: ")
+    assert any("test_ratio.py:3 ours: aten.exp float32 [1024]" in line for line in lines)
+    for line in (way_out, title, *lines):
+        result.stdout.fnmatch_lines([f"E *{line.replace('[', '[[]')}"])
+    texts = [each["text"] for each in one.suggestions]
+    assert way_out.removeprefix("way out: ") in texts
+    assert len(texts) == 1 + broken_down
+    page = gathered(run, History([]))
+    assert [line for line in page.explained if line.strip() in (way_out, title)] == [f"  {way_out}", f"  {title}"]
+    assert html(page).count(title) == 2  # in the answer, and in the recording's section
+    assert way_out.partition("`")[0] in html(page)
+    assert "suggestion.graph kept" in (pytester.path / "j.xml").read_text()
+
+
 WASTEFUL = """
     import torch
     WEIGHT, TOTAL = torch.ones(64, requires_grad=True), [0.0]
