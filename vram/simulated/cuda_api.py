@@ -20,6 +20,19 @@ from vram.simulated.torch_build import release
 
 _NO_HOST = "simulated CUDA does not model pinned memory: measure on a GPU"
 _NO_ALLOCATOR = "simulated CUDA models PyTorch's own caching allocator, and no other: measure on a GPU"
+_NO_DRIVER = "a simulated card has no driver, and another card's figures are none of its: measure on a GPU"
+_OF_A_DRIVER = (
+    *("clock_rate", "device_memory_used", "list_gpu_processes", "memory_usage", "power_draw", "temperature"),
+    "utilization",
+)
+_POOLED = (
+    *(
+        (owner, name)
+        for owner in (torch.cuda, torch.cuda.graphs, torch.cuda.memory)
+        for name in ("CUDAGraph", "MemPool")
+    ),
+    (torch.accelerator, "Graph"),
+)
 _NO_RAW = "simulated CUDA has no addresses to hand out: allocate tensors"
 _NO_HISTORY = "simulated CUDA records no history of allocations: vram explains growth and peaks by line"
 _NEWER = {"host_memory_stats"}  # which not every torch has
@@ -57,7 +70,7 @@ def cuda_places(card: Card, allocator: CachingAllocator) -> Places:
     places[memory, "_record_memory_history"] = lambda *_, **__: warnings.warn(_NO_HISTORY, stacklevel=2)
     for name, function in _settings_functions(allocator).items():
         places |= {(owner, name): function for owner in (torch.cuda, memory, torch._C) if hasattr(owner, name)}
-    for owner, name in ((torch.cuda, "CUDAGraph"), (torch.cuda, "MemPool"), (torch.accelerator, "Graph")):
+    for owner, name in _POOLED:
         if hasattr(owner, name):
             places[owner, name] = refused_class(getattr(owner, name), NO_GRAPHS)
     return places | without_graphs()
@@ -194,6 +207,7 @@ def _memory_functions(card: Card, allocator: CachingAllocator) -> _Functions:
             lambda: 1.0 if allocator.allowed_bytes is None else allocator.allowed_bytes / card.total_bytes
         ),
         "get_allocator_backend": always("native"),
+        **dict.fromkeys(_OF_A_DRIVER, refuse(_NO_DRIVER)),
         "host_memory_stats": refuse(_NO_HOST),
         "caching_allocator_alloc": refuse(_NO_RAW),
         "empty_cache": allocator.empty_cache,

@@ -235,5 +235,6 @@ def _new_event(own: Any, device: Any = None, *, enable_timing: bool = False, **k
 def without_graphs() -> Places:
     """Refusals of CUDA graphs, whose memory is in pools of their own."""
     names = ("graph", "make_graphed_callables", "graph_pool_handle")
-    places: Places = {(torch.cuda, name): refuse(NO_GRAPHS) for name in names}
-    return places | {(torch.cuda, "is_current_stream_capturing"): always(False)}
+    owners = (torch.cuda, torch.cuda.graphs)
+    places: Places = {(owner, name): refuse(NO_GRAPHS) for owner in owners for name in names}
+    return places | {(owner, "is_current_stream_capturing"): always(False) for owner in owners}

@@ -179,13 +179,16 @@ def test_a_process_can_be_allowed_a_part_of_the_card() -> None:
 
 
 def test_figures_and_history_that_it_has_not_are_refused_by_name(tmp_path: Path) -> None:
-    """There are no addresses, no history; there is a snapshot of live memory."""
+    """There are no addresses, no history, no driver; there is a snapshot of live memory."""
     with device():
         kept = torch.zeros(1000, device="cuda")
         with pytest.raises(KeyError, match="num_ipc_handles: simulated CUDA has no such figure"):
             torch.cuda.memory_stats()["num_ipc_handles"]
         with pytest.raises(NotImplementedError, match="no addresses to hand out"):
             torch.cuda.caching_allocator_alloc(4)
+        for name in ("list_gpu_processes", "memory_usage", "device_memory_used", "utilization", "temperature"):
+            with pytest.raises(NotImplementedError, match="a simulated card has no driver"):
+                getattr(torch.cuda, name)()
         with pytest.warns(UserWarning, match="records no history"):
             torch.cuda.memory._record_memory_history()
         torch.cuda.memory._dump_snapshot(str(tmp_path / "snapshot.pickle"))

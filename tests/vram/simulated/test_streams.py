@@ -102,6 +102,9 @@ def test_an_event_without_timing_has_no_time(untimed: int) -> None:
 
 REFUSED: dict[str, Callable[[], Any]] = {
     "a graph": lambda: torch.cuda.CUDAGraph(),
+    "a graph by its module": lambda: torch.cuda.graphs.CUDAGraph(),
+    "a pool of graphs by its module": lambda: torch.cuda.graphs.graph_pool_handle(),
+    "a pool by its module": lambda: torch.cuda.memory.MemPool(),  # type: ignore[attr-defined]
     "capturing": lambda: torch.cuda.graph(None),  # type: ignore[arg-type]
     "graphs of functions": lambda: torch.cuda.make_graphed_callables(print, ()),
     "another library's stream": lambda: torch.cuda.ExternalStream(7),
