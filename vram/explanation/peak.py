@@ -71,7 +71,7 @@ class PeakExplanation:
         return dict(vars(self))
 
     def of_ratio(self) -> dict[str, Any]:
-        """What the summary of a ratio has of it."""
+        """Lines and ways out, for the summary of a ratio."""
         lines = [self.note] if self.at_peak is None else at_peak_lines(self.at_peak, _MOST_OF_RATIO)
         return {"lines": tuple(lines), "suggestions": tuple((self.at_peak or {}).get("suggestions", ()))}
 

@@ -78,7 +78,8 @@ def test_of_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_of_marked_tests(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a report too, by line alone; one beside a recording, whose peak counts what was there before, is refused."""
+    """A report has their pieces too, by line alone. Beside a recording, whose peak counts what was there before, they
+    are refused."""
     line = Piece(400, 1, "test_a.py:3 work", "aten.zeros", "float32", "[100]")
     tests = [
         MarkedSummary(f"test_a.py::{n}", n, breakdown=Breakdown(None, n, (replace(line, n_bytes=n),))) for n in (4, 8)

@@ -179,8 +179,8 @@ MARKED = """
 
 @pytest.mark.parametrize("device", ["cpu", "simulated"])
 def test_a_marked_test_is_broken_down_in_report_and_page(pytester: pytest.Pytester, device: str) -> None:
-    """By line, to the byte, where the run is broken down, though it is within its limits; modules and categories are
-    said to be absent. The report reads back."""
+    """The peak is there by line, to the byte, where the run is broken down, though it is within its limits; modules and
+    categories are said to be absent. The report reads back."""
     where = "" if device == "cpu" else ', device="cuda"'
     pytester.makepyfile(test_marked=MARKED.replace("(256)", f"(256{where})").replace("(512)", f"(512{where})"))
     options = ("--vram-device", device, "--vram-report", "r.json")
