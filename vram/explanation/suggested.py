@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, partial
 from typing import Any
 
 from vram.explanation.failures import attempt
@@ -40,7 +40,13 @@ def suggested(
             return []
 
         def peak_within(context: AbstractContextManager[object]) -> int | None:
-            return attempt(lambda: _peak_within(context, tracer, rerunnable, sample))[0]
+            # A run that is not like the one before says nothing of what is changed in it.
+            return attempt(lambda: _peak_within(context, tracer, rerunnable, sample))[0] if again() else None
+
+        @cache
+        def again() -> bool:
+            unchanged = nullcontext()
+            return attempt(lambda: _peak_within(unchanged, tracer, rerunnable, sample))[0] == curve.peak_bytes
 
         evidence = Evidence(tracer.keyed_at_peak(), curve, uses, traced.categories, log, peak_within)
         return suggestions(evidence, sample, exact=exact)
@@ -92,8 +98,8 @@ def _lap(tracer: TensorTracer, rerunnable: Rerunnable, first: int) -> Lap | None
         traced, _ = attempt(run)
         if traced is None or traced.uses is None:
             return None
-        if traced.uses.failure:
-            raise NotFollowed(traced.uses.failure)
+        if traced.uses.failure or traced.uses.unseen:
+            raise NotFollowed(traced.uses.failure or traced.uses.unseen)
         read |= {id(traced.start[key]) for key, use in traced.uses.items() if use.seen and key in traced.start}
         recorded, backward = recorded or traced.uses.recorded, backward or traced.uses.backward
     kept_bytes = sum(one.n_bytes for _, one in tracer.living_storages() if one.run >= first)

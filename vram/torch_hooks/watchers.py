@@ -53,8 +53,8 @@ def hooked(watcher: Watcher) -> Iterator[None]:
 
 
 @contextmanager
-def wrapped(owner: type, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Have `owner.name` be what `wrap` makes of it, inside the block."""
+def wrapped(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Have `owner.name`, of a class or module, be what `wrap` makes of it, inside the block."""
     own = vars(owner).get(name)
     ours = wrap(getattr(owner, name))
     setattr(owner, name, ours)

@@ -4,6 +4,7 @@ programs that only look alike."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -359,7 +360,7 @@ def previous_with_locals(batches: list[torch.Tensor]) -> None:
 def test_a_step_keeps_its_own_dictionary_of_locals() -> None:
     """Before Python 3.13 `locals()` is the one dictionary of its frame: emptying a variable in the rerun leaves it."""
     traced(previous_with_locals, BATCHES)
-    assert len(LOST) > 4 * len(BATCHES)  # three laps, the traced run, and the one with the variable emptied
+    assert len(LOST) > 5 * len(BATCHES)  # three laps, the traced run, once more, and the one with the variable emptied
     assert not any(LOST)
 
 
@@ -414,6 +415,47 @@ def test_an_error_is_a_gap_of_the_explanation(monkeypatch: pytest.MonkeyPatch) -
         session.assert_peak(recording, 1)
     assert session.summary(recording).absent["suggestions"] == "ValueError: mine"
     assert session.summary(recording).at_peak is not None
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_a_peak_that_another_run_does_not_have(samples: int) -> None:
+    """A step whose every other call needs more: that a rerun with a change needs less says nothing of the change,
+    whether laps differ or only the call after the traced one does."""
+    calls = [0] * samples
+    weight = torch.ones(64, requires_grad=True)
+
+    def step(_: int) -> float:
+        calls.append(len(calls))
+        if len(calls) % 2:
+            torch.zeros(100_000)
+        return float((weight * 2).detach().sum())
+
+    recording = VramSession(SessionOptions()).replay(step, range(samples), laps=3)
+    assert len(set(recording.channels["requested_peak"].ravel().tolist())) == 2
+    at_peak, why = breakdown(recording)
+    assert at_peak is not None, why
+    assert at_peak["bytes"] == recording.peak_bytes()  # the traced run is one that needs more
+    assert "suggestions" not in at_peak
+
+
+def test_reads_that_nobody_follows() -> None:
+    """A thread of a pool that was there before the sample reads all logits: that they are not read is not certain, and
+    the reason is said. One that waits throughout changes nothing."""
+    head, ids = Head(), torch.zeros(1, 20, 16)
+
+    def step(hidden: torch.Tensor, read: Step) -> object:
+        logits = head(hidden)
+        return float(logits[:, -1].sum()), read(logits)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(list).result()
+        inference = torch.inference_mode()
+        assert suggested(inference(lambda x: step(x, lambda _: None)), ids) == ["full logits"]
+        recording = vram.replay(inference(lambda x: step(x, lambda one: pool.submit(one.sum).result())), [ids])
+        at_peak, _ = breakdown(recording)
+    assert at_peak is not None
+    assert "suggestions" not in at_peak
+    assert "ThreadPoolExecutor-" in at_peak["no_suggestions"]
 
 
 def test_a_peak_that_is_not_the_recorded_one() -> None:

@@ -57,6 +57,8 @@ def suggestions(evidence: Evidence, sample: int, *, exact: bool) -> list[dict[st
                 less = f"{bound}{n_bytes:,} B ({format_bytes(n_bytes)}) less at the peak of sample {sample}"
                 text = f"{less}: {found.text}"
                 made.append({"pattern": pattern, "text": text, "saves_bytes": n_bytes})
+    if made and evidence.uses.unseen:
+        raise NotFollowed(evidence.uses.unseen)
     return sorted(made, key=lambda one: -one["saves_bytes"])
 
 

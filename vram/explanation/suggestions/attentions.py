@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch.nn import Module
@@ -27,12 +27,13 @@ def attentions_returned(evidence: Evidence) -> Iterator[Found]:
         yield Found(text, saves_bytes=evidence.curve.peak_bytes - peak_bytes)
 
 
-def _without_flag(roots: Any) -> AbstractContextManager[object]:
+@contextmanager
+def _without_flag(roots: Iterable[Module]) -> Iterator[None]:
     """Call the models without the flag inside the block."""
-    stack = ExitStack()
-    for root in roots:
-        stack.callback(root.register_forward_pre_hook(_unset, with_kwargs=True).remove)
-    return stack
+    with ExitStack() as stack:
+        for root in roots:
+            stack.callback(root.register_forward_pre_hook(_unset, with_kwargs=True).remove)
+        yield
 
 
 def _unset(_: Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

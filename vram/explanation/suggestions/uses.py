@@ -6,7 +6,8 @@ import dis
 import functools
 import gc
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from types import CodeType
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils.dlpack
 
 from vram.explanation.categories import in_backward
 from vram.explanation.failures import in_a_line
@@ -29,7 +31,8 @@ _LOOKS = (_OURS, str(Path(torch.__file__).parent / "_subclasses"))  # at tensors
 # Methods that give a tensor's bytes to somebody whom no dispatch mode sees. Others of Tensor come to one of these.
 _BASE: Any = torch._C.TensorBase  # a subclass may have code of its own for its names
 _CONTAINERS = (list, tuple, dict)  # of an operation's arguments
-_RAW = ("numpy", "tolist", "data_ptr", "__dlpack__", "untyped_storage")
+_RAW: Any = [(torch.Tensor, name) for name in ("numpy", "tolist", "data_ptr", "__dlpack__", "untyped_storage")]
+_RAW += [(owner, "to_dlpack") for owner in (torch, torch.utils.dlpack) if hasattr(owner, "to_dlpack")]
 
 
 class View(NamedTuple):
@@ -119,6 +122,7 @@ class Uses:
         self._uses: dict[int, Use] = {}
         self._collecting = False
         self.failure = ""  # an error of ours, after which nothing is known
+        self.unseen = ""  # who may have read what nobody saw it read
         self.backward = False  # whether a backward pass ran
         self.recorded = False  # whether autograd recorded an operation
         self.graph_left = False  # whether a tensor with a graph was alive when the step returned
@@ -135,12 +139,14 @@ class Uses:
     def following(self) -> Iterator[None]:
         """Follow the run inside the block; operations are brought by the tracer."""
         with ExitStack() as stack:
-            for name in _RAW:
-                stack.enter_context(wrapped(torch.Tensor, name, self._noted))
+            for owner, name in _RAW:
+                stack.enter_context(wrapped(owner, name, self._noted))
+            others = _other_threads()
             gc.callbacks.append(self._collector)
             stack.callback(gc.callbacks.remove, self._collector)
             yield
             self.end = self._position()
+            self.unseen = _ran_meanwhile(others)
             self.graph_left = self.recorded and not self.backward and any(map(_has_graph, living_tensors()))
 
     def ran(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
@@ -225,6 +231,26 @@ class Uses:
 
     def _collector(self, phase: str, _: Any) -> None:
         self._collecting = phase == "start"
+
+
+def _other_threads() -> dict[int, tuple[str, str]]:
+    """Name of each other thread, and the kernel's count of the time that it has run; "" where there is none."""
+    others = {}
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.native_id is not None:
+            count = Path(f"/proc/self/task/{thread.native_id}/schedstat")
+            try:
+                others[thread.native_id] = thread.name, count.read_text()
+            except OSError:  # another system, or a thread that has just ended
+                others[thread.native_id] = thread.name, ""
+    return others
+
+
+def _ran_meanwhile(before: Mapping[int, tuple[str, str]]) -> str:
+    """Says that one of the threads that were there before has run, or may have: nobody followed what it read."""
+    now = _other_threads()
+    ran = [name for thread, (name, count) in before.items() if not count or now.get(thread) != (name, count)]
+    return f"a thread that was there before, {ran[0]}, may have read what is not known" if ran else ""
 
 
 def _has_graph(tensor: torch.Tensor) -> bool:
