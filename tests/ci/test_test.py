@@ -22,6 +22,7 @@ def project(tmp_path: Path) -> Project:
         project.program(project.environment / "bin" / name, f'echo {name} "$@"\nexit "${{{variable}:-0}}"')
     cases = "*built.py*) mkdir -p build/tested; exit ${BUILD:-0};;"
     cases += " *tests/llava) exit ${MODELS:-0};; *tests/docs) exit ${COMMANDS:-0};;"
+    cases += " *--ignore*) exit ${TESTS:-0};; *tests/vram/zoo) exit ${ZOO:-0};;"
     cases += " *tests/memory) echo memory; exit ${MEMORY:-0};;"
     pytest_stub = f'case "$*" in {cases} esac\nexit "${{TESTS:-0}}"'
     where = '${VRAM_TESTED:+ in $(basename "$PWD"), of $(basename "$VRAM_TESTED")}'
@@ -36,10 +37,11 @@ def test_everything_runs_and_the_memory_suite_is_printed_last(project: Project) 
 
     assert (ended.returncode, ended.stderr) == (0, "")
     assert lines[0] == "python ci/built.py build"
-    assert re.fullmatch(rf"python -m coverage run -m pytest --full -q (-n .* )?tests/vram{WHEEL}", lines[1])
-    for line, folders in zip(lines[2:4], ("tests/himap tests/llava", "tests/ci tests/docs"), strict=True):
+    rest = "tests/vram --ignore tests/vram/zoo"
+    parts = (rest, "tests/vram/zoo", "tests/himap tests/llava", "tests/ci tests/docs")
+    for line, folders in zip(lines[1:5], parts, strict=True):
         assert re.fullmatch(rf"python -m coverage run -m pytest --full -q (-n .* )?{folders}{WHEEL}", line)
-    assert lines[4:] == [
+    assert lines[5:] == [
         "ruff check .",
         "ruff format --check .",
         "mypy",
@@ -58,6 +60,7 @@ def test_everything_runs_and_the_memory_suite_is_printed_last(project: Project) 
         ("MYPY", "checks"),
         ("LINT_IMPORTS", "checks"),
         ("TESTS", "tests/vram"),
+        ("ZOO", "tests/vram/zoo"),
         ("MODELS", "tests/himap,llava"),
         ("COMMANDS", "tests/ci,docs"),
         ("MEMORY", "tests/memory"),
@@ -68,7 +71,7 @@ def test_whatever_fails_fails_the_run_and_the_rest_still_runs(project: Project, 
     ended = project.run("test", **{variable: "1"})
 
     assert (ended.returncode, ended.stderr) == (1, f"ci/test: failed: {part}\n")
-    assert len(ended.stdout.splitlines()) == 10
+    assert len(ended.stdout.splitlines()) == 11
 
 
 def test_a_wheel_that_cannot_be_built_is_not_tested(project: Project) -> None:
