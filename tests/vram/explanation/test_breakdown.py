@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -132,9 +133,9 @@ def test_caches_of_transformers() -> None:
     assert {piece.module for piece in caches} == {"model.layers.*.self_attn"}
 
 
-def test_the_simulated_card_adds_up() -> None:
+def test_the_simulated_card_adds_up(tmp_path: Path) -> None:
     """Blocks of the allocator: workspaces that libraries keep, and the scratch memory of a sort's kernels."""
-    session = VramSession(SessionOptions(device="simulated:A100-40", breakdown="always"))
+    session = VramSession(SessionOptions(device="simulated:A100-40", breakdown="always", snapshots=tmp_path))
     with session.on_device():
         model = nn.Linear(64, 64).to("cuda:0")
 
