@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,7 +46,7 @@ def growth_of(
     return found
 
 
-def test_growth_by_module_and_category() -> None:
+def test_growth_by_module_and_category(tmp_path: Path) -> None:
     """A list that keeps what layers return, weights made anew in every sample, and a state: whose they are is said."""
     model, log = Model(), []
 
@@ -54,7 +55,7 @@ def test_growth_by_module_and_category() -> None:
         log.append(model(torch.zeros(n, 8)))
         log.append(torch.zeros(3))
 
-    session = VramSession(SessionOptions(device="cpu"))
+    session = VramSession(SessionOptions(device="cpu", snapshots=tmp_path))
     recording = session.replay(step, [1, 2] * 10)
     with pytest.raises(vram.MemoryGrowth) as failure:
         session.assert_stable(recording)
@@ -112,9 +113,9 @@ def test_growth_of_a_peak() -> None:
     assert [(piece.op, piece.n_bytes) for piece in found.kept.pieces] == [("aten.zeros", 19 * 64 * 4)]
 
 
-def test_growth_on_a_simulated_card() -> None:
+def test_growth_on_a_simulated_card(tmp_path: Path) -> None:
     """The same of blocks, whose numbers are others in every run."""
-    session = VramSession(SessionOptions(device="simulated:A100-40"))
+    session = VramSession(SessionOptions(device="simulated:A100-40", snapshots=tmp_path))
     log: list[object] = []
     with session.on_device():
         model = Model().to("cuda:0")
@@ -149,7 +150,7 @@ class Session:
         self.data, self.me = data, self
 
 
-def test_garbage_over_its_limit() -> None:
+def test_garbage_over_its_limit(tmp_path: Path) -> None:
     """The sample with most garbage runs once more; what its cycles kept adds up to what was recorded."""
     model = Model()
     ran: list[int] = []
@@ -160,7 +161,7 @@ def test_garbage_over_its_limit() -> None:
         Session((model(torch.zeros(n, 8)), torch.zeros(n)))
         torch.zeros(100)
 
-    session = VramSession(SessionOptions(device="cpu"))
+    session = VramSession(SessionOptions(device="cpu", snapshots=tmp_path))
     recording = session.replay(step, [2, 5, 1], laps=3)
     ran.clear()
     with pytest.raises(vram.GarbageExceeded) as failure:
@@ -180,7 +181,7 @@ def test_garbage_over_its_limit() -> None:
     assert first.startswith("    320 B test_kept.py") or "in 2 x layers.* (activations)" in first
 
 
-def test_garbage_that_is_reported() -> None:
+def test_garbage_that_is_reported(tmp_path: Path) -> None:
     """The rerun of the highest sample suffices where that makes most garbage; another sample is run for itself."""
     ran: list[int] = []
 
@@ -189,7 +190,7 @@ def test_garbage_that_is_reported() -> None:
         torch.zeros(sample[0])
         Session(torch.zeros(sample[1]))
 
-    session = VramSession(SessionOptions(device="cpu", breakdown="always"))
+    session = VramSession(SessionOptions(device="cpu", breakdown="always", snapshots=tmp_path))
     session.replay(step, [(64, 8), (128, 16)], laps=3, name="same")
     assert ran[6:] == [128]
     session.replay(step, [(64, 16), (128, 8)], laps=3, name="other")
@@ -201,7 +202,7 @@ def test_garbage_that_is_reported() -> None:
         assert re.search(r": 64 B \S+test_kept.py:\d+ step: aten.zeros float32 \[16\]", one.garbage_text)
 
 
-def test_garbage_that_python_collects_itself_counts() -> None:
+def test_garbage_that_python_collects_itself_counts(tmp_path: Path) -> None:
     """A collection during the sample, as an automatic one is, and none of a call by the step."""
 
     def step(_: int) -> None:
@@ -211,14 +212,14 @@ def test_garbage_that_python_collects_itself_counts() -> None:
         for _each in range(5000):
             Session(None)
 
-    session = VramSession(SessionOptions(device="cpu", breakdown="always"))
+    session = VramSession(SessionOptions(device="cpu", breakdown="always", snapshots=tmp_path))
     (one,) = [session.summary(session.replay(step, [0], laps=3))]
     assert one.garbage_kept is not None
     assert one.garbage_kept.n_bytes == one.garbage_bytes == 64
     assert one.garbage_kept.untraced_bytes == 0
 
 
-def test_garbage_of_what_grows_needs_no_run_more() -> None:
+def test_garbage_of_what_grows_needs_no_run_more(tmp_path: Path) -> None:
     """The runs that explain growth tell of garbage too."""
     log: list[torch.Tensor] = []
     ran: list[int] = []
@@ -228,7 +229,7 @@ def test_garbage_of_what_grows_needs_no_run_more() -> None:
         log.append(torch.zeros(4))
         Session(torch.zeros(n))
 
-    session = VramSession(SessionOptions(device="cpu"))
+    session = VramSession(SessionOptions(device="cpu", snapshots=tmp_path))
     recording = session.replay(step, [8, 16] * 10)
     before = len(ran)
     with pytest.raises(vram.MemoryGrowth):
@@ -240,7 +241,7 @@ def test_garbage_of_what_grows_needs_no_run_more() -> None:
     assert "garbage" not in (one.explanation or {})
 
 
-def test_more_garbage_than_was_recorded_is_said() -> None:
+def test_more_garbage_than_was_recorded_is_said(tmp_path: Path) -> None:
     """A sample that makes more of it when it runs again: no pieces, and why."""
     ran: list[int] = []
 
@@ -248,7 +249,7 @@ def test_more_garbage_than_was_recorded_is_said() -> None:
         ran.append(1)
         Session(torch.zeros(16 if len(ran) <= 3 else 32))
 
-    session = VramSession(SessionOptions(device="cpu", breakdown="always"))
+    session = VramSession(SessionOptions(device="cpu", breakdown="always", snapshots=tmp_path))
     one = session.summary(session.replay(step, [0], laps=3))
     assert one.garbage_kept is None
     assert one.absent["breakdown of garbage"] == (
