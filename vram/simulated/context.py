@@ -28,15 +28,7 @@ from vram.simulated.kernels.batch_norm import backward_results
 from vram.simulated.kernels.call import Steps
 from vram.simulated.kernels.composite import COMPOSED, ONE_KERNEL, RMS_NORM, grouped_product, rms_norm
 from vram.simulated.kernels.cublas import by_triton, is_product, lt_workspace_bytes, takes_lt, workspace_bytes
-from vram.simulated.kernels.scratch import (
-    Call,
-    allocated,
-    around,
-    made_last,
-    preparation,
-    scratch,
-    takes_result_alone,
-)
+from vram.simulated.kernels.scratch import Call, allocated, around, made_last, preparation, scratch, takes_result_alone
 from vram.simulated.kernels.uncounted import bound, operand_bytes, whose_memory
 from vram.simulated.known_values import KnownValues
 from vram.simulated.modes import CardMode, Elsewhere, Follow
