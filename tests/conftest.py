@@ -12,7 +12,7 @@ import torch
 
 from tests.forking import commands
 
-# What a run of the plugin and a worker of pytest-xdist import, and no test looks at the import of.
+# Modules that a run of the plugin and a worker of pytest-xdist import; no test looks at how they are imported.
 IMPORTED = [name for name in ("torch", "numpy", "jinja2", "pytest", "execnet") if find_spec(name)]
 
 

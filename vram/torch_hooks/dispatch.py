@@ -161,8 +161,8 @@ VIEWS = frozenset(
         *("t", "transpose", "unbind", "unsqueeze", "view"),
     )
 )
-# By the address of an operation (its own hash is Python code): itself, which keeps the address; whether it is
-# `composite`; whether it is one of VIEWS.
+# Facts of each operation by its id, as its own hash is Python code: the operation, so that no other gets that id;
+# whether it is `composite`; whether it is one of VIEWS.
 _KINDS: dict[int, tuple[Any, bool, bool]] = {}
 
 

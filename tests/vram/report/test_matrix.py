@@ -18,7 +18,7 @@ Row = tuple[str, str, str, str]  # outcome, growth, peak, limit
 
 @pytest.fixture(scope="session")
 def shown(tmp_path_factory: pytest.TempPathFactory, programs: Path) -> Surfaces:
-    """Takes 10 s: two runs of pytest in processes of their own, which no tensor of another test is alive in."""
+    """Takes long: two runs of pytest in processes of their own, which no tensor of another test is alive in."""
     return surfaces(tmp_path_factory.mktemp("matrix"), str(programs / "python"))
 
 
