@@ -164,6 +164,21 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     ),
     "back through layer_norm by columns": (lambda x: _back_through_layer_norm(x.t(), x.t()), 3 * FLOATS + 2 * N * 4),
     "put a tensor at indices": (lambda x: x.index_put_((torch.tensor([1]).to("cuda"),), x[0]), 512),
+    "any of one number": (lambda x: x[0, 0].any(), 512 + 512),
+    "all of one bit": (lambda x: x.new_zeros(1, dtype=torch.bool).all(), 512 + 512),
+    "places of one number": (lambda x: x.new_zeros(()).nonzero(), 512 + COUNT + 512),
+    # Absolute values, their bounds, what is near, equal and finite: seven blocks at once.
+    "allclose": (lambda x: torch.allclose(ones := x.new_ones(4), ones), 512 + 7 * 512),
+    "unpooled by columns": (
+        lambda x: F.max_unpool2d(x.t()[None], torch.zeros_like(x, dtype=torch.int64).t()[None], 1),
+        2 * (INDICES + FLOATS),
+    ),
+    "unpooled by rows": (
+        lambda x: F.max_unpool2d(x[None], torch.zeros_like(x, dtype=torch.int64)[None], 1),
+        INDICES + FLOATS,
+    ),
+    "back through pdist of 0": (lambda x: _aten._pdist_backward(x[0, :1], x[:2], 0.0, x[0, :1]), 2 * N * 4),
+    "back through pdist of 2": (lambda x: _aten._pdist_backward(x[0, :1], x[:2], 2.0, x[0, :1]), 2 * 2 * N * 4),
 }
 
 

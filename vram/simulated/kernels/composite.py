@@ -17,6 +17,7 @@ ONE_KERNEL = {_aten.silu_backward.default, _aten.mish_backward.default}
 COMPOSED = {
     _aten._safe_softmax.default,
     _aten.affine_grid_generator.default,
+    _aten.allclose.default,
     _aten.binary_cross_entropy_with_logits.default,
     _aten.dist.default,
     _aten.isinf.default,

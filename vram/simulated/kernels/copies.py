@@ -65,7 +65,7 @@ def _windows_back(call: Call) -> Steps:
 def _distances_back(call: Call) -> Steps:
     """Parts that each other point adds to the gradient of each (DistanceKernel.cu)."""
     n, size = call.args[1].shape
-    if n > 1:
+    if n > 1 and call.args[2] != 0:  # the number of components that differ has no gradient
         parts = meta((n - 1, n, size), call.result.dtype)
         yield empty(parts.shape, parts.dtype)
         for n_bytes in buffers(parts, (0,), max(4, parts.itemsize), call.card) or ():

@@ -97,8 +97,13 @@ def _chosen(call: Call) -> int:
 
 
 def _placed(call: Call) -> Steps:
-    yield from contiguous(call.args[0])
-    yield from _placing(call, call.args[0].numel())
+    x = call.args[0]
+    yield from contiguous(x)
+    if x.dim():
+        yield from _placing(call, x.numel())
+    else:  # true or not, it has no places (Nonzero.cu); a sum of one takes a byte
+        yield empty((), torch.int32)
+        yield of_bytes(1)
 
 
 def _placing(call: Call, n: int) -> Steps:
@@ -161,6 +166,12 @@ def _is_in(call: Call) -> Steps:
         yield of_bytes(elements.numel())
 
 
+def _unpooled(call: Call) -> Steps:
+    """Source: `max_unpooling2d_forward_out_cuda` in aten/src/ATen/native/cuda/MaxUnpooling.cu."""
+    for x in call.args[:2]:
+        yield from contiguous(x)
+
+
 def _averaged(call: Call) -> Steps:
     """Ones, added as the values are, count how many values meet at each place."""
     into, source, reduce = call.args[0], call.args[3], call.argument(4, "reduce")
@@ -190,5 +201,6 @@ RULES: Rules = {
     "nonzero": _placed,
     "index": _indexed,
     "isin": _is_in,
+    **dict.fromkeys(("max_unpool2d", "max_unpool3d"), _unpooled),
 }
 BEFORE: Rules = {"repeat_interleave": _summed_to_repeat, "masked_scatter_backward": _chosen_back}

@@ -108,6 +108,10 @@ def _extreme(call: Call) -> Steps:
 
 def _true(call: Call) -> Steps:
     x = call.args[0]
+    if x.numel() == 1:  # no reduction: it is converted, then copied (allany_impl in ReduceOps.cpp)
+        if x.dtype != torch.bool:
+            yield empty((), torch.bool)
+        return
     yield from _shared(call, _dims(call), x.dtype.itemsize if call.version < (2, 12) else 1, x)
 
 
