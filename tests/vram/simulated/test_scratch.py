@@ -169,6 +169,8 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "places of one number": (lambda x: x.new_zeros(()).nonzero(), 512 + COUNT + 512),
     # Absolute values, their bounds, what is near, equal and finite: seven blocks at once.
     "allclose": (lambda x: torch.allclose(ones := x.new_ones(4), ones), 512 + 7 * 512),
+    "normal by deviations": (lambda x: torch.normal(x, x), FLOATS + 512 + 512),
+    "normal by means": (lambda x: torch.normal(x, 1.0), 2 * FLOATS),
     "unpooled by columns": (
         lambda x: F.max_unpool2d(x.t()[None], torch.zeros_like(x, dtype=torch.int64).t()[None], 1),
         2 * (INDICES + FLOATS),

@@ -120,8 +120,13 @@ def _drawn(call: Call) -> Steps:
 
 
 def _normal(call: Call) -> Steps:
+    """The least of several deviations must not be negative (`normal_out_impl` in DistributionTemplates.h)."""
     if call.func is _aten.normal.Tensor_float:
         yield empty(call.result.shape, call.result.dtype)
+    deviations = call.argument(1, "std")
+    if isinstance(deviations, Tensor) and deviations.numel():
+        yield empty((), deviations.dtype)
+        yield empty((), torch.bool)
 
 
 def _drawn_by(call: Call) -> Steps:

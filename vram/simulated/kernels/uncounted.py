@@ -19,7 +19,7 @@ _FFT, _LINALG = "cuFFT's workspace", "the workspace of a decomposition (cuSOLVER
 _WITHOUT = {"linalg_cross", "linalg_matrix_exp", "linalg_solve_triangular", "linalg_vector_norm"}
 _BY_KERNELS = (
     *("_trilinear", "_unique", "_unique2", "multi_margin_loss", "multilabel_margin_loss_forward", "renorm"),
-    *("unique_consecutive", "unique_dim", "unique_dim_consecutive"),
+    *("lu_unpack", "nonzero_static", "unique_consecutive", "unique_dim", "unique_dim_consecutive"),
 )
 _BY_CALL = ("sort", "_scaled_dot_product_efficient_attention_backward", "embedding_dense_backward")
 _WHOSE = {
