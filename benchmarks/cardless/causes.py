@@ -7,6 +7,13 @@ _CAUSES: dict[str, tuple[str, ...]] = {
         *("combinations", "masked_scatter", "linalg.ldl_factor", "linalg.cholesky"),
         *("histc", "bincount"),
     ),
+    "on the stub driver the host decides by what no kernel wrote: how many classes or different values there are": (
+        *("nn.functional.one_hot", "isin"),
+    ),
+    "the search for zeros in a tensor of one number or none is not counted": ("prod",),
+    "two masks are joined in place on a card; for fake tensors C++ takes another formula": ("isclose",),
+    "the places of pivots, or of what is not zero, are not counted; a remark says so": ("lu_unpack", "nonzero_static"),
+    "not found; the gradients of weight and bias of few numbers a group": ("nn.functional.group_norm",),
     "the gradient of a value that is a tensor is chosen by the mask; for fake tensors C++ takes another formula": (
         "masked_fill",
     ),
@@ -29,6 +36,7 @@ _CAUSES: dict[str, tuple[str, ...]] = {
     ),
     "the workspace of a decomposition is not counted; a remark says so": (
         *("linalg.det", "linalg.slogdet", "linalg.inv", "linalg.pinv", "linalg.pinv, hermitian", "logdet"),
+        *("linalg.eig", "linalg.eigvals", "linalg.matrix_power", "linalg.pinv, singular", "linalg.solve"),
     ),
     "a search for the true elements of a mask is not counted": ("index_fill", "index_put"),
     "an operation of attention, called by itself: its copies and sums are not counted": (

@@ -39,7 +39,7 @@ from vram.cards import Card
 from vram.simulated.context import SimulatedCuda
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "int64": torch.int64}
-MOST = {"forward": 14, "backward": 4}  # samples of an operation and dtype
+MOST = 14  # samples of an operation and dtype
 DIRECTIONS = {"forward": "samples", "backward": "samples-backward"}  # and their kinds of evidence
 _SECONDS = 120  # for a sample
 _CARD, _CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -76,7 +76,7 @@ def samples(operation: Any, directions: Collection[str]) -> Iterator[tuple[Key, 
             number = -1
             try:
                 with torch.no_grad():  # as `sample_inputs`, which notes where each is made, and takes its time for it
-                    made = islice(operation.sample_inputs_func(operation, "cpu", dtype, backward), MOST[direction])
+                    made = islice(operation.sample_inputs_func(operation, "cpu", dtype, backward), MOST)
                     for number, sample in enumerate(made):
                         yield (direction, name, number), sample
             except Exception as error:  # of a kernel that the CPU lacks
