@@ -202,6 +202,14 @@ UNCOUNTED: dict[str, tuple[Callable[[], Any], str]] = {
         "the workspace of a decomposition (cuSOLVER, MAGMA)",
     ),
     "renorm": (lambda: torch.renorm(on_card(64, 64, dtype=torch.float32), 2, 0, 1.0), "temporary memory of renorm"),
+    "places of pivots": (
+        lambda: torch.lu_unpack(on_card(64, 64, dtype=torch.float32), on_card(64).int()),
+        "temporary memory of lu_unpack",
+    ),
+    "so many places": (
+        lambda: torch.nonzero_static(on_card(64), size=8),
+        "temporary memory of nonzero_static",
+    ),
     "sort of half precision": (lambda: on_card(8192).sort(), "temporary memory of a sort of half precision"),
     "gradient of many embeddings": (
         lambda: embeddings_back(3073),
