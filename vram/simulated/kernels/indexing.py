@@ -167,7 +167,7 @@ def _is_in(call: Call) -> Steps:
 
 
 def _unpooled(call: Call) -> Steps:
-    """Source: `max_unpooling2d_forward_out_cuda` in aten/src/ATen/native/cuda/MaxUnpooling.cu."""
+    """Copies of values and places that are not contiguous (MaxUnpooling.cu)."""
     for x in call.args[:2]:
         yield from contiguous(x)
 
