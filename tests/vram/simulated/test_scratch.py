@@ -175,6 +175,10 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
         lambda x: F.max_unpool2d(x.t()[None], torch.zeros_like(x, dtype=torch.int64).t()[None], 1),
         2 * (INDICES + FLOATS),
     ),
+    "unpooled volume by columns": (
+        lambda x: F.max_unpool3d(x.t()[None, None], torch.zeros_like(x, dtype=torch.int64).t()[None, None], 1),
+        2 * (INDICES + FLOATS),
+    ),
     "unpooled by rows": (
         lambda x: F.max_unpool2d(x[None], torch.zeros_like(x, dtype=torch.int64)[None], 1),
         INDICES + FLOATS,
