@@ -10,7 +10,6 @@ _CAUSES: dict[str, tuple[str, ...]] = {
     "on the stub driver the host decides by what no kernel wrote: how many classes or different values there are": (
         *("nn.functional.one_hot", "isin"),
     ),
-    "the search for zeros in a tensor of one number or none is not counted": ("prod",),
     "two masks are joined in place on a card; for fake tensors C++ takes another formula": ("isclose",),
     "the places of pivots, or of what is not zero, are not counted; a remark says so": ("lu_unpack", "nonzero_static"),
     "not found; the gradients of weight and bias of few numbers a group": ("nn.functional.group_norm",),

@@ -49,11 +49,12 @@ _WRITES = {
 # In these, products and differences are written into whatever was made but negatives, unless it gets its own graph.
 _LOSSES = {"BinaryCrossEntropyBackward0", "BinaryCrossEntropyWithLogitsBackward0"}
 _WRITES_OF_LOSSES = {_aten.sub.Tensor: _aten.sub_.Tensor, _aten.mul.Tensor: _aten.mul_.Tensor}
-# Formulas that a card chooses by whether a value is 0, and the first operation of those that subclasses get.
+# Formulas that a card chooses by whether a value is 0, and the first operation of those that subclasses get. Those of
+# prod unpack their result first, also where they do nothing else.
 _BY_ZEROS = {
     "CumprodBackward0": _aten.eq.Scalar,
-    "ProdBackward0": _aten.ones.default,
-    "ProdBackward1": _aten.ones.default,
+    "ProdBackward0": _aten.detach.default,
+    "ProdBackward1": _aten.detach.default,
 }
 # Files of the frames between C++ code and the mode that follows a simulated card.
 _BETWEEN = {
@@ -212,10 +213,29 @@ class Engine:
         made = here.made if number == here.node else ()
         here.node, here.made = number, ()
         if name in _BY_ZEROS and func is _BY_ZEROS[name]:
-            raise NotImplementedError(_ZEROS)
+            self._search_zeros(node)
         if name in _LOSSES and not torch.is_grad_enabled():
             return made, func is not _aten.neg.default, _WRITES_OF_LOSSES.get(func)
         return made, func in _JUST_MADE, _WRITES.get(func)
+
+    def _search_zeros(self, node: Any) -> None:
+        """Allocate what a card does to look for zeros in a product's factors, where there are none: the same whatever
+        their values (`prod_backward` in FunctionsManual.cpp). Raises NotImplementedError where there are some.
+        """
+        (function, number), *_ = node.next_functions
+        shape = function._input_metadata[number].shape
+        if not shape:
+            return  # a number's product is itself
+        if 0 not in shape:
+            raise NotImplementedError(_ZEROS)
+        run = self._card.run
+        mask = run(_aten.zeros.default, (list(shape),), {"dtype": torch.bool, "device": self._card.device})
+        if node.name() == "ProdBackward0":
+            run(_aten.nonzero.default, (mask,), {})
+        else:
+            dim = node._saved_dim % 2**64  # of an int64 that it gives as an unsigned one
+            counts = run(_aten.sum.dim_IntList, (mask, [dim - 2**64 if dim >= 2**63 else dim], True), {})
+            run(_aten.sum.default, (counts,), {})
 
     def _in_place(self, old: Tensor, new: Tensor) -> bool:
         """Whether the engine, on a card, would add `new` to `old` in place: `can_accumulate_inplace`."""

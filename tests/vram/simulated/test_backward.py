@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import graph
 from torch.nn import functional as F  # noqa: N812 (as everybody calls it)
 from torch.utils.checkpoint import checkpoint
 
 from tests.vram.simulated.devices import device
+from vram.simulated.context import SimulatedCuda
 
 SIDE = 512
 MIB = 2**20  # one matrix of SIDE x SIDE in float32
@@ -124,11 +126,51 @@ def test_a_single_number_s_gradient_that_the_caller_has_is_copied() -> None:
         assert cuda.allocator.allocated_bytes - before == 512
 
 
-@pytest.mark.parametrize("function", [torch.prod, lambda x: x.cumprod(0)], ids=["prod", "cumprod"])
-def test_products_whose_formula_depends_on_zeros_are_refused(function: Callable[[Tensor], Tensor]) -> None:
+PRODUCTS: dict[str, Callable[[], Tensor]] = {
+    "prod": lambda: matrix(requires_grad=True).prod(),
+    "prod of rows": lambda: matrix(requires_grad=True).prod(1),
+    "prod of one number": lambda: torch.ones(1, device="cuda", requires_grad=True).prod(),
+    "prod of one row": lambda: (torch.ones(1, 5, device="cuda", requires_grad=True) * 2).prod(0, keepdim=True),
+    "prod, kept elsewhere": lambda: _kept_in_main_memory(torch.ones(1, device="cuda", requires_grad=True)),
+    "cumprod": lambda: matrix(requires_grad=True).cumprod(0),
+}
+
+
+def _kept_in_main_memory(x: Tensor) -> Tensor:
+    with graph.save_on_cpu():
+        return x.prod(0, keepdim=True)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_whose_formula_depends_on_zeros_are_refused(name: str) -> None:
     """A card has one for values that are not 0, and others for those that are; the refusal names a way out."""
     with device(), pytest.raises(NotImplementedError, match="use sums of logarithms"):
-        function(matrix(requires_grad=True)).sum().backward()
+        PRODUCTS[name]().sum().backward()
+
+
+# Shape of the factors, dimension, and requested bytes at the peak from a gradient that is given, as PyTorch's own CUDA
+# code has them on the stub driver: a number's gradient; else how many zeros a row has and their sum, or where they are.
+PRODUCTS_WITHOUT_ZEROS = {
+    "a number": ((), None, 4),
+    "no factor": ((0,), None, 771),
+    "no factor in a row": ((0, 5), 0, 48),
+    "no factor in a row, counted from the end": ((3, 0, 700), -2, 3 * 700 * 8 + 8),
+    "no row": ((0, 5), 1, 8),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS_WITHOUT_ZEROS)
+def test_a_product_that_can_t_have_a_zero_looks_for_it(name: str) -> None:
+    """As a card does, which does not so for fake tensors."""
+    shape, dim, peak = PRODUCTS_WITHOUT_ZEROS[name]
+    with SimulatedCuda("H100") as cuda:
+        x = torch.ones(shape, device="cuda", requires_grad=True)
+        y = x.prod() if dim is None else x.prod(dim, keepdim=True)
+        gradient = torch.ones_like(y)
+        before = cuda.allocator.requested_bytes
+        cuda.allocator.reset_peak()
+        y.backward(gradient)
+        assert cuda.allocator.stats.requested_bytes.peak - before == peak
 
 
 @pytest.mark.parametrize("to_none", [True, False])
