@@ -12,7 +12,6 @@ _CAUSES: dict[str, tuple[str, ...]] = {
     ),
     "two masks are joined in place on a card; for fake tensors C++ takes another formula": ("isclose",),
     "the places of pivots, or of what is not zero, are not counted; a remark says so": ("lu_unpack", "nonzero_static"),
-    "not found; the gradients of weight and bias of few numbers a group": ("nn.functional.group_norm",),
     "the gradient of a value that is a tensor is chosen by the mask; for fake tensors C++ takes another formula": (
         "masked_fill",
     ),

@@ -47,6 +47,12 @@ def filled_cross(x: Tensor) -> None:
     x[x[:, 0] > 0, x[0] > 0] = 0.0
 
 
+def _back_through_group_norm(x: Tensor) -> object:
+    """Of N samples of N channels of one element, in two groups."""
+    statistics = x[:, :2].contiguous()
+    return _aten.native_group_norm_backward(x, x, statistics, statistics, x[0], N, N, 1, 2, [True, True, True])
+
+
 def _back_through_layer_norm(gradient: Tensor, x: Tensor) -> object:
     statistics, weights = x[:, :1], x[0]
     rows = (gradient, x, [N], statistics, statistics, weights, weights, [True, True, True])
@@ -156,6 +162,11 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "back through log_softmax by columns": (
         lambda x: _aten._log_softmax_backward_data(x.t(), x.t(), -1, x.dtype),
         3 * FLOATS,
+    ),
+    # Three gradients, two sums a channel of each sample, two numbers a group. The statistics are there before.
+    "back through group_norm of single elements": (
+        _back_through_group_norm,
+        (FLOATS + 2 * N * 4) + 2 * FLOATS + 2 * N * 2 * 4 + N * 2 * 4,
     ),
     "back through layer_norm": (lambda x: _back_through_layer_norm(x, x), FLOATS + 2 * N * 4),
     "back through layer_norm, of one number": (

@@ -60,20 +60,18 @@ def _back_by_groups(call: Call) -> Steps:
     gradient, x, _, _, weight, samples, channels, pixels, groups, wanted = call.args[:10]
     wide = torch.float32 if x.dtype in HALF else x.dtype
     of_channels, of_groups = empty((samples, channels), wide), empty((samples, groups), wide)
-    copies = sum(not each.is_contiguous() for each in (gradient, x))
+    before = sum(not each.is_contiguous() for each in (gradient, x)) + 2  # copies, and the sums of channels
     yield from contiguous(gradient)
     yield from contiguous(x)
-    if pixels > 1:
-        yield of_channels
-        yield of_channels
-        copies += 2
+    yield of_channels
+    yield of_channels
     if wanted[0]:
         yield of_groups
         yield of_groups
         if pixels > 1 and weight is not None:
             yield of_channels
-        yield copies + 1  # they go in this order, which the allocator sees
-        yield copies
+        yield before + 1  # they go in this order, which the allocator sees
+        yield before
 
 
 # Reductions (ReduceOps.cpp, Reduce.cuh)
