@@ -10,7 +10,6 @@ _CAUSES: dict[str, tuple[str, ...]] = {
     "on the stub driver the host decides by what no kernel wrote: how many classes or different values there are": (
         *("nn.functional.one_hot", "isin"),
     ),
-    "two masks are joined in place on a card; for fake tensors C++ takes another formula": ("isclose",),
     "the places of pivots, or of what is not zero, are not counted; a remark says so": ("lu_unpack", "nonzero_static"),
     "the gradient of a value that is a tensor is chosen by the mask; for fake tensors C++ takes another formula": (
         "masked_fill",

@@ -19,6 +19,7 @@ from vram.simulated.assumptions import FINITENESS
 from vram.simulated.device import DEVICE, cuda_device, names_the_card, with_index
 from vram.simulated.kernels.composite import one_hot, takes_one_hot
 from vram.simulated.known_values import KnownValues
+from vram.simulated.modes import IS_CLOSE, joining_in_place
 from vram.simulated.operations import is_real, tensors, unmodelled
 from vram.torch_hooks.dispatch import dispatches
 
@@ -181,6 +182,15 @@ def _finiteness(mode: CardFunctions, func: Any, args: Any, kwargs: Any) -> Any:
     return result
 
 
+def _is_close(mode: CardFunctions, func: Any, args: Any, kwargs: Any) -> Any:
+    """Where there may be a graph, autograd takes it apart before a mode sees it."""
+    operands = tensors((args, kwargs))
+    if len(operands) != 2 or not any(each.device.type == "cuda" for each in operands):
+        return _NOT_HANDLED
+    with joining_in_place(IS_CLOSE, operands):
+        return mode._on_card(func, args, kwargs)
+
+
 def _share_memory(_: CardFunctions, __: Any, args: Any, kwargs: Any) -> Any:
     return args[0] if isinstance(args[0], FakeTensor) else _NOT_HANDLED  # no other process sees it
 
@@ -241,6 +251,7 @@ _HANDLERS: dict[Any, _Handler] = {
     **dict.fromkeys(_BY_ELEMENT, _by_element),
     torch.Tensor.__format__: _format,
     **dict.fromkeys(FINITENESS, _finiteness),
+    **dict.fromkeys((torch.isclose, torch.Tensor.isclose), _is_close),
     torch.Tensor.share_memory_: _share_memory,
     torch.Tensor.pin_memory: _pin_memory,
     **dict.fromkeys((_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu), _recurrent),

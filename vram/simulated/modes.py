@@ -17,10 +17,12 @@ from vram.simulated.fake_results import MISSING, FakeResults
 from vram.simulated.kernels.composite import COMPOSED, RMS_NORM
 from vram.simulated.operations import tensors, unmodelled
 from vram.simulated.serialization import NO_BYTES
+from vram.simulated.torch_build import release
 from vram.torch_hooks.dispatch import DispatchMode, LeavingSubclasses, composite, dispatches, in_parts
 
 _aten = torch.ops.aten
 _LINEAR = _aten.linear.default
+IS_CLOSE = _aten.isclose.default
 _DEVICE_OF = torch.ops.prim.device.default
 
 
@@ -114,8 +116,7 @@ class Follow(LeavingSubclasses):
             # The parts of a composite operation are what allocates; but a card has a kernel for one of them.
             on_card = self._simulation.device.type == "cuda"
             if composite(func) and not (func is RMS_NORM and on_card and args[0].device.type == "cuda"):
-                has_bias = func is _LINEAR and len(args) > 2
-                with self, _InPlace() if has_bias and on_card else nullcontext():  # type: ignore[no-untyped-call]
+                with self, joining_in_place(func, args) if on_card else nullcontext():
                     return in_parts(func, args, kwargs or {})
             if func in COMPOSED and on_card:
                 with self:
@@ -126,11 +127,32 @@ class Follow(LeavingSubclasses):
             raise error.with_traceback(None)  # noqa: B904 (it is the same)
 
 
+def joining_in_place(func: Any, args: Any) -> AbstractContextManager[object]:
+    """Entered around an operation that C++ takes apart: what it writes in place on a card, but not for fake tensors.
+
+    A bias is added to the product (aten/src/ATen/native/Linear.cpp). Of the masks of two tensors, which say where each
+    is not a number, the second goes into the first where both tensors are alike (`isclose` in TensorCompare.cpp); in a
+    torch before 2.13, where it fits.
+    """
+    if func is _LINEAR and len(args) > 2:
+        return _InPlace(_aten.add.Tensor, _aten.add_.Tensor)
+    if func is IS_CLOSE:
+        first, second = (each.shape for each in args[:2])
+        broadcast = torch.broadcast_shapes(first, second)  # type: ignore[no-untyped-call]
+        if first == (second if release() >= (2, 13) else broadcast):
+            return _InPlace(_aten.bitwise_and.Tensor, _aten.bitwise_and_.Tensor)
+    return nullcontext()
+
+
 class _InPlace(DispatchMode):
-    """Inside, a bias is added in place, as C++ does where no mode is on (aten/src/ATen/native/Linear.cpp)."""
+    """Inside, the result of one operation is written into its first operand."""
+
+    def __init__(self, func: Any, in_place: Any) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._func, self._in_place = func, in_place
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return args[0].add_(args[1]) if func is _aten.add.Tensor else func(*args, **(kwargs or {}))
+        return (self._in_place if func is self._func else func)(*args, **(kwargs or {}))
 
 
 class Elsewhere(DispatchMode):

@@ -180,6 +180,21 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
     "places of one number": (lambda x: x.new_zeros(()).nonzero(), 512 + COUNT + 512),
     # Absolute values, their bounds, what is near, equal and finite: seven blocks at once.
     "allclose": (lambda x: torch.allclose(ones := x.new_ones(4), ones), 512 + 7 * 512),
+    # Where both are equal, where each is not a number: the last goes into the one before, if both are alike.
+    "isclose without tolerance": (lambda x: x.isclose(x + 1, 0.0, 0.0, equal_nan=True), FLOATS + 3 * BITS),
+    "allclose without tolerance": (
+        lambda x: torch.allclose(ones := x.new_ones(4), ones, 0.0, 0.0, equal_nan=True),
+        512 + 3 * 512,
+    ),
+    "isclose without tolerance, broadcast": (
+        lambda x: torch.isclose(x, x[0], rtol=0.0, atol=0.0, equal_nan=True),
+        3 * BITS + 512,
+    ),
+    "absolute values of complex numbers": (
+        lambda x: torch.view_as_complex(x.view(N, -1, 2)).abs(),
+        FLOATS + FLOATS // 2,
+    ),
+    "angles of complex numbers": (lambda x: torch.view_as_complex(x.view(N, -1, 2)).angle(), FLOATS + FLOATS // 2),
     "normal by deviations": (lambda x: torch.normal(x, x), FLOATS + 512 + 512),
     "normal by means": (lambda x: torch.normal(x, 1.0), 2 * FLOATS),
     "unpooled by columns": (

@@ -1,4 +1,4 @@
-"""Rules for operations that copy to another layout: convolutions, windows, rolls, copies between CPU and card."""
+"""Rules for operations that copy: to another layout (convolutions, windows, rolls), parts, between CPU and card."""
 
 from __future__ import annotations
 
@@ -72,6 +72,13 @@ def _distances_back(call: Call) -> Steps:
             yield of_bytes(n_bytes)
 
 
+def _by_complex(call: Call) -> Steps:
+    """Of complex numbers it has complex results, whose real parts are copied (UnaryOps.cpp)."""
+    x = call.args[0]
+    if x.is_complex():
+        yield empty(x.shape, x.dtype)
+
+
 # Between the CPU and the card (Copy.cu)
 
 
@@ -113,6 +120,7 @@ RULES: Rules = {
     **dict.fromkeys(("im2col", "col2im"), _of_windows),
     "convolution": _convolved,
     "roll": _rolled,
+    **dict.fromkeys(("abs", "angle"), _by_complex),
     "_euclidean_dist": _distances,
     "_pdist_backward": _distances_back,
     "unfold_backward": _windows_back,
