@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-_MOST_FRAMES = 64
+_MOST_PLACES = 2 * 64  # of frames, two numbers each
 _OURS = Path(__file__).parent
 # Ours too, but called by what is traced: operations that are taken apart, of a thread, or on a simulated card.
 _WITHIN = (str(_OURS / "simulated"), str(_OURS / "torch_hooks"))
@@ -135,26 +135,35 @@ class Stacks:
 
     def here(self) -> tuple[Frame, ...]:
         """The caller's, from the innermost frame that is not ours to the outermost that what is traced has called."""
-        frames: list[Any] = []
         places: list[int] = []
-        frame = sys._getframe(1)
-        while frame is not None and len(frames) < _MOST_FRAMES:
+        frame, outermost = sys._getframe(1), self._outermost
+        while frame is not None and len(places) < _MOST_PLACES:
             code = frame.f_code
-            kind = _kind(code.co_filename)
-            if kind is None or (kind is _Kind.WRAPPER and frames):
-                if self._outermost and self._outermost in code.co_filename:
+            kind = _KINDS.get(filename := code.co_filename, _kind)
+            if kind is _kind:
+                kind = _KINDS[filename] = _kind(filename)
+            if kind is None or (kind is _Kind.WRAPPER and places):
+                if outermost and outermost in filename:
                     break
-                frames.append(frame)
-                places += id(code), frame.f_lasti
-            elif kind is _Kind.OURS and frames:
+                places.append(id(code))
+                places.append(frame.f_lasti)
+            elif kind is _Kind.OURS and places:
                 break  # what called the step is no part of it
             frame = frame.f_back  # type: ignore[assignment]
         known = self._known.get(key := tuple(places))
         if known is None:
-            codes = [each.f_code for each in frames]
-            stack = tuple(_frame(each) for each in frames)
-            known = self._known[key] = self._stacks.setdefault(stack, stack), codes
+            known = self._known[key] = self._made(sys._getframe(1), places[::2])
         return known[0]
+
+    def _made(self, frame: Any, wanted: list[int]) -> tuple[tuple[Frame, ...], list[Any]]:
+        """The stack of the codes with the ids `wanted`, from `frame` on, and the codes."""
+        frames: list[Any] = []
+        while len(frames) < len(wanted):
+            if id(frame.f_code) == wanted[len(frames)]:
+                frames.append(frame)
+            frame = frame.f_back
+        stack = tuple(map(_frame, frames))
+        return self._stacks.setdefault(stack, stack), [each.f_code for each in frames]
 
 
 class _Kind(Enum):
@@ -165,7 +174,9 @@ class _Kind(Enum):
     WRAPPER = auto()  # around our own dispatch where it is innermost, and left out; else around the operation
 
 
-@functools.cache
+_KINDS: dict[str, _Kind | None] = {}  # by file name
+
+
 def _kind(filename: str) -> _Kind | None:
     if filename.startswith(str(_OURS)):
         return _Kind.WITHIN if filename.startswith(_WITHIN) else _Kind.OURS

@@ -84,8 +84,7 @@ class Categories:
 
     def here(self) -> Place:
         """The place where this thread is."""
-        module, call = self.modules.here()
-        return Place(module, call, in_backward())
+        return Place(*self.modules.here(), in_backward())
 
     def made(self, key: int, allocation: Allocation) -> None:
         """An allocation was made in the run."""

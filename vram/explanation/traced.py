@@ -6,7 +6,7 @@ import gc
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -49,7 +49,7 @@ class TracedRun:
     def snapshot(self) -> dict[str, Any]:
         """The run for PyTorch's memory viewer: see `vram.explanation.snapshot`."""
         alive = dict(self.start)
-        log = [replace(event, allocation=self.known[event.key]) for event in self.log if event.key in self.known]
+        log = [event._replace(allocation=self.known[event.key]) for event in self.log if event.key in self.known]
         for event in log:
             if event.action == "alloc":
                 alive[event.key] = event.allocation

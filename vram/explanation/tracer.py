@@ -6,7 +6,6 @@ import gc
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
@@ -61,7 +60,8 @@ class TensorTracer:
     def __enter__(self) -> Self:
         gc.collect()
         for tensor in living_tensors():
-            self._see(tensor, storages_of(tensor), "", frames=())
+            storages = [storage for storage in storages_of(tensor) if self._living.changed(storage)]
+            self._see(tensor, storages, "", frames=())
         self.events.clear()
         return self
 
@@ -158,8 +158,8 @@ class TensorTracer:
         return has_bytes(storage)
 
     def _seen(self, tensor: torch.Tensor, func: Any, made: bool) -> None:
-        storages = storages_of(tensor)
-        if any(map(self._living.changed, storages)):
+        storages = [storage for storage in storages_of(tensor) if self._living.changed(storage)]
+        if storages:
             self._see(tensor, storages, made_by(func, made))
 
     def _see(
@@ -176,7 +176,7 @@ class TensorTracer:
             if device.type != self._device.type or self._device.index not in (None, device.index):
                 return
             for storage in storages:
-                if self._living.changed(storage) and (storage in self._living or self._counts(storage)):
+                if storage in self._living or self._counts(storage):
                     stack = self._stacks.here() if frames is None else frames
                     made = described(op, tensor, storage.nbytes(), stack, self._run, self._mark, self._place())
                     self._begin(storage, made)
@@ -300,7 +300,7 @@ class SimulatedTracer(TensorTracer):
         for index in range(len(self._of_card) - 1, -1, -1):
             event = self._of_card[index]
             if known is not None and event.key == key and event.action == "alloc":
-                self._of_card[index] = replace(event, allocation=known[1])
+                self._of_card[index] = event._replace(allocation=known[1])
                 return
 
     def _begin_run(self) -> None:

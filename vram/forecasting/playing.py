@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -136,7 +136,7 @@ def first_that_fits(fits: Callable[[Card], bool], least_bytes: int = 0) -> Card 
 
 
 def _allocation(n_bytes: int, tag: Any) -> Allocation:
-    return Allocation(n_bytes, "", (), "", (), BEFORE) if tag is None else replace(tag, n_bytes=n_bytes)
+    return Allocation(n_bytes, "", (), "", (), BEFORE) if tag is None else tag._replace(n_bytes=n_bytes)
 
 
 def _live_at_peak(live: dict[int, tuple[int, Any]], log: list[_Change]) -> Iterable[tuple[int, Any]]:

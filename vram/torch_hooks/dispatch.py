@@ -110,7 +110,7 @@ class Following(LeavingSubclasses):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._left is not None and self.is_left(func):
             return NotImplemented
-        _, is_composite, is_view = _KINDS.get(id(func)) or _kind_of(func)
+        _, is_composite, is_view, _ = _KINDS.get(id(func)) or _kind_of(func)
         left = bool(types) and any(map(dispatches, types))
         if is_composite and not left and hides_parts(func, args):
             with self:
@@ -162,21 +162,19 @@ VIEWS = frozenset(
     )
 )
 # Facts of each operation by its id, as its own hash is Python code: the operation, so that no other gets that id;
-# whether it is `composite`; whether it is one of VIEWS.
-_KINDS: dict[int, tuple[Any, bool, bool]] = {}
+# whether it is `composite`; whether it is one of VIEWS; its name.
+_KINDS: dict[int, tuple[Any, bool, bool, str]] = {}
 
 
-def _kind_of(func: Any) -> tuple[Any, bool, bool]:
-    name = func._schema.name if hasattr(func, "_schema") else ""
-    kind = _KINDS[id(func)] = func, composite(func), name in VIEWS
+def _kind_of(func: Any) -> tuple[Any, bool, bool, str]:
+    name: str = func._schema.name if hasattr(func, "_schema") else func.name()  # one of higher order has no schema
+    kind = _KINDS[id(func)] = func, composite(func), name in VIEWS, name.replace("::", ".")
     return kind
 
 
-@functools.cache
 def operation_name(func: Any) -> str:
     """ "aten.add" of an operation."""
-    name: str = func._schema.name if hasattr(func, "_schema") else func.name()  # one of higher order has no schema
-    return name.replace("::", ".")
+    return (_KINDS.get(id(func)) or _kind_of(func))[3]
 
 
 def made_by(func: Any, made: bool) -> str:

@@ -15,7 +15,7 @@ def full_logits(evidence: Evidence) -> Iterator[Found]:
         if use is None or evidence.uses.backward:
             continue
         length, vocabulary = shape[-2:]
-        n_bytes, row_bytes = evidence.curve.sizes[key], vocabulary * next(iter(use.reads)).dtype.itemsize
+        n_bytes, row_bytes = evidence.curve.sizes[key], vocabulary * use.reads[0].dtype.itemsize
         kept = max(positions_kept(view, length, vocabulary) for view in use.reads)
         batch, rest = divmod(n_bytes, length * row_bytes)
         if not 0 < kept < length or rest:

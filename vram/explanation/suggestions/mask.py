@@ -54,4 +54,4 @@ def _expanded(use: Use, view: View, shape: tuple[int, ...]) -> str | None:
 
 def _broadcast(use: Use) -> bool:
     readers = all(view.argument in _BROADCAST.get(view.op, ()) for view in use.reads)
-    return readers and use.views <= _VIEWS
+    return readers and set(use.views) <= _VIEWS

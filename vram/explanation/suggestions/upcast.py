@@ -24,7 +24,7 @@ def upcast(evidence: Evidence) -> Iterator[Found]:
         half = str(use.source[1].dtype).removeprefix("torch.")
         copied = f"{half} {list(one.shape)} is copied to float32 as a whole ({one.line})"
         if all(view.op in _ORDER for view in use.reads):
-            op = next(iter(use.reads)).op.removeprefix("aten.")
+            op = use.reads[0].op.removeprefix("aten.")
             text = f"take `{op}` of the {half} tensor itself: {copied}, and only the order is read"
             ends = evidence.instead(key, use.source[0])
             if ends is not None:
@@ -39,7 +39,7 @@ def upcast(evidence: Evidence) -> Iterator[Found]:
 def _part_bytes(use: Use, whole_bytes: int) -> int | None:
     """Bytes of the one part that all operations read, in one piece; None where they read more."""
     parts = {(view.offset, view.end, view.n_bytes) for view in use.reads}
-    if len(parts) != 1 or not use.views <= _PARTS:
+    if len(parts) != 1 or not set(use.views) <= _PARTS:
         return None
     begin, end, n_bytes = next(iter(parts))
     in_one_piece = (end - begin) * 4 == n_bytes

@@ -9,7 +9,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from enum import Enum, auto
 from pathlib import Path
 from types import CodeType
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ import torch.utils.dlpack
 from vram.explanation.categories import in_backward
 from vram.explanation.failures import in_a_line
 from vram.frames import Frame, short_name
-from vram.torch_hooks.dispatch import operation_name
+from vram.torch_hooks.dispatch import NO_TENSORS, operation_name
 from vram.torch_hooks.storages import living_tensors, storages_of
 from vram.torch_hooks.watchers import wrapped
 
@@ -85,7 +86,7 @@ class Release(NamedTuple):
 class Use:
     """Everything that the run did with one storage. Positions are numbers of events of the trace.
 
-    `reads` has the last position of each, `outside` says whether one was outside of the call of a module that made it;
+    `outside` says whether one of its different `reads` was outside of the call of a module that made it;
     `hidden`: somebody may have read it unseen. `last_write` is -1 where nothing changed it after it was made. `views`
     are the operations that made views of it.
     """
@@ -93,12 +94,12 @@ class Use:
     maker: str = ""
     source: tuple[int, View] | None = None
     made_in: int = 0
-    reads: dict[View, int] = field(default_factory=dict)
+    reads: tuple[View, ...] = ()
     last_read: int = -1
     outside: bool = False
     hidden: bool = False
     last_write: int = -1
-    views: set[str] = field(default_factory=set)
+    views: tuple[str, ...] = ()
     release: Release | None = None
 
     @property
@@ -120,6 +121,7 @@ class Uses:
         call of a module that runs."""
         self._key_of, self._position, self._call = key_of, position, call
         self._uses: dict[int, Use] = {}
+        self._views: dict[View, View] = {}  # one of those that are alike
         self._collecting = False
         self.failure = ""  # an error of ours, after which nothing is known
         self.unseen = ""  # who may have read what nobody saw it read
@@ -165,34 +167,35 @@ class Uses:
         if use is None or self._collecting:
             return
         frame = sys._getframe(1)
-        while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+        while frame is not None and (whose := _whose(frame.f_code.co_filename)) is _Whose.OURS:
             frame = frame.f_back  # type: ignore[assignment]
-        if frame is not None and _own(frame.f_code.co_filename):
+        if frame is not None and whose is _Whose.PROJECT:
             use.release = Release(frame.f_code, frame.f_lasti, frame.f_lineno or 0)
 
     def _ran(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        op, call = operation_name(func), self._call()
-        names, mutable = _described(func)
-        named = zip(names, args, strict=False)
-        inputs = [(name, tensor) for name, value in named for tensor in _tensors(value)]
+        _, op, names, mutable = _FACTS.get(id(func)) or _facts(func)
+        call = self._call()
+        named = list(zip(names, args, strict=False))
         if kwargs:
-            inputs += [(name, tensor) for name, value in kwargs.items() for tensor in _tensors(value)]
-        self.backward |= in_backward()
-        self.recorded |= torch.is_grad_enabled() and any(tensor.requires_grad for _, tensor in inputs)
-        results = {key for tensor in _tensors(result) for key in self._keys(tensor)}
-        given: set[int] = set()
-        source = None
-        for name, tensor in inputs:
-            for key in self._keys(tensor):
-                given.add(key)
-                view = _view(op, name, tensor)
-                source = source or (None if view is None else (key, view))
-                self._used(key, view, call, is_view=key in results and not mutable, written=mutable and key in results)
-        for key in results - given:
-            if key not in self._uses:
+            named += kwargs.items()
+        results = [key for tensor in _tensors(result) for key in self._keys(tensor)]
+        recorded, given, source = False, [], None
+        for name, value in named:
+            for tensor in _tensors(value):
+                recorded = recorded or tensor.requires_grad
+                for key in self._keys(tensor):
+                    given.append(key)
+                    view, returned = self._view(op, name, tensor), key in results
+                    source = source or (None if view is None else (key, view))
+                    self._used(key, view, call, is_view=returned and not mutable, written=returned and mutable)
+        self.backward = self.backward or in_backward()
+        self.recorded = self.recorded or (recorded and torch.is_grad_enabled())
+        for key in results:
+            if key not in self._uses and key not in given:
                 self._uses[key] = Use(op, source, call)
         if len(self._uses) > _MOST_STORAGES:
             self._uses.clear()
+            self._views.clear()
             self.failure = f"the sample makes more than {_MOST_STORAGES:,} tensors"
 
     def _used(self, key: int, view: View | None, call: int, *, is_view: bool, written: bool) -> None:
@@ -200,18 +203,26 @@ class Uses:
         if use is None:  # it was there before the run
             use = self._uses[key] = Use(made_in=-1)
         if is_view and view is not None:
-            use.views.add(view.op)
+            use.views = use.views if view.op in use.views else (*use.views, view.op)
             return
         use.last_read = self._position()
         use.last_write = use.last_read if written else use.last_write
         use.outside |= call != use.made_in
         if view is None or (len(use.reads) >= _MOST_READS and view not in use.reads):
             use.hidden = True
-        else:
-            use.reads[view] = use.last_read
+        elif view not in use.reads:
+            use.reads = (*use.reads, view)
+
+    def _view(self, op: str, argument: str, tensor: torch.Tensor) -> View | None:
+        if tensor.layout is not torch.strided or tensor.is_nested:
+            return None
+        sizes, strides = tuple(tensor.shape), tuple(tensor.stride())
+        view = View(op, argument, int(tensor.storage_offset()), sizes, strides, tensor.dtype)
+        return self._views.setdefault(view, view)
 
     def _keys(self, tensor: torch.Tensor) -> list[int]:
-        return [key for key in map(self._key_of, storages_of(tensor)) if key is not None]
+        keys = [self._key_of(storage) for storage in storages_of(tensor)]
+        return keys if None not in keys else [key for key in keys if key is not None]  # type: ignore[return-value]
 
     def _noted(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """`method` of a tensor, which notes that somebody else may read the tensor through it."""
@@ -260,32 +271,39 @@ def _has_graph(tensor: torch.Tensor) -> bool:
         return True
 
 
-def _view(op: str, argument: str, tensor: torch.Tensor) -> View | None:
-    if tensor.layout is not torch.strided or tensor.is_nested:
-        return None
-    sizes, strides = tuple(tensor.shape), tuple(tensor.stride())
-    return View(op, argument, int(tensor.storage_offset()), sizes, strides, tensor.dtype)
-
-
 def _tensors(value: Any) -> Sequence[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return (value,)
-    if not isinstance(value, _CONTAINERS):
+    if type(value) in NO_TENSORS or not isinstance(value, _CONTAINERS):
         return ()
     return [tensor for each in (value.values() if isinstance(value, dict) else value) for tensor in _tensors(each)]
 
 
-@functools.cache
-def _described(func: Any) -> tuple[tuple[str, ...], bool]:
-    """Names of an operation's arguments, and whether it changes one. One of higher order is taken to."""
+# Facts of each operation by its id, as its own hash is Python code: the operation, so that no other gets that id; its
+# name, those of its arguments, and whether it changes one.
+_FACTS: dict[int, tuple[Any, str, tuple[str, ...], bool]] = {}
+
+
+def _facts(func: Any) -> tuple[Any, str, tuple[str, ...], bool]:
     schema = getattr(func, "_schema", None)
-    if schema is None:
-        return ("",) * 100, True
-    return tuple(argument.name for argument in schema.arguments), bool(schema.is_mutable)
+    names, mutable = ("",) * 100, True  # one of higher order is taken to change what it gets
+    if schema is not None:
+        names, mutable = tuple(argument.name for argument in schema.arguments), bool(schema.is_mutable)
+    facts = _FACTS[id(func)] = func, operation_name(func), names, mutable
+    return facts
+
+
+class _Whose(Enum):
+    """Whom a file belongs to."""
+
+    OURS = auto()
+    PROJECT = auto()
+    OTHERS = auto()
 
 
 @functools.cache
-def _own(filename: str) -> bool:
-    """Whether a file is the project's own."""
+def _whose(filename: str) -> _Whose:
     frame = Frame(filename, 0, "")
-    return not frame.installed and not frame.internal
+    if filename.startswith(_OURS):
+        return _Whose.OURS
+    return _Whose.OTHERS if frame.installed or frame.internal else _Whose.PROJECT
