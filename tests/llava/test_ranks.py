@@ -60,13 +60,13 @@ def work(report):
                 while not (file.exists() and '"place": ' in file.read_text()):
                     time.sleep(0.05)
                 os.kill(os.getppid(), signal.SIGKILL)
+        memory = {{"source": "CPU tensors", "peak_bytes": 1000 + rank.index}}
         try:
             time.sleep(SECONDS)
+            report.answered(place, Answered(f"q{{place}}", f"A{{place}}", "A1", place == 1, 0.25, 2), memory)
         except KeyboardInterrupt:
             report.ended(130, "interrupted")
             return 130
-        memory = {{"source": "CPU tensors", "peak_bytes": 1000 + rank.index}}
-        report.answered(place, Answered(f"q{{place}}", f"A{{place}}", "A1", place == 1, 0.25, 2), memory)
     report.ended(0, "")
     return 0
 
