@@ -3,6 +3,7 @@ programs that only look alike."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -456,6 +457,27 @@ def test_reads_that_nobody_follows() -> None:
     assert at_peak is not None
     assert "suggestions" not in at_peak
     assert "ThreadPoolExecutor-" in at_peak["no_suggestions"]
+
+
+def test_a_thread_that_reads_no_tensor() -> None:
+    """tqdm's own, which any progress bar leaves behind and which wakes every ten seconds, here every millisecond."""
+    monitor = pytest.importorskip("tqdm._monitor").TMonitor(pytest.importorskip("tqdm").tqdm, 0.001)
+    head, ids, woken = Head(), torch.zeros(1, 20, 16), []
+
+    @torch.inference_mode()
+    def step(hidden: torch.Tensor) -> float:
+        logits = head(hidden)
+        before = monitor.woken
+        while monitor.woken == before:
+            time.sleep(0.001)
+        woken.append(monitor.woken)
+        return float(logits[:, -1].sum())
+
+    try:
+        assert suggested(step, ids) == ["full logits"]
+        assert len(set(woken)) > 1
+    finally:
+        monitor.exit()
 
 
 def test_a_peak_that_is_not_the_recorded_one() -> None:

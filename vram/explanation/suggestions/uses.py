@@ -31,6 +31,7 @@ _OURS = str(Path(__file__).parents[2])
 _LOOKS = (_OURS, str(Path(torch.__file__).parent / "_subclasses"))  # at tensors, and not at what is in them
 # Methods that give a tensor's bytes to somebody whom no dispatch mode sees. Others of Tensor come to one of these.
 _BASE: Any = torch._C.TensorBase  # a subclass may have code of its own for its names
+_READING_NONE = ("tqdm._monitor",)  # modules of threads that wake now and then, for something else
 _CONTAINERS = (list, tuple, dict)  # of an operation's arguments
 _RAW: Any = [(torch.Tensor, name) for name in ("numpy", "tolist", "data_ptr", "__dlpack__", "untyped_storage")]
 _RAW += [(owner, "to_dlpack") for owner in (torch, torch.utils.dlpack) if hasattr(owner, "to_dlpack")]
@@ -245,10 +246,13 @@ class Uses:
 
 
 def _other_threads() -> dict[int, tuple[str, str]]:
-    """Name of each other thread, and the kernel's count of the time that it has run; "" where there is none."""
+    """Name of each other thread that may read tensors, and the kernel's count of the time that it has run; "" where
+    there is none."""
     others = {}
     for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.native_id is not None:
+        if type(thread).__module__ in _READING_NONE or thread is threading.current_thread():
+            continue
+        if thread.native_id is not None:
             count = Path(f"/proc/self/task/{thread.native_id}/schedstat")
             try:
                 others[thread.native_id] = thread.name, count.read_text()
