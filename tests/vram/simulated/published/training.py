@@ -31,6 +31,23 @@ def two_linears() -> str:
     return f"{forward}, {now()}"
 
 
+def split_and_its_first_part() -> str:
+    figures = []
+
+    def note() -> None:
+        figures.append(f"{round(peak() / MIB)} {round(now() / MIB)}")
+
+    note()
+    x = torch.arange(128 * MIB, dtype=torch.float16, device=CUDA).requires_grad_(True)
+    x.grad = torch.zeros_like(x)
+    note()
+    parts = torch.split(x, MIB)
+    note()
+    parts[0].sum().backward()
+    note()
+    return ", ".join(figures)
+
+
 def softmax() -> str:
     x = torch.rand(5120, 2, 384, 384, dtype=torch.bfloat16, device=CUDA, requires_grad=True)
     y = torch.softmax(x, -1)
@@ -219,6 +236,10 @@ ROWS = (
     Published(
         f"{GITHUB}pytorch/pytorch/issues/74443", "?", "two Linear(1024): forward, backward, B", "16777728, 20972032",
         two_linears, workspace=False,
+    ),
+    Published(
+        f"{GITHUB}pytorch/pytorch/issues/66923", "?", "split, and backward of the first part: peak, allocated, MiB",
+        "0 0, 512 512, 512 512, 1022 512", split_and_its_first_part, workspace=False,
     ),
     Published(
         f"{GITHUB}pytorch/pytorch/issues/72450", "?", "softmax and its mean: after backward, peak, B",
