@@ -27,6 +27,7 @@ from vram.explanation.allocations import Allocation, Place
 from vram.explanation.declared import declared_files
 from vram.explanation.failures import attempt
 from vram.explanation.modules import RunningModules
+from vram.frames import Frame
 from vram.torch_hooks.storages import living, storages_of
 
 _SOFTMAX = ("aten._softmax", "aten._safe_softmax", "aten.softmax")
@@ -65,6 +66,7 @@ class Categories:
         self.logits: dict[int, tuple[tuple[int, ...], bool]] = {}  # by key: shape, whether these can be limited
         self.attentions: dict[int, weakref.ref[Module]] = {}  # by key of a map: the transformers model that returned it
         self._made: dict[int, set[tuple[bool, tuple[int, ...]]]] = defaultdict(set)  # by call: is softmax, shape
+        self._declared: dict[int, tuple[tuple[Frame, ...], str]] = {}  # by ids of stacks
         self._outside: set[int] = set()  # keys of what was made outside of modules
         self._stack = ExitStack()  # of the run that is followed
 
@@ -105,9 +107,9 @@ class Categories:
             return owner
         if allocation.workspace:
             return "library workspace"
-        for name, files in declared_files().items():
-            if any(frame.filename in files for frame in allocation.frames):
-                return name
+        declared = self._declared_of(allocation.frames)
+        if declared:
+            return declared
         if self._is_attention(allocation):
             return "attention maps"
         if self._is_of_logits(allocation):
@@ -115,6 +117,15 @@ class Categories:
         if allocation.call:
             return "activations"
         return "gradients" if allocation.in_backward else "other"
+
+    def _declared_of(self, frames: tuple[Frame, ...]) -> str:
+        """The category that the project declares for code on a stack; else "". Stacks are one object each."""
+        known = self._declared.get(id(frames))
+        if known is None:
+            files = declared_files().items()
+            names = (name for name, of in files if any(frame.filename in of for frame in frames))
+            known = self._declared[id(frames)] = frames, next(names, "")
+        return known[1]
 
     def path(self, key: int, allocation: Allocation) -> str:
         """The path of the module that made it, or has it."""
