@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from vram.cards import Card, find_card
 from vram.frames import line_here
+from vram.simulated import operations
 from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory
 from vram.simulated.allocator_settings import environment_settings
 from vram.simulated.backward import Engine
@@ -354,7 +355,8 @@ class SimulatedCuda:
             return
         try:
             storage = tensor.untyped_storage()
-        except (NotImplementedError, RuntimeError):  # sparse: its parts are seen by themselves
+        except (NotImplementedError, RuntimeError):
+            operations.check_sparse(func, tensor)
             return
         if self._living.changed(storage):
             self._put(storage, self._take(storage.nbytes(), self._tag(func, tensor)))

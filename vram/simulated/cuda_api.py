@@ -33,6 +33,10 @@ _POOLED = (
     ),
     (torch.accelerator, "Graph"),
 )
+_NO_KERNELS = (
+    "simulated CUDA does not model kernels of torch.cuda.jiterator, which are compiled on a card: use operations of "
+    "torch, or measure on a GPU"
+)
 _NO_RAW = "simulated CUDA has no addresses to hand out: allocate tensors"
 _NO_HISTORY = "simulated CUDA records no history of allocations: vram explains growth and peaks by line"
 _NEWER = {"host_memory_stats"}  # which not every torch has
@@ -73,6 +77,7 @@ def cuda_places(card: Card, allocator: CachingAllocator) -> Places:
     for owner, name in _POOLED:
         if hasattr(owner, name):
             places[owner, name] = refused_class(getattr(owner, name), NO_GRAPHS)
+    places[torch.cuda.jiterator._JittedFunction, "__call__"] = refuse(_NO_KERNELS)
     return places | without_graphs()
 
 

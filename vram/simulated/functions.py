@@ -31,6 +31,8 @@ _OF_REAL_MEMORY |= {
     getattr(torch.Tensor, name)
     for name in ("__deepcopy__", "__dlpack__", "__format__", "__reduce_ex__", "__repr__", "share_memory_", "tolist")
 }
+# Functions that make compressed sparse tensors of their parts.
+_COMPRESSED: set[Any] = {getattr(torch, f"sparse_{kind}_tensor") for kind in ("bsc", "bsr", "compressed", "csc", "csr")}
 # Error texts of C++ code that reads a tensor's memory past every mode.
 _WITHOUT_BYTES = ("its data is not allocated yet", "Cannot access data pointer of")
 # Types of most arguments, which neither are devices nor contain any.
@@ -205,6 +207,13 @@ def _recurrent(_: CardFunctions, func: Any, args: Any, kwargs: Any) -> Any:
     return _NOT_HANDLED
 
 
+def _unmodelled(_: CardFunctions, func: Any, args: Any, kwargs: Any) -> Any:
+    _, named = _with_indices((), kwargs)
+    if names_the_card(named.get("device")) or any(map(names_the_card, tensors((args, kwargs)))):
+        raise unmodelled(torch.overrides.resolve_name(func), [])
+    return _NOT_HANDLED
+
+
 def _deepcopy(mode: CardFunctions, func: Any, args: Any, kwargs: Any) -> Any:
     if _dispatches(args[0]):  # a copy of its parts, as torch makes it of tensors without an address; it asks for one
         with warnings.catch_warnings():
@@ -255,6 +264,8 @@ _HANDLERS: dict[Any, _Handler] = {
     torch.Tensor.share_memory_: _share_memory,
     torch.Tensor.pin_memory: _pin_memory,
     **dict.fromkeys((_VF.lstm, _VF.gru, _VF.rnn_tanh, _VF.rnn_relu), _recurrent),
+    **dict.fromkeys((torch.ctc_loss, torch.nn.functional.ctc_loss), _unmodelled),  # cuDNN's, or a kernel of torch's
+    **dict.fromkeys(_COMPRESSED, _unmodelled),
     torch.Tensor.__deepcopy__: _deepcopy,
 }
 

@@ -25,6 +25,7 @@ from vram.simulated.by_tensor import ByTensor
 from vram.simulated.fake_results import MISSING
 from vram.simulated.modes import CardMode
 from vram.simulated.operations import (
+    is_fault,
     is_real,
     makes_views,
     tensors,
@@ -115,8 +116,10 @@ class KnownValues:
         except (NotImplementedError, UnsupportedOperatorException) as error:
             self._forget_written(func, args, kwargs)
             raise unmodelled(func, args) from error
-        except Exception:  # refused for fake tensors; perhaps not for the values
+        except Exception as error:  # refused for fake tensors; perhaps not for the values
             self._forget_written(func, args, kwargs)
+            if is_fault(error):
+                raise unmodelled(func, args) from error
             raise
         if not writes:
             value = self._value_of_small(func, args, kwargs, result)

@@ -15,6 +15,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 from vram.frames import line_here
 from vram.torch_hooks.dispatch import NO_TENSORS
 
+# Operations whose sparse result consists of what they are passed, or of nothing.
+_SPARSE_OF_PARTS = {
+    *("_coalesced", "_sparse_coo_tensor_unsafe", "_sparse_coo_tensor_with_dims"),
+    *("_sparse_coo_tensor_with_dims_and_tensors", "alias", "detach", "empty", "zeros_like"),
+}
 _QUANTISED = {torch.qint8, torch.quint8, torch.qint32, torch.quint4x2, torch.quint2x4}
 _TORCH_S_OWN = ("aten", "prims", "prim", "profiler")
 
@@ -122,6 +127,26 @@ def unmodelled(func: Any, args: Any) -> NotImplementedError:
     """The refusal of an operation, with its name and the user's line."""
     kind = " of sparse tensors" if any(tensor.layout is not torch.strided for tensor in tensors(args)) else ""
     return NotImplementedError(f"simulated CUDA does not model {func}{kind}, at {line_here()}: measure on a GPU")
+
+
+def is_fault(error: Exception) -> bool:
+    """Whether a rule of torch's for fake tensors has failed, and not the operation, whose kernels raise none of these.
+
+    A TypeError is such a fault where the rule does not take the operation's arguments, so that it did not begin.
+    """
+    if isinstance(error, TypeError):
+        last = error.__traceback__
+        while last is not None and last.tb_next is not None:
+            last = last.tb_next
+        return last is not None and last.tb_frame.f_code.co_filename == torch._ops.__file__
+    return isinstance(error, ArithmeticError | AssertionError | AttributeError | KeyError)
+
+
+def check_sparse(func: Any, result: Tensor) -> None:
+    """Raise NotImplementedError where an operation has made a sparse result's parts: no mode sees those, only given
+    ones."""
+    if func._schema.name.removeprefix("aten::").removesuffix("_") not in _SPARSE_OF_PARTS:
+        raise unmodelled(func, [result])
 
 
 def with_real_strides(base: Tensor, view: Tensor) -> Tensor:

@@ -25,6 +25,30 @@ def forward_mode() -> None:
         forward.make_dual(on_card(3), on_card(3))
 
 
+def sparse() -> torch.Tensor:
+    """Made of its parts, which are counted."""
+    places = torch.zeros(2, 3, dtype=torch.int64).cuda()
+    return torch.sparse_coo_tensor(places, on_card(3), (9, 9), check_invariants=False)
+
+
+def compressed(**options: Any) -> torch.Tensor:
+    return torch.sparse_csr_tensor(torch.tensor([0, 1, 2]), torch.tensor([0, 1]), torch.ones(2), (2, 2), **options)
+
+
+def back_through_attention() -> None:
+    x = on_card(1, 8, 2, 16).requires_grad_()
+    options = {"dropout_p": 0.0, "custom_mask_type": 0, "compute_log_sumexp": True, "scale": 1.0}
+    result = torch.ops.aten._efficient_attention_forward(x, x, x, None, None, None, None, None, **options)
+    result[0].sum().backward()
+
+
+def back_through_sparse_gradient() -> None:
+    weight = on_card(9, 4).requires_grad_()
+    nn.functional.embedding(torch.zeros(3, dtype=torch.int64).cuda(), weight, sparse=True).sum().backward()
+
+
+KERNEL = "template <typename T> T doubled(T x) { return x + x; }"
+KERNELS = "template <typename T> void doubled(T x, T& y) { y = x + x; }"
 UNMODELLED: dict[str, Callable[[], Any]] = {
     "quantised by tensor": lambda: torch.quantize_per_tensor(on_card(8), 0.1, 0, torch.qint8),
     "quantised by tensor, in main memory": lambda: torch.quantize_per_tensor(torch.randn(8), 0.1, 0, torch.qint8),
@@ -41,6 +65,18 @@ UNMODELLED: dict[str, Callable[[], Any]] = {
     "another allocator": lambda: torch.cuda.memory.change_current_allocator(None),  # type: ignore[arg-type]
     "another allocator's library": lambda: torch.cuda.memory.CUDAPluggableAllocator("a.so", "malloc", "free"),
     "a pool of its own": lambda: torch.cuda.use_mem_pool(None),  # type: ignore[arg-type]
+    "a kernel of the jiterator": lambda: torch.cuda.jiterator._create_jit_fn(KERNEL)(on_card(3)),
+    "one with results by reference": lambda: torch.cuda.jiterator._create_multi_output_jit_fn(KERNELS, 1)(on_card(3)),
+    "a copy of a sparse tensor": lambda: sparse().clone(),
+    "a sum of sparse tensors": lambda: sparse() + sparse(),
+    "sparse halves": lambda: sparse().half(),
+    "a transposed sparse tensor": lambda: sparse().t(),
+    "a sparse gradient": back_through_sparse_gradient,
+    "compressed rows": lambda: compressed(device="cuda"),
+    "back through attention by a kernel's name": back_through_attention,
+    "back through groups without elements": lambda: nn.functional.group_norm(
+        on_card(4, 6, 0).requires_grad_(), 3
+    ).backward(on_card(4, 6, 0)),
     "a split where a tensor says": lambda: on_card(8).tensor_split(torch.tensor([2, 5])),
 }
 
@@ -50,6 +86,23 @@ def test_what_it_does_not_model_it_says_and_where_to_go(ask: Callable[[], Any]) 
     """Never a wrong figure in silence, nor a refusal without a way out."""
     with device(), pytest.raises(NotImplementedError, match="measure on a GPU"):
         ask()
+
+
+@pytest.mark.parametrize("loss", [torch.ctc_loss, nn.functional.ctc_loss], ids=["torch", "nn.functional"])
+def test_the_refusal_of_a_loss_by_cudnn_names_the_loss(loss: Callable[..., torch.Tensor]) -> None:
+    """And not its question to cuDNN. In main memory it runs."""
+    lengths = torch.full((3,), 5), torch.full((3,), 2)
+    with device():
+        with pytest.raises(NotImplementedError, match=r"does not model torch\S*\.ctc_loss, at \S*test_refusals\.py"):
+            loss(on_card(5, 3, 9).log_softmax(2), torch.ones(3, 2, dtype=torch.int64), *lengths)
+        assert loss(torch.zeros(5, 3, 9).log_softmax(2), torch.ones(3, 2, dtype=torch.int64), *lengths).isfinite().all()
+
+
+def test_a_rule_of_torch_s_that_fails_is_no_error_of_the_program() -> None:
+    """What a kernel would say itself stays as it is."""
+    with device(), pytest.raises(RuntimeError, match="broadcast") as raised:
+        on_card(3) + on_card(4)
+    assert not isinstance(raised.value, NotImplementedError)
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")

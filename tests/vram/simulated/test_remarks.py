@@ -210,6 +210,12 @@ UNCOUNTED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: torch.nonzero_static(on_card(64), size=8),
         "temporary memory of nonzero_static",
     ),
+    "attention by a kernel's name": (
+        lambda: torch.ops.aten._flash_attention_forward(
+            *[on_card(1, 8, 2, 16)] * 3, None, None, 8, 8, 0.0, is_causal=False, return_debug_mask=False
+        ),
+        "copies and sums of an operation of attention that is called by itself",
+    ),
     "sort of half precision": (lambda: on_card(8192).sort(), "temporary memory of a sort of half precision"),
     "gradient of many embeddings": (
         lambda: embeddings_back(3073),

@@ -15,6 +15,7 @@ _CAP = "CUDNN_CONV_WSCAP_DBG"  # cuDNN's own limit of a convolution's workspace,
 _AMPERE, _HOPPER = (8, 0), (9, 0)
 _MOST_ADDED_UNSORTED = 3072  # gradients of embeddings (Embedding.cu)
 _CONVOLUTION, _ATTENTION = "cuDNN's workspace of a convolution", "cuDNN's workspace of attention"
+_ATTENTION_ALONE = "copies and sums of an operation of attention that is called by itself"
 _FFT, _LINALG = "cuFFT's workspace", "the workspace of a decomposition (cuSOLVER, MAGMA)"
 _WITHOUT = {"linalg_cross", "linalg_matrix_exp", "linalg_solve_triangular", "linalg_vector_norm"}
 _BY_KERNELS = (
@@ -27,6 +28,11 @@ _WHOSE = {
     "cudnn_convolution_transpose": _CONVOLUTION,
     "_scaled_dot_product_cudnn_attention": _ATTENTION,
     "_scaled_dot_product_cudnn_attention_backward": _ATTENTION,
+    **{
+        f"_{kernel}_attention_{way}": _ATTENTION_ALONE
+        for kernel in ("efficient", "flash")
+        for way in ("forward", "backward")
+    },
     **dict.fromkeys(("_fft_c2c", "_fft_c2r", "_fft_r2c"), _FFT),
     **dict.fromkeys(("_cholesky_solve_helper", "cholesky_inverse", "cholesky_solve", "geqrf", "ormqr"), _LINALG),
     **{kernel: f"temporary memory of {kernel.strip('_')}" for kernel in _BY_KERNELS},
