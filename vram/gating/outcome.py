@@ -89,8 +89,10 @@ def _found(ended: Ended) -> tuple[int, str] | None:
 
 def _undecided(ended: Ended) -> tuple[int, str] | None:
     """The verdict where a required recording has no verdict on growth, or any is undecided."""
-    verdicts = {one.name: one.verdict for one in ended.run.recordings}
-    names = [name for name in ended.required if verdicts.get(name) not in DECIDED]
+    verdicts: dict[str, set[str | None]] = {name: set() for name in ended.required}
+    for one in ended.run.recordings:  # several may have one name
+        verdicts.setdefault(one.name, set()).add(one.verdict)
+    names = [name for name in ended.required if not verdicts[name] or not verdicts[name] <= {*DECIDED}]
     undecided = [one.name for one in ended.run.recordings if one.outcome == "undecided"]
     undecided = undecided or [failure.test for failure in ended.run.failures if failure.kind == Undecided.__name__]
     names += [name for name in undecided if name not in names]

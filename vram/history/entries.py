@@ -106,10 +106,10 @@ def of_summary(
 ) -> Entry:
     """The entry of a recording, made by `test`.
 
-    A recording with a name of its own is known by that, whichever test makes it; one without by its test and step, and
-    the second of the same step in a test by a number too. `environment` is for one that has none of its own.
+    A recording with a name of its own is known by that, whichever test makes it; one without by its test and step. The
+    second of one name or step in a test is known by a number too. `environment` is for one that has none of its own.
     """
-    name = summary.name if summary.named or occurrence == 1 else f"{summary.name} {occurrence}"
+    name = summary.name if occurrence == 1 else f"{summary.name} {occurrence}"
     key = key_of(
         summary.environment or environment,
         mode=name,

@@ -18,7 +18,11 @@ from vram.plugin.outcomes import raise_in
 if TYPE_CHECKING:
     from vram.history.entries import Entry
     from vram.history.gate import Finding, Gate, Gatherer
+    from vram.history.keys import Key
     from vram.history.saver import Saver
+
+
+COMPARED = pytest.StashKey[set["Key"]]()  # what a try of a test made and was compared with its base
 
 
 class Keeping:
@@ -66,6 +70,7 @@ class Keeping:
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """A test begins, perhaps anew."""
+        item.stash[COMPARED] = set()
         if self._gatherer is not None:
             self._gatherer.begin(item.nodeid)
 
@@ -74,18 +79,41 @@ class Keeping:
         """Compare a test that passed with its base."""
         __tracebackhide__ = True
         result = yield
-        if self._gate is not None and not option(self._config, "accept"):
+        self._hold(item)
+        return result
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        """Compare what fixtures made after their `yield`."""
+        __tracebackhide__ = True
+        result = yield
+        self._hold(item)
+        return result
+
+    def _hold(self, item: pytest.Item) -> None:
+        """Fail the test where something that it made since it was last compared is worse than its base, or new."""
+        __tracebackhide__ = True
+        findings = self._findings(item)
+        if findings:
             from vram.history.gate import error_of
 
-            findings = self._gate.findings(self._gather(item))
             self._note(item, findings)
             error = error_of(findings, self._lines(item, findings))
             if error is not None:
                 raise_in(item, error)
-        return result
 
-    def _note(self, item: pytest.Item, findings: Sequence[Finding]) -> None:
-        """Findings become checks of the recordings, and regressions of the marked test, that they are about."""
+    def _findings(self, item: pytest.Item) -> Sequence[Finding]:
+        """What keeps from passing, among that which the test made since this was last called."""
+        if self._gate is None or option(self._config, "accept"):
+            return ()
+        compared = item.stash[COMPARED]
+        entries = [entry for entry in self._gather(item) if entry.key not in compared]
+        compared |= {entry.key for entry in entries}
+        return self._gate.findings(entries) if entries else ()
+
+    def _note(self, item: pytest.Item, findings: Sequence[Finding], *, failed: bool = False) -> None:
+        """Findings become checks of the recordings, and regressions of the marked test, that they are about. Where the
+        test `failed`, what needs attention already has its reason."""
         if not findings:
             return
         from vram.history.entries import of_marked
@@ -96,11 +124,13 @@ class Keeping:
         for finding in findings:
             prefix = "new: " if finding.status == "new" else ""
             for index, entry in made.items():
+                if failed and self._measuring.summaries[index].needs_attention:
+                    continue
                 if entry.key == finding.key and vram is not None:
                     for text in finding.texts:
                         vram.add_check(index, Check("base", finding.status, prefix + text))
                     vram.explain_base(index, finding.lines)
-            if marked is not None:
+            if marked is not None and not (failed and marked.over):
                 entry = of_marked(marked, self._measuring.environment(of_body=True))
                 if entry.key == finding.key:
                     item.stash[MARKED] = replace(marked, **_noted(finding))
@@ -120,8 +150,14 @@ class Keeping:
         return lines + [f"  {line}" for one in summaries for line in one.over_base_lines]
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
-        """Entries of the test go along with its report, from a worker of pytest-xdist too."""
+    def pytest_runtest_makereport(
+        self, item: pytest.Item, call: pytest.CallInfo[None]
+    ) -> Generator[None, pytest.TestReport, Any]:
+        """Entries of the test go along with its report, from a worker of pytest-xdist too. One that failed or was
+        skipped for its own reasons ends as it did; that it also needs more than its base is said."""
+        if call.excinfo is not None:
+            over = [finding for finding in self._findings(item) if finding.status == "over"]
+            self._note(item, over, failed=True)
         report = yield
         entries = self._gather(item)
         if entries:

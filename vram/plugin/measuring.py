@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vram.session import RunningTest, VramSession
 
 MARKED = pytest.StashKey[MarkedSummary]()  # of a marked test's body, until it is reported
+USED = pytest.StashKey[dict[int, None]]()  # indices of the recordings that a try of a test made or judged, in order
 
 
 class Measuring:
@@ -186,6 +187,7 @@ class Measuring:
 
         if MARKED in item.stash:
             del item.stash[MARKED]
+        item.stash[USED] = {}
         item.user_properties[:] = [each for each in item.user_properties if not each[0].startswith(PROPERTY)]
 
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[object]) -> None:

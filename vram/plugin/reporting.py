@@ -11,7 +11,7 @@ import pytest
 
 from vram.errors import NotRecorded
 from vram.escaping import shown
-from vram.plugin.measuring import MARKED, Measuring, measures
+from vram.plugin.measuring import MARKED, USED, Measuring, measures
 from vram.plugin.options import option
 from vram.plugin.outcomes import explain_missing_gpu, is_expected, is_ours, soften
 from vram.text import BAD, GOOD, OPEN, terminal_columns
@@ -79,7 +79,9 @@ class Reporting:
             marked = item.stash[MARKED] = replace(marked, expected=is_expected(report), new_fails=as_new)
             data["marked"] = marked.to_json()
         kept: dict[str, object] = dict(item.user_properties)
-        kept |= properties([self._measuring.summaries[index] for index in touched], marked)
+        used = item.stash[USED]  # in an earlier phase too: several may have one name
+        used |= dict.fromkeys(touched)
+        kept |= properties([self._measuring.summaries[index] for index in used], marked)
         item.user_properties[:] = kept.items()
         report.user_properties = list(item.user_properties)
 

@@ -59,9 +59,10 @@ def _named(name: str | None, history: History) -> Run | None:
 
 
 def _entry(one: RecordingSummary, run: RunSummary, history: History) -> Entry | None:
-    """The entry of a recording. One without a name of its own is found by its figures: a report has no test of it."""
+    """The entry of a recording. One without a name that is its alone is found by its figures: a report has no test of
+    it, which counts those of one name."""
     entry = of_summary(one, run.environment, "")
-    if one.named:
+    if one.named and sum(other.name == one.name for other in run.recordings) == 1:
         return entry
     alike = (saved for each in reversed(history.runs) for saved in each.entries if _same(saved, entry))
     return next(alike, None)

@@ -93,8 +93,9 @@ class Page:
     def changes(self) -> list[str]:
         """Peaks that fail nothing and differ from their base, two lines each; the last change of each peak and growth
         over the runs, a line each."""
-        open_ = {one.name for one in self.run.unsettled}
-        moved = [one for one in self.bases.recordings if one is not None and one.entry.name not in open_]
+        unsettled = {id(one) for one in self.run.unsettled}
+        beside = zip(self.run.recordings, self.bases.recordings, strict=False)
+        moved = [judged for one, judged in beside if judged is not None and id(one) not in unsettled]
         return [line for one in moved if one.difference for line in one.difference_lines[:2]] + [
             f"{series.name}: {steps[-1].text} {steps[-1].run.commit_text}".rstrip()
             for series in self.history

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from vram.escaping import shown
@@ -24,10 +25,14 @@ _FIGURES = (
 
 
 def properties(recordings: Iterable[RecordingSummary], marked: MarkedSummary | None) -> dict[str, int | float | str]:
-    """`vram.NAME.FIGURE` of each recording that the test made or judged, and `vram.FIGURE` of the test itself."""
+    """`vram.NAME.FIGURE` of each recording that the test made or judged, and `vram.FIGURE` of the test itself. The
+    second of one name has a number behind it."""
     values: dict[str, int | float | str] = {}
+    names: Counter[str] = Counter()
     for one in recordings:
-        stem = f"{PROPERTY}{shown(one.name)}."
+        names[one.name] += 1
+        number = f" {names[one.name]}" if names[one.name] > 1 else ""
+        stem = f"{PROPERTY}{shown(one.name)}{number}."
         figures = {name: getattr(one, name) for name in _FIGURES}
         values |= {stem + name: value for name, value in figures.items() if value is not None}
         values |= {f"{stem}garbage_bytes": one.garbage_bytes} if one.garbage_bytes else {}

@@ -38,7 +38,8 @@ class Check:
     @property
     def compares_with(self) -> tuple[object, ...]:
         """The figure and its limit or base: equal where a check was made again."""
-        return self.kind, self.channel, self.limit_bytes, self.besides_bytes, self.text if self.kind == "base" else ""
+        without_limit = self.kind == "base" or self.limit_bytes is None
+        return self.kind, self.channel, self.limit_bytes, self.besides_bytes, self.text if without_limit else ""
 
     @property
     def room_bytes(self) -> int | None:

@@ -10,11 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vram.budgets.accepted import Accepted, diff, merged, reconciled, record
 from vram.budgets.file import Budget, accept, read_budget
+from vram.errors import NotRecorded
+from vram.session import SessionOptions, VramSession
 
 WRITTEN = """\
 # What the cards of our runners hold.
@@ -384,3 +387,16 @@ def test_budgets_that_cannot_be_written_are_told_and_tests_judged(
 
 def _read_only(path: Path, target: Path) -> Path:
     raise OSError(30, "Read-only file system", str(target))
+
+
+def test_every_missing_budget_of_a_recording_is_listed(tmp_path: Path) -> None:
+    """A second one does not take the first one's place; the same one, asked for again, is listed once."""
+    session = VramSession(SessionOptions(device="cpu", root=tmp_path))
+    recording = session.replay(lambda n: torch.zeros(n), [1, 2], laps=3)
+    for mode in ("a", "b", "b"):
+        with pytest.raises(NotRecorded):
+            session.assert_peak(recording, session.budget("budgets.toml", mode=mode))
+    assert [check.text.split(" in ")[0] for check in session.summary(recording).checks] == [
+        "new: no budget a",
+        "new: no budget b",
+    ]

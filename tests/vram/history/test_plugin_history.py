@@ -147,6 +147,85 @@ def test_a_regression_fails_its_test_until_it_is_accepted(
     assert cli.main(["compare", "--storage", f"{pytester.path}/.benchmarks"]) == 0
 
 
+ENDS_ITS_OWN_WAY = """
+    import os
+    import pytest
+    import torch
+    SIZE = int(os.environ.get("SIZE", "1000"))
+    def made(vram, name):
+        vram.replay(lambda n: torch.zeros(SIZE), [1, 2], name=name, laps=3)
+        return SIZE > 1000
+    @pytest.fixture
+    def early(vram):
+        assert not made(vram, "set up")
+    @pytest.fixture
+    def late(vram):
+        yield
+        made(vram, "torn down")
+    @pytest.mark.xfail
+    def test_xfail(vram): assert not made(vram, "expected to fail")
+    def test_skips(vram):
+        if made(vram, "skipped"): pytest.skip("why")
+    def test_fails(vram): assert not made(vram, "failed")
+    def test_early(early): pass
+    def test_late(late): pass
+"""
+
+
+def test_what_is_worse_than_its_base_is_said_however_its_test_ends(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test that is skipped or fails for its own reasons keeps them, and its recording is a regression; one that is
+    made while a test is torn down fails it."""
+    pytester.makepyfile(ENDS_ITS_OWN_WAY)
+    run = (*RUN, "--benchmark-autosave", "--vram-report", "report.json")
+    pytester.runpytest(*run).assert_outcomes(passed=4, xpassed=1)
+    monkeypatch.setenv("SIZE", "1050")
+    worse = pytester.runpytest(*run, "--vram-compare", "--vram-compare-fail", "peak_above_start:0")
+    worse.assert_outcomes(passed=1, failed=1, skipped=1, xfailed=1, errors=2)
+    worse.stdout.fnmatch_lines(["E *MemoryRegression: torn down: peak_above_start *", "ERROR *::test_late*"])
+    outcomes = {one.name: one.outcome for one in read_run(pytester.path / "report.json").recordings}
+    names = ("expected to fail", "skipped", "failed", "set up", "torn down")
+    assert outcomes == dict.fromkeys(names, "regression")
+
+
+TWICE = """
+    import os
+    import pytest
+    import torch
+    SIZE = int(os.environ.get("SIZE", "1000"))
+    @pytest.fixture
+    def earlier(vram): vram.replay(lambda n: torch.zeros(SIZE), [1, 2], name="twice", laps=3)
+    def test_both(vram, earlier): vram.replay(lambda n: torch.zeros(10), [1, 2], name="twice", laps=1)
+    def test_unnamed(vram): vram.replay(lambda n: torch.zeros(SIZE), [1, 2], laps=3)
+"""
+
+
+def test_two_recordings_of_one_name_in_one_test_are_both_compared(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second has a number in the history and in JUnit: it does not take the place of the first. The page finds the
+    base of each, and lists what regressed there alone."""
+    pytester.makepyfile(test_it=TWICE)
+    run = (*RUN, "--benchmark-autosave", "--vram-report", "report.json", "--junit-xml", "junit.xml")
+    pytester.runpytest(*run).assert_outcomes(passed=2)
+    monkeypatch.setenv("SIZE", "1050")
+    worse = pytester.runpytest(*run, "--vram-compare", "--vram-compare-fail", "peak_above_start:0")
+    worse.assert_outcomes(failed=2)
+    worse.stdout.fnmatch_lines(["E *MemoryRegression: twice: peak_above_start *, 200 B (5.00%) more than *"])
+    assert [sorted(peaks(run)) for run in runs(pytester)] == [
+        ["test_it.py::test_unnamed test_unnamed.<lambda>", "twice", "twice 2"]
+    ] * 2
+    junit = (pytester.path / "junit.xml").read_text()
+    assert 'name="vram.twice.outcome" value="regression"' in junit
+    assert 'name="vram.twice 2.outcome" value="peaks alone"' in junit
+    page = gathered(read_run(pytester.path / "report.json"), store.read(f"file://{pytester.path}/.benchmarks"))
+    beside = zip(page.run.recordings, page.bases.recordings, strict=True)
+    named = {one.laps: judged and judged.entry.name for one, judged in beside if one.named}
+    assert named == {3: "twice", 1: "twice 2"}
+    assert [line for line in page.changes if "beside" in line] == []
+
+
 def test_a_run_that_cannot_be_saved_says_so_and_tests_are_judged(pytester: pytest.Pytester) -> None:
     """No internal error: the tests' own outcome, and a line."""
     pytester.makepyfile(test_suite=SUITE)
