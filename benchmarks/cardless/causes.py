@@ -17,7 +17,6 @@ _CAUSES: dict[str, tuple[str, ...]] = {
     "the gradient is zeros without memory on a card, and zeros with memory here": ("sgn",),
     "the mask and the number of those that are not NaN are not counted": ("nanmedian",),
     "temporary memory of a sort of indices is not counted": ("nn.functional.embedding", "nn.functional.embedding_bag"),
-    "a number on the card is not counted": ("ldexp",),
     "the matrices of each norm, and their places, are not counted": ("matrix_exp",),
     "partial sums of a bilinear product are not counted; a remark says so": ("nn.functional.bilinear",),
     "temporary memory of unique is not counted; a remark says so": ("unique", "unique_consecutive"),

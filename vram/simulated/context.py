@@ -27,7 +27,7 @@ from vram.simulated.functions import CardFunctions
 from vram.simulated.kernels.attention import FusedAttention, parts
 from vram.simulated.kernels.batch_norm import backward_results
 from vram.simulated.kernels.call import Steps
-from vram.simulated.kernels.composite import COMPOSED, ONE_KERNEL, RMS_NORM, grouped_product, rms_norm
+from vram.simulated.kernels.composite import COMPOSED, OF_A_CARD, ONE_KERNEL, grouped_product
 from vram.simulated.kernels.cublas import by_triton, is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.kernels.scratch import Call, allocated, around, made_last, preparation, scratch, takes_result_alone
 from vram.simulated.kernels.uncounted import bound, operand_bytes, whose_memory
@@ -260,8 +260,8 @@ class SimulatedCuda:
             func, args, fakes = *self._by_index(func, args), None
         if func is _GROUPED and args[0].dtype == args[1].dtype in _GROUPED_DTYPES:
             result: Any = grouped_product(*args, **kwargs)
-        elif func is RMS_NORM:
-            result = rms_norm(args[0], args[1])
+        elif func in OF_A_CARD:
+            result = OF_A_CARD[func](*args)
         elif func in ONE_KERNEL:
             result = self._known_values.run(_aten.mul.Tensor, args, kwargs)
         else:

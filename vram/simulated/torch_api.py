@@ -158,6 +158,9 @@ def _swapping(mode: FakeTensorMode, known_values: KnownValues) -> Callable[..., 
                 first.fake_device = second.fake_device  # type: ignore[attr-defined]
                 return
         # `Module.to` holds the second until it has moved the next: not what the first was, of which the card is rid.
+        if "meta" in (first.device.type, second.device.type):  # one there can't have another's data
+            second.data = second.new_empty(0)
+            return
         second.data = first.data
         second.fake_device = first.fake_device  # type: ignore[attr-defined]
 

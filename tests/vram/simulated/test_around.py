@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import pickle
 import weakref
@@ -38,6 +39,23 @@ def test_a_module_is_moved_whoever_holds_its_parameters() -> None:
         assert cuda.allocator.requested_bytes >= 2 * (16 * 16 + 16) * 2 + 24
         viewed.cpu()
         assert kept.device.type == "cpu"
+
+
+def test_a_module_is_moved_to_the_meta_device_and_back() -> None:
+    """There it has no bytes on the card; from there it gets new ones, whether it was there before or not."""
+    with device() as cuda:
+        module = nn.Linear(512, 512, bias=False).to("cuda")
+        weight = module.weight
+        copied = copy.deepcopy(module).to("meta")
+        assert (copied.weight.device.type, cuda.allocator.requested_bytes) == ("meta", MiB)
+        module.to("meta")
+        assert (module.weight is weight, cuda.allocator.requested_bytes) == (True, 0)
+        module.to_empty(device="cuda")
+        assert (weight.device, weight.shape, cuda.allocator.requested_bytes) == (DEVICE, (512, 512), MiB)
+        with torch.device("meta"):
+            made_there = nn.Linear(512, 512, bias=False)
+        made_there.to_empty(device="cuda")
+        assert cuda.allocator.requested_bytes == 2 * MiB
 
 
 def test_what_is_offloaded_comes_to_the_card_while_it_is_at_work() -> None:

@@ -195,6 +195,25 @@ CASES: dict[str, tuple[Callable[[Tensor], object], int]] = {
         FLOATS + FLOATS // 2,
     ),
     "angles of complex numbers": (lambda x: torch.view_as_complex(x.view(N, -1, 2)).angle(), FLOATS + FLOATS // 2),
+    "powers of a number": (lambda x: 2**x, FLOATS + 512),
+    "powers of 1": (lambda x: 1**x, FLOATS),
+    "halves where a mask is true": (lambda x: torch.where(x > 0, x.half(), x), FLOATS // 4 + FLOATS // 2 + 2 * FLOATS),
+    "the CPU's number where a mask is true": (
+        lambda x: torch.where(x > 0, torch.tensor(1.0), x),
+        FLOATS // 4 + FLOATS + 512,
+    ),
+    "a cell of a GRU": (
+        lambda x: _aten._thnn_fused_gru_cell(*(x[:, :6],) * 2, x[:, :2].contiguous()),
+        N * 2 * 4 + N * 2 * 4 + 5 * N * 2 * 4,
+    ),
+    "back through a cell of a GRU": (
+        lambda x: _aten._thnn_fused_gru_cell_backward(x[0, :N].view(-1, 1), x.view(-1)[: 5 * N].view(-1, 5), True),
+        2 * (3 * N * 4) + N * 4 + 2 * 512,
+    ),
+    "a cell of an LSTM without biases": (
+        lambda x: _aten._thnn_fused_lstm_cell(*(x[:, :8],) * 2, x[:, :2].contiguous()),
+        N * 2 * 4 + 2 * N * 2 * 4 + 4 * N * 2 * 4,
+    ),
     "normal by deviations": (lambda x: torch.normal(x, x), FLOATS + 512 + 512),
     "normal by means": (lambda x: torch.normal(x, 1.0), 2 * FLOATS),
     "unpooled by columns": (

@@ -251,7 +251,6 @@ def test_sparse_tensors_of_known_values_are_summed() -> None:
 
 
 UNMODELLED: dict[str, Callable[[], Any]] = {
-    "_thnn_fused_gru_cell": lambda: nn.GRUCell(4, 4).cuda()(torch.zeros(2, 4, device="cuda")),
     "_to_sparse": lambda: torch.zeros(5, 5, device="cuda").to_sparse(),
     "binomial": lambda: torch.binomial(torch.ones(3, device="cuda"), torch.ones(3, device="cuda")),
     "_coalesce": lambda: sparse_on_the_card().coalesce(),

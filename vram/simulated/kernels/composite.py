@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ def grouped_product(
     return torch.empty_strided(shape, [shape[-2] * row, row, 1][-len(shape) :], dtype=dtype, device=first.device)
 
 
-def rms_norm(x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+def rms_norm(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, Tensor]:
     """The kernel's result, and a number for each row, in float32 for half precision.
 
     Source: `_fused_rms_norm_cuda` in aten/src/ATen/native/cuda/layer_norm_kernel.cu. The CPU composes it of others.
@@ -55,6 +55,29 @@ def rms_norm(x: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
     rows = [*x.shape[: x.dim() - len(shape)], *[1] * len(shape)]
     precise = torch.float64 if x.dtype is torch.float64 else torch.float32
     return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(rows, dtype=precise)
+
+
+def gru_cell(_input_gates: Tensor, _hidden_gates: Tensor, hidden: Tensor, *_biases: Tensor | None) -> list[Tensor]:
+    """The next state, and the five numbers a unit that its backward pass reads. Fake tensors have no rule for it.
+
+    Source: aten/src/ATen/native/cuda/RNN.cu, for the backward pass too.
+    """
+    samples, units = hidden.shape
+    kept = hidden.new_empty((samples, 5 * units))
+    return [torch.empty_like(hidden, memory_format=torch.contiguous_format), kept]
+
+
+def gru_cell_back(gradient: Tensor, kept: Tensor, has_bias: bool) -> list[Tensor | None]:
+    """Gradients of both operands' gates, of the state, and of both biases."""
+    samples, units = gradient.shape
+    of_gates = [kept.new_empty((samples, 3 * units)) for _ in range(2)]
+    of_biases = [kept.new_empty((3 * units,)) if has_bias else None for _ in range(2)]
+    return [*of_gates, torch.empty_like(gradient, memory_format=torch.contiguous_format), *of_biases]
+
+
+def lstm_cell(input_gates: Tensor, _hidden_gates: Tensor, cells: Tensor, *_biases: Tensor | None) -> list[Tensor]:
+    """The next state and cells, and four numbers a unit. Fake tensors have no rule for a layer without biases."""
+    return [torch.empty_like(each, memory_format=torch.contiguous_format) for each in (cells, cells, input_gates)]
 
 
 def takes_one_hot(tensor: Any) -> bool:
@@ -66,3 +89,12 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     """One hot as C++ makes it on a card; with fake tensors it would compare with each class."""
     n_classes = int(tensor.max()) + 1 if num_classes == -1 else num_classes
     return tensor.new_zeros((*tensor.shape, n_classes)).scatter_(-1, tensor.unsqueeze(-1), 1)
+
+
+# Kernels of a card that fake tensors have no rule for, or another.
+OF_A_CARD: dict[Any, Callable[..., Sequence[Tensor | None]]] = {
+    RMS_NORM: rms_norm,
+    _aten._thnn_fused_lstm_cell.default: lstm_cell,
+    _aten._thnn_fused_gru_cell.default: gru_cell,
+    _aten._thnn_fused_gru_cell_backward.default: gru_cell_back,
+}

@@ -12,6 +12,8 @@ from torch._prims_common import suggest_memory_format  # by strides, also where 
 from vram.simulated.kernels.call import Call, Rules, Steps, clone, contiguous, empty, meta, of_bytes
 from vram.simulated.kernels.reduce_buffers import buffers
 
+_WIDEST = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
+
 
 def _convolved(call: Call) -> Steps:
     """cuDNN reads both in one memory format: `cudnn_conv_suggest_memory_format` of native/ConvUtils.h."""
@@ -79,6 +81,23 @@ def _by_complex(call: Call) -> Steps:
         yield empty(x.shape, x.dtype)
 
 
+def _powered(call: Call) -> Steps:
+    """A number's power is that of a tensor of one element, but for 1 (Pow.cpp)."""
+    base = call.args[0]
+    if not isinstance(base, Tensor) and base != 1:
+        yield empty((), _WIDEST[type(base)])
+
+
+def _chosen(call: Call) -> Steps:
+    """Copies of operands of another type than the result's, and of single ones of the CPU (TensorCompare.cpp)."""
+    mask, *operands = call.args[:3]
+    if mask.device != call.result.device:
+        yield empty(mask.shape, mask.dtype)
+    for x in operands:
+        if x.device != call.result.device or x.dtype != call.result.dtype:
+            yield empty(x.shape, call.result.dtype)
+
+
 # Between the CPU and the card (Copy.cu)
 
 
@@ -121,6 +140,8 @@ RULES: Rules = {
     "convolution": _convolved,
     "roll": _rolled,
     **dict.fromkeys(("abs", "angle"), _by_complex),
+    "pow": _powered,
+    "where": _chosen,
     "_euclidean_dist": _distances,
     "_pdist_backward": _distances_back,
     "unfold_backward": _windows_back,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vram.simulated.kernels.call import HALF, Call, Rules, Steps, contiguous, empty, meta, of_bytes
+from vram.simulated.kernels.call import HALF, Call, Rules, Steps, contiguous, empty, meta, name, of_bytes
 from vram.simulated.kernels.reduce_buffers import buffers
 
 # Reductions of rows (SoftMax.cu, layer_norm_kernel.cu)
@@ -147,6 +147,13 @@ def _shared(call: Call, dims: tuple[int, ...], value_bytes: int, x: Tensor) -> S
         yield of_bytes(n_bytes)
 
 
+def _back_by_cells(call: Call) -> Steps:
+    """The gradients of biases are sums of those of gates (RNN.cu)."""
+    of_gates = call.result[0]
+    if call.argument(2 if "gru" in name(call.func) else 5, "has_bias"):
+        yield from _shared(call, (0,), max(4, of_gates.itemsize), of_gates)
+
+
 # Losses (Loss.cpp): those of all elements are there before their mean
 
 
@@ -196,6 +203,7 @@ RULES: Rules = {
     "count_nonzero": _counted,
     "logsumexp": _log_summed,
     "equal": _equal,
+    **dict.fromkeys(("_thnn_fused_gru_cell_backward", "_thnn_fused_lstm_cell_backward_impl"), _back_by_cells),
 }
 KEPT: dict[str, Callable[[Any, Tensor], int]] = dict.fromkeys(
     ("mse_loss", "smooth_l1_loss", "binary_cross_entropy"), _loss_bytes
