@@ -106,7 +106,7 @@ class Keeping:
         """What keeps from passing, among that which the test made since this was last called."""
         if self._gate is None or option(self._config, "accept"):
             return ()
-        compared = item.stash[COMPARED]
+        compared = item.stash.setdefault(COMPARED, set())  # the setup of another plugin may end a test before ours
         entries = [entry for entry in self._gather(item) if entry.key not in compared]
         compared |= {entry.key for entry in entries}
         return self._gate.findings(entries) if entries else ()

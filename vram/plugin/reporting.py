@@ -79,7 +79,7 @@ class Reporting:
             marked = item.stash[MARKED] = replace(marked, expected=is_expected(report), new_fails=as_new)
             data["marked"] = marked.to_json()
         kept: dict[str, object] = dict(item.user_properties)
-        used = item.stash[USED]  # in an earlier phase too: several may have one name
+        used = item.stash.setdefault(USED, {})  # in an earlier phase too: several may have one name
         used |= dict.fromkeys(touched)
         kept |= properties([self._measuring.summaries[index] for index in used], marked)
         item.user_properties[:] = kept.items()

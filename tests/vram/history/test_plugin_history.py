@@ -189,6 +189,21 @@ def test_what_is_worse_than_its_base_is_said_however_its_test_ends(
     assert outcomes == dict.fromkeys(names, "regression")
 
 
+def test_a_test_that_another_plugin_skips_before_it_begins_is_skipped(pytester: pytest.Pytester) -> None:
+    """Its setup never reaches this plugin: nothing was made, and nothing is compared."""
+    pytester.makeconftest(
+        """
+        import pytest
+        class Skips:
+            @pytest.hookimpl(tryfirst=True)
+            def pytest_runtest_setup(self, item): pytest.skip("before all others")
+        def pytest_collection_finish(session): session.config.pluginmanager.register(Skips())
+        """
+    )
+    pytester.makepyfile("def test_other(): pass")
+    pytester.runpytest(*RUN, "--vram-compare").assert_outcomes(skipped=1)
+
+
 TWICE = """
     import os
     import pytest
