@@ -185,6 +185,12 @@ def attend_and_back() -> None:
         torch.nn.functional.scaled_dot_product_attention(q, q, q).sum().backward()
 
 
+def bag_of_embeddings_back() -> Any:
+    indices = torch.zeros(4, dtype=torch.int64, device="cuda")
+    bags = indices, indices, indices[:1], indices[:1]
+    return torch.ops.aten._embedding_bag_dense_backward(on_card(1, 8), *bags, 64, False, 0, None)
+
+
 def embeddings_back(n: int, *, scale_grad_by_freq: bool = False) -> Any:
     indices = torch.zeros(n, dtype=torch.int64, device="cuda")
     return torch.ops.aten.embedding_dense_backward(on_card(n, 8), indices, 64, -1, scale_grad_by_freq)
@@ -225,6 +231,7 @@ UNCOUNTED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: embeddings_back(1, scale_grad_by_freq=True),
         "temporary memory of the gradient of an embedding",
     ),
+    "gradient of a bag of embeddings": (bag_of_embeddings_back, "temporary memory of the gradient of an embedding bag"),
 }
 COUNTED: dict[str, tuple[Callable[[], Any], Card]] = {
     "product": (lambda: on_card(64, 64) @ on_card(64, 64), OLD),

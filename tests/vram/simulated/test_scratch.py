@@ -247,6 +247,19 @@ def test_a_kernel_holds_what_its_source_says(case: str, monkeypatch: pytest.Monk
         assert torch.cuda.memory_allocated() == FLOATS
 
 
+def test_values_that_are_added_at_indices_are_copied_unless_by_rows() -> None:
+    """As in the backward pass of a table that is indexed, and its result permuted."""
+
+    def peak_bytes(values: Callable[[Tensor], Tensor]) -> int:
+        with SimulatedCuda("24GiB"), torch.no_grad():
+            x, places = torch.zeros(N, N, device="cuda"), torch.arange(N, device="cuda")
+            torch.cuda.reset_peak_memory_stats()
+            x.index_put_((places,), values(x), accumulate=True)
+            return torch.cuda.max_memory_allocated()
+
+    assert peak_bytes(torch.Tensor.t) - peak_bytes(torch.Tensor.detach) == FLOATS
+
+
 ALIKE: dict[str, tuple[Callable[[Tensor], object], Callable[[Tensor], object]]] = {
     "nansum": (torch.nansum, torch.sum),
     "amin": (torch.amin, torch.amax),

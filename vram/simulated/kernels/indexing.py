@@ -152,7 +152,8 @@ def _put(call: Call) -> Steps:
     n = torch.broadcast_shapes(*shapes).numel()  # type: ignore[no-untyped-call]
     first = next(at for at, index in enumerate(indices) if index is not None)
     sizes = into.shape[first : first + sum(wide)]
-    if value.numel() < n * (rest := math.prod(into.shape) // math.prod(sizes)):
+    rest = math.prod(into.shape) // math.prod(sizes)
+    if value.numel() < n * rest or not value.is_contiguous():
         yield empty((n, rest), value.dtype)
     for _ in range(4):
         yield empty((n,), torch.int64)

@@ -35,6 +35,7 @@ _WHOSE = {
     },
     **dict.fromkeys(("_fft_c2c", "_fft_c2r", "_fft_r2c"), _FFT),
     **dict.fromkeys(("_cholesky_solve_helper", "cholesky_inverse", "cholesky_solve", "geqrf", "ormqr"), _LINALG),
+    "_embedding_bag_dense_backward": "temporary memory of the gradient of an embedding bag",
     **{kernel: f"temporary memory of {kernel.strip('_')}" for kernel in _BY_KERNELS},
 }
 
