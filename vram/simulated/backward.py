@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import graph
 from torch.autograd.grad_mode import set_multithreading_enabled
 
+from vram.simulated.node_numbers import NodeNumbers
 from vram.simulated.operations import tensors
 from vram.simulated.replacements import Places
 from vram.simulated.streams import Streams
@@ -102,7 +103,7 @@ class _OfThread(threading.local):
     depth = 0  # how many are under way, one within the other
     autocasts = 0  # blocks of torch.autocast around the outermost
     asked = 0  # id of the tensor whose device the engine asked for just before
-    node = -1  # the number of the node whose formula ran last
+    node = -1, ""  # the number and the name of the node whose formula ran last
     made: tuple[int, ...] = ()  # ids of what that has made by operations of _JUST_MADE alone
     counts: Any = None  # references to the first term of the last sum, to its Python object, and to its storage
     sole: Any = None  # those of a gradient that nobody but the engine has
@@ -114,6 +115,7 @@ class Engine:
     def __init__(self, card: Card) -> None:
         self._card = card
         self._here = _OfThread()
+        self._numbers = NodeNumbers()
         self._increment_autocast = torch.autocast_increment_nesting
 
     @property
@@ -145,8 +147,13 @@ class Engine:
         try:
             with set_multithreading_enabled(False):
                 if here.sole is None:
-                    self._learn_counts()
-                return torch.autograd.Variable._execution_engine.run_backward(outputs, *args, **kwargs)
+                    with self._numbers.making(on_card=False):
+                        self._learn_counts()
+                if here.depth > 1:  # within another pass, whose thread it has on a card too
+                    return torch.autograd.Variable._execution_engine.run_backward(outputs, *args, **kwargs)
+                self._numbers.renumber([outputs] if isinstance(outputs, Tensor) else outputs)
+                with self._numbers.making(on_card=True):
+                    return torch.autograd.Variable._execution_engine.run_backward(outputs, *args, **kwargs)
         finally:
             here.depth -= 1
 
@@ -210,8 +217,8 @@ class Engine:
         """
         here, node = self._here, torch._C._current_autograd_node()
         number, name = (-1, "") if node is None else (node._sequence_nr(), node.name())
-        made = here.made if number == here.node else ()
-        here.node, here.made = number, ()
+        made = here.made if (number, name) == here.node else ()
+        here.node, here.made = (number, name), ()
         if name in _BY_ZEROS and func is _BY_ZEROS[name]:
             self._search_zeros(node)
         if name in _LOSSES and not torch.is_grad_enabled():
