@@ -103,7 +103,7 @@ class Keeping:
                 raise_in(item, error)
 
     def _findings(self, item: pytest.Item) -> Sequence[Finding]:
-        """What keeps from passing, among that which the test made since this was last called."""
+        """Reasons not to pass, among what the test made since this was last called."""
         if self._gate is None or option(self._config, "accept"):
             return ()
         compared = item.stash.setdefault(COMPARED, set())  # the setup of another plugin may end a test before ours

@@ -56,7 +56,7 @@ def test_exit_code(status: int, verdicts: dict[str, str | None], code: int) -> N
 
 
 def test_a_required_name_is_decided_where_all_of_it_are() -> None:
-    """Of two recordings of one name, one of a single lap, which has no verdict, is not hidden by one that is stable."""
+    """A recording of a single lap, which has no verdict, is not hidden by a stable one of the same name."""
     run = RunSummary(recordings=[RecordingSummary("himap", laps=1, samples=2), recording("himap")])
     assert outcome(Ended(0, run, required=["himap"])) == (3, "inconclusive: no decision on himap")
 

@@ -99,7 +99,7 @@ def test_the_refusal_of_a_loss_by_cudnn_names_the_loss(loss: Callable[..., torch
 
 
 def test_a_rule_of_torch_s_that_fails_is_no_error_of_the_program() -> None:
-    """What a kernel would say itself stays as it is."""
+    """An error that a kernel would raise itself stays as it is."""
     with device(), pytest.raises(RuntimeError, match="broadcast") as raised:
         on_card(3) + on_card(4)
     assert not isinstance(raised.value, NotImplementedError)

@@ -48,7 +48,7 @@ def filled_cross(x: Tensor) -> None:
 
 
 def _back_through_group_norm(x: Tensor) -> object:
-    """Of N samples of N channels of one element, in two groups."""
+    """N samples of N channels of one element, in two groups."""
     statistics = x[:, :2].contiguous()
     return _aten.native_group_norm_backward(x, x, statistics, statistics, x[0], N, N, 1, 2, [True, True, True])
 

@@ -75,7 +75,7 @@ def _distances_back(call: Call) -> Steps:
 
 
 def _by_complex(call: Call) -> Steps:
-    """Of complex numbers it has complex results, whose real parts are copied (UnaryOps.cpp)."""
+    """A complex result, where numbers are complex: its real part is copied (UnaryOps.cpp)."""
     x = call.args[0]
     if x.is_complex():
         yield empty(x.shape, x.dtype)
