@@ -25,9 +25,8 @@ from vram.simulated.device import DEVICE, other_card
 from vram.simulated.fake_results import check_results
 from vram.simulated.functions import CardFunctions
 from vram.simulated.kernels.attention import FusedAttention, parts
-from vram.simulated.kernels.batch_norm import backward_results
 from vram.simulated.kernels.call import Steps
-from vram.simulated.kernels.composite import COMPOSED, OF_A_CARD, ONE_KERNEL, grouped_product
+from vram.simulated.kernels.composite import COMPOSED, LAID_OUT, OF_A_CARD, ONE_KERNEL, grouped_product
 from vram.simulated.kernels.cublas import by_triton, is_product, lt_workspace_bytes, takes_lt, workspace_bytes
 from vram.simulated.kernels.scratch import Call, allocated, around, made_last, preparation, scratch, takes_result_alone
 from vram.simulated.kernels.uncounted import bound, operand_bytes, whose_memory
@@ -55,7 +54,6 @@ _LIFTED = _aten.lift_fresh.default  # what `torch.tensor` has made: from here on
 _ALIGNED = _aten._nested_tensor_from_mask_left_aligned.default
 _VERSION = release()
 _GROUPED = _aten._grouped_mm.default
-_NORM_BACK = _aten.native_batch_norm_backward.default
 _GROUPED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 _FAKES = frozenset((FakeTensor,))
 _inside: list[SimulatedCuda] = []  # the one that is entered
@@ -266,8 +264,8 @@ class SimulatedCuda:
             result = self._known_values.run(_aten.mul.Tensor, args, kwargs)
         else:
             result = self._known_values.run(func, args, kwargs, fakes)
-        if func is _NORM_BACK and self.device.type == "cuda":
-            result = backward_results(args, result)
+        if func in LAID_OUT and self.device.type == "cuda":
+            result = LAID_OUT[func](args, result)
         if takes_result_alone(func):
             for tensor in tensors(result):
                 self._see(tensor, func)
