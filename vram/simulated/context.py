@@ -26,8 +26,9 @@ from vram.simulated.fake_results import check_results
 from vram.simulated.functions import CardFunctions
 from vram.simulated.kernels.attention import FusedAttention, parts
 from vram.simulated.kernels.call import Steps
-from vram.simulated.kernels.composite import COMPOSED, LAID_OUT, OF_A_CARD, ONE_KERNEL, grouped_product
+from vram.simulated.kernels.composite import COMPOSED, OF_A_CARD, ONE_KERNEL, grouped_product
 from vram.simulated.kernels.cublas import by_triton, is_product, lt_workspace_bytes, takes_lt, workspace_bytes
+from vram.simulated.kernels.layouts import LAID_OUT
 from vram.simulated.kernels.scratch import Call, allocated, around, made_last, preparation, scratch, takes_result_alone
 from vram.simulated.kernels.uncounted import bound, operand_bytes, whose_memory
 from vram.simulated.known_values import KnownValues
@@ -265,7 +266,7 @@ class SimulatedCuda:
         else:
             result = self._known_values.run(func, args, kwargs, fakes)
         if func in LAID_OUT and self.device.type == "cuda":
-            result = LAID_OUT[func](args, result)
+            result = self._known_values.passed_on(result, LAID_OUT[func](args, result))
         if takes_result_alone(func):
             for tensor in tensors(result):
                 self._see(tensor, func)

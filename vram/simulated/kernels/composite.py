@@ -7,10 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format  # by strides, also where a size is 1, as torch's own
 from torch._subclasses.fake_tensor import FakeTensor
-
-from vram.simulated.kernels.batch_norm import backward_results
 
 _aten = torch.ops.aten
 RMS_NORM = _aten._fused_rms_norm.default
@@ -60,14 +57,6 @@ def rms_norm(x: Tensor, shape: Sequence[int], *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x, memory_format=torch.contiguous_format), x.new_empty(rows, dtype=precise)
 
 
-def interpolated(args: Any, result: Tensor) -> Tensor:
-    """The result in the memory format that the input suggests, however few its channels are: for less than 16, fake
-    tensors have the channels first. Source: aten/src/ATen/native/UpSampleBilinear2d.cpp and UpSampleTrilinear3d.cpp.
-    """
-    wanted = suggest_memory_format(args[0])
-    return result if result.is_contiguous(memory_format=wanted) else torch.empty_like(result, memory_format=wanted)
-
-
 def gru_cell(_input_gates: Tensor, _hidden_gates: Tensor, hidden: Tensor, *_biases: Tensor | None) -> list[Tensor]:
     """The next state, and the five numbers a unit that its backward pass reads. Fake tensors have no rule for it.
 
@@ -108,9 +97,4 @@ OF_A_CARD: dict[Any, Callable[..., Sequence[Tensor | None]]] = {
     _aten._thnn_fused_lstm_cell.default: lstm_cell,
     _aten._thnn_fused_gru_cell.default: gru_cell,
     _aten._thnn_fused_gru_cell_backward.default: gru_cell_back,
-}
-# Operations whose results are laid out otherwise on a card than fake tensors are, by arguments and result.
-LAID_OUT: dict[Any, Callable[[Any, Any], Any]] = {
-    _aten.native_batch_norm_backward.default: backward_results,
-    **dict.fromkeys((_aten.upsample_bilinear2d.default, _aten.upsample_trilinear3d.default), interpolated),
 }

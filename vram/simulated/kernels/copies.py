@@ -7,28 +7,37 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._prims_common import suggest_memory_format  # by strides, also where a size is 1, as torch's own
 
 from vram.simulated.kernels.call import Call, Rules, Steps, clone, contiguous, empty, meta, of_bytes
+from vram.simulated.kernels.layouts import of_cudnn
 from vram.simulated.kernels.reduce_buffers import buffers
 
 _WIDEST = {bool: torch.bool, int: torch.int64, float: torch.float64, complex: torch.complex128}
 
 
 def _convolved(call: Call) -> Steps:
-    """cuDNN reads both in one memory format: `cudnn_conv_suggest_memory_format` of native/ConvUtils.h."""
+    """cuDNN reads both in one memory format."""
     yield from _as_cudnn_reads(call.args[:2], call.args[:2])
 
 
+def _convolved_backward_of_input(call: Call) -> Steps:
+    """The gradient of the input comes first, and the weight's copy goes before there is one of the weight
+    (native/cudnn/ConvShared.cpp). The gradient is made again as a result, which leaves the peak as it is."""
+    x, weight = call.args[1:3]
+    copied = list(_as_cudnn_reads((weight,), (x, weight))) if call.args[10][0] else []
+    if copied:
+        yield from copied
+        yield empty(x.shape, x.dtype)
+
+
 def _convolved_backward(call: Call) -> Steps:
-    yield from _as_cudnn_reads(call.args[:3], call.args[1:3])
+    operands = call.args[:2] if call.args[10][1] else call.args[:1]
+    yield from _as_cudnn_reads(operands, call.args[1:3])
 
 
 def _as_cudnn_reads(operands: Sequence[Tensor], deciding: Sequence[Tensor]) -> Steps:
     """Copies of `operands` that are not in the memory format which those that are `deciding` suggest."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(operands[0].dim())
-    formats = {suggest_memory_format(each) for each in deciding if each.dtype != torch.float64}
-    chosen = last if last is not None and last in formats else torch.contiguous_format
+    chosen = of_cudnn(deciding)
     for each in operands:
         if not each.is_contiguous(memory_format=chosen):
             yield clone(each, chosen)
@@ -151,4 +160,5 @@ RULES: Rules = {
 KEPT: dict[str, Callable[[Any, Tensor], int]] = dict.fromkeys(
     ("im2col", "col2im"), lambda args, result: args[0].numel() * result.dtype.itemsize
 )
+BEFORE: Rules = {"convolution_backward": _convolved_backward_of_input}
 AROUND: Rules = {"convolution_backward": _convolved_backward}

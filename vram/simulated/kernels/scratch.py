@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vram.simulated.kernels import attention, attention_backward, batch_norm, copies, indexing, reductions, sorting
+from vram.simulated.kernels import (
+    attention,
+    attention_backward,
+    batch_norm,
+    copies,
+    indexing,
+    layouts,
+    reductions,
+    sorting,
+)
 from vram.simulated.kernels.call import Call, Rules, Steps, clone, empty, name, of_bytes
 from vram.simulated.kernels.cublas import by_triton, is_product, unreadable_operands
 from vram.simulated.kernels.uncounted import may_be_uncounted
@@ -93,10 +102,11 @@ _RULES: Rules = {
     **indexing.RULES,
     **sorting.RULES,
     **copies.RULES,
+    **layouts.RULES,
     **attention_backward.RULES,
     **batch_norm.RULES,
     "_scaled_dot_product_flash_attention": _dropped_out,
 }
-_BEFORE: Rules = batch_norm.BEFORE | indexing.BEFORE | sorting.BEFORE
+_BEFORE: Rules = batch_norm.BEFORE | copies.BEFORE | indexing.BEFORE | sorting.BEFORE
 _AROUND: Rules = attention_backward.AROUND | batch_norm.AROUND | copies.AROUND | reductions.AROUND
 _KEPT = reductions.KEPT | copies.KEPT

@@ -1,0 +1,133 @@
+"""Layouts in memory: results that a card lays out otherwise than fake tensors are, and kernels that read and write
+contiguous memory alone, and so copy what has its channels last."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._prims_common import suggest_memory_format  # by strides, also where a size is 1, as torch's own
+from torch.utils._python_dispatch import _disable_current_modes
+
+from vram.simulated.kernels.batch_norm import backward_results
+from vram.simulated.kernels.call import HALF, Call, Rules, Steps, contiguous, empty
+from vram.simulated.operations import tensors
+
+_aten = torch.ops.aten
+_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def of_cudnn(deciding: Sequence[Tensor]) -> torch.memory_format:
+    """The memory format of a convolution of these: `cudnn_conv_suggest_memory_format` of native/ConvUtils.h."""
+    last = _LAST.get(deciding[0].dim())
+    formats = {suggest_memory_format(each) for each in deciding if each.dtype != torch.float64}
+    return last if last is not None and last in formats else torch.contiguous_format
+
+
+# Results
+
+
+def _convolved(args: Any, result: Tensor) -> Tensor:
+    return _laid_out(result, of_cudnn(args[:2]))
+
+
+def _convolved_back(args: Any, result: Any) -> Any:
+    wanted = of_cudnn(args[1:3])
+    return *(None if each is None else _laid_out(each, wanted) for each in result[:2]), *result[2:]
+
+
+def _interpolated(args: Any, result: Tensor) -> Tensor:
+    """As the input suggests, however few its channels are (UpSampleBilinear2d.cpp, UpSampleTrilinear3d.cpp); for less
+    than 16, fake tensors have the channels first."""
+    return _laid_out(result, suggest_memory_format(args[0]))
+
+
+def _of_two(args: Any, result: Tensor) -> Tensor:
+    """As TensorIterator.cpp orders dimensions, by the operands' strides. Fake tensors cast an operand first where the
+    kernel casts each number: of half precision, or of two types; an expanded one is a dense one then."""
+    first, second = args[:2]
+    operands = [each for each in (first, second) if isinstance(each, Tensor) and each.dim()]
+    cast = result.dtype in HALF or len({each.dtype for each in operands}) > 1
+    if not cast or not operands or not result.is_floating_point():
+        return result
+    if all(each.shape == result.shape and each.is_contiguous() for each in operands):
+        return result
+    strides = _iterated(tuple((tuple(each.shape), each.stride()) for each in operands))
+    if strides == result.stride():
+        return result
+    return torch.empty_strided(result.shape, strides, dtype=result.dtype, device=result.device)
+
+
+@functools.lru_cache(maxsize=4096)
+def _iterated(looks: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]) -> tuple[int, ...]:
+    """Strides of what an operation on each element of these, given by sizes and strides, makes."""
+    with _disable_current_modes():
+        operands = [torch.empty_strided(*each, device="meta") for each in looks]
+        return torch.add(operands[0], operands[1] if len(operands) > 1 else 1).stride()
+
+
+def _contiguous(_: Any, result: Tensor) -> Tensor:
+    return _laid_out(result, torch.contiguous_format)
+
+
+def _laid_out(result: Tensor, wanted: torch.memory_format) -> Tensor:
+    made = torch.empty_like(result, memory_format=wanted)
+    return result if made.stride() == result.stride() else made
+
+
+# By arguments and result.
+LAID_OUT: dict[Any, Callable[[Any, Any], Any]] = {
+    _aten.convolution.default: _convolved,
+    _aten.convolution_backward.default: _convolved_back,
+    _aten.native_batch_norm_backward.default: backward_results,
+    _aten.pixel_unshuffle.default: _contiguous,
+    **dict.fromkeys((getattr(_aten, name).Tensor for name in ("add", "div", "mul", "sub")), _of_two),
+    **dict.fromkeys((_aten.upsample_bilinear2d.default, _aten.upsample_trilinear3d.default), _interpolated),
+}
+
+
+# Copies
+
+
+def _reads(call: Call) -> Steps:
+    """The input is copied (ReflectionPad.cu, AveragePool3d.cu, AdaptiveAveragePooling3d.cu)."""
+    yield from contiguous(call.args[0])
+
+
+def _reads_and_writes(call: Call) -> Steps:
+    """So is the input, and each result made twice (AdaptiveMaxPooling2d.cu, UpSampleBilinear2d.cu with antialiasing,
+    UpSampleNearest3d.cu)."""
+    yield from contiguous(call.args[0])
+    yield from _made_twice(call)
+
+
+def _maximum_back(call: Call) -> Steps:
+    gradient, _, indices = call.args
+    yield from contiguous(gradient)
+    yield from contiguous(indices)
+    yield from _made_twice(call)
+
+
+def _made_twice(call: Call) -> Steps:
+    for each in tensors(call.result):
+        if not each.is_contiguous():
+            yield empty(each.shape, each.dtype)
+
+
+RULES: Rules = {
+    **dict.fromkeys(("reflection_pad2d", "reflection_pad3d", "avg_pool3d", "_adaptive_avg_pool3d"), _reads),
+    "adaptive_max_pool3d": _reads,
+    **dict.fromkeys(
+        (
+            *("adaptive_max_pool2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
+            *("upsample_nearest3d", "_upsample_nearest_exact3d"),
+            *("upsample_nearest3d_backward", "_upsample_nearest_exact3d_backward"),
+        ),
+        _reads_and_writes,
+    ),
+    **dict.fromkeys(("_upsample_bilinear2d_aa_backward", "_upsample_bicubic2d_aa_backward"), _reads),
+    "adaptive_max_pool2d_backward": _maximum_back,
+}
