@@ -164,6 +164,23 @@ def _of_unet(model: Any) -> Tensor:
     return F.mse_loss(model(_pictures()), _pictures())
 
 
+def _of_last(model: Any) -> Tensor:
+    """The same of pictures with their channels last."""
+    return F.mse_loss(model(_pictures().to(memory_format=torch.channels_last)), _pictures())
+
+
+def _of_classes_last(model: Any) -> Tensor:
+    pictures = _pictures().to(memory_format=torch.channels_last)
+    return model(pixel_values=pictures, labels=_classes()).loss  # type: ignore[no-any-return]
+
+
+def _of_critic(model: Any) -> Tensor:
+    """A gradient penalty: a gradient of gradients."""
+    mixed = torch.rand(8, 32, device="cuda").requires_grad_()
+    (gradient,) = torch.autograd.grad(model(mixed), mixed, torch.ones(8, 1, device="cuda"), create_graph=True)
+    return model(mixed.detach()).mean() + 10 * ((gradient.norm(2, dim=1) - 1) ** 2).mean()
+
+
 def _resnet() -> Any:
     sizes: dict[str, Any] = {"embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "depths": [1, 1, 1, 1]}
     return transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, num_labels=10))
@@ -216,7 +233,14 @@ def steps() -> dict[str, Callable[[], Step]]:
         "vit, autocast": lambda: _train(transformers.ViTForImageClassification(vit), _of_pictures, amp=_BRAIN),
         "resnet, SGD": lambda: _train(_resnet(), _of_pictures, _MOMENTUM),
         "resnet, SGD, autocast, scaled": lambda: _train(_resnet(), _of_pictures, _MOMENTUM, amp=_HALF),
+        "resnet, channels last": lambda: _train(_resnet().to(memory_format=torch.channels_last), _of_classes_last),
         "unet": lambda: _train(UNet(), _of_unet),
+        "unet, channels last, autocast": lambda: _train(
+            UNet().to(memory_format=torch.channels_last), _of_last, amp=_BRAIN
+        ),
+        "critic with a gradient penalty": lambda: _train(
+            nn.Sequential(nn.Linear(32, 64), nn.LeakyReLU(0.2), nn.Linear(64, 1)), _of_critic
+        ),
         "t5": lambda: _train(_t5(), _of_text),
         "mamba": lambda: _train(_mamba(), _of_text),
     }  # fmt: skip

@@ -17,7 +17,13 @@ RECORDS: list[dict[str, Any]] = [
     json.loads(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "ci" / "evidence").glob("training-*.json"))
 ]
 # Of all kinds, on every push; the others with --full.
-EACH_TIME = ("llama, checkpointed, reentrant", "llama, autocast to float16, scaled", "vit", "unet")
+EACH_TIME = (
+    "llama, checkpointed, reentrant",
+    "llama, autocast to float16, scaled",
+    "vit",
+    "unet, channels last, autocast",
+    "critic with a gradient penalty",
+)
 
 
 @pytest.mark.filterwarnings("ignore")
