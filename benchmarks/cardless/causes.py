@@ -35,7 +35,7 @@ _CAUSES: dict[str, tuple[str, ...]] = {
         *("linalg.eig", "linalg.eigvals", "linalg.matrix_power", "linalg.pinv, singular", "linalg.solve"),
     ),
     "a search for the true elements of a mask is not counted": ("index_fill", "index_put"),
-    "an operation of attention, called by itself: its copies and sums are not counted": (
+    "an operation of attention, called by itself: its copies and sums are not counted; a remark says so": (
         *("torch.ops.aten._flash_attention_forward", "torch.ops.aten._efficient_attention_forward"),
     ),
     "an operation of compiled code, called by itself": (

@@ -26,8 +26,10 @@ class NodeNumbers(threading.local):
     """The nodes of one thread that a card's program would have made in another, or not at all."""
 
     def __init__(self) -> None:
-        # The number of the first of some, that of the next one after them, and whether a card's thread makes them.
-        self._others: list[tuple[int, int, bool]] = []
+        # The number of the first of some, that of the next one after them, and how many came before: in all, and of
+        # the card's thread.
+        self._others: list[tuple[int, int, int, int]] = []
+        self._count = self._of_card = 0
 
     @contextmanager
     def making(self, *, on_card: bool) -> Iterator[None]:
@@ -38,12 +40,14 @@ class NodeNumbers(threading.local):
         finally:
             end = torch._C._autograd._get_sequence_nr()
             if end > begin:
-                self._others.append((begin, end, on_card))
+                self._others.append((begin, end, self._count, self._of_card))
+                self._count += end - begin
+                self._of_card += (end - begin) * on_card
 
     def renumber(self, outputs: Iterable[Any]) -> None:
         """Give the nodes that lead to `outputs`, tensors or edges, the numbers that they have on a card."""
         # Without nodes of the card's thread the order is the same.
-        waiting = [_node(each) for each in outputs] if any(on_card for *_, on_card in self._others) else []
+        waiting = [_node(each) for each in outputs] if self._of_card else []
         while waiting:
             node = waiting.pop()
             if node is None or _NUMBERED in node.metadata:
@@ -54,15 +58,12 @@ class NodeNumbers(threading.local):
             waiting += [other for other, _ in node.next_functions]
 
     def _on_card(self, number: int) -> int:
-        others = of_card = 0
-        for begin, end, on_card in self._others:
-            if number < begin:
-                break
-            if number < end:
+        for begin, end, count, of_card in reversed(self._others):  # most nodes are of the last step
+            if number >= end:
+                return number - count - (end - begin)
+            if number >= begin:
                 return of_card + number - begin
-            others += end - begin
-            of_card += (end - begin) * on_card
-        return number - others
+        return number
 
 
 def _node(output: Any) -> Any:

@@ -468,7 +468,9 @@ def test_a_thread_that_reads_no_tensor() -> None:
     def step(hidden: torch.Tensor) -> float:
         logits = head(hidden)
         before = monitor.woken
-        while monitor.woken == before:
+        for _ in range(10_000):  # ends in some milliseconds; where it never wakes, the last line fails
+            if monitor.woken != before:
+                break
             time.sleep(0.001)
         woken.append(monitor.woken)
         return float(logits[:, -1].sum())

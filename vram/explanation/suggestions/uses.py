@@ -122,7 +122,6 @@ class Uses:
         call of a module that runs."""
         self._key_of, self._position, self._call = key_of, position, call
         self._uses: dict[int, Use] = {}
-        self._views: dict[View, View] = {}  # one of those that are alike
         self._collecting = False
         self.failure = ""  # an error of ours, after which nothing is known
         self.unseen = ""  # who may have read what nobody saw it read
@@ -186,7 +185,7 @@ class Uses:
                 recorded = recorded or tensor.requires_grad
                 for key in self._keys(tensor):
                     given.append(key)
-                    view, returned = self._view(op, name, tensor), key in results
+                    view, returned = _view(op, name, tensor), key in results
                     source = source or (None if view is None else (key, view))
                     self._used(key, view, call, is_view=returned and not mutable, written=returned and mutable)
         self.backward = self.backward or in_backward()
@@ -196,7 +195,6 @@ class Uses:
                 self._uses[key] = Use(op, source, call)
         if len(self._uses) > _MOST_STORAGES:
             self._uses.clear()
-            self._views.clear()
             self.failure = f"the sample makes more than {_MOST_STORAGES:,} tensors"
 
     def _used(self, key: int, view: View | None, call: int, *, is_view: bool, written: bool) -> None:
@@ -214,16 +212,8 @@ class Uses:
         elif view not in use.reads:
             use.reads = (*use.reads, view)
 
-    def _view(self, op: str, argument: str, tensor: torch.Tensor) -> View | None:
-        if tensor.layout is not torch.strided or tensor.is_nested:
-            return None
-        sizes, strides = tuple(tensor.shape), tuple(tensor.stride())
-        view = View(op, argument, int(tensor.storage_offset()), sizes, strides, tensor.dtype)
-        return self._views.setdefault(view, view)
-
     def _keys(self, tensor: torch.Tensor) -> list[int]:
-        keys = [self._key_of(storage) for storage in storages_of(tensor)]
-        return keys if None not in keys else [key for key in keys if key is not None]  # type: ignore[return-value]
+        return [key for key in map(self._key_of, storages_of(tensor)) if key is not None]
 
     def _noted(self, method: Callable[..., Any]) -> Callable[..., Any]:
         """`method` of a tensor, which notes that somebody else may read the tensor through it."""
@@ -273,6 +263,13 @@ def _has_graph(tensor: torch.Tensor) -> bool:
         return _BASE.grad_fn.__get__(tensor) is not None
     except RuntimeError:  # a view of what was changed in place
         return True
+
+
+def _view(op: str, argument: str, tensor: torch.Tensor) -> View | None:
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        return None
+    sizes, strides = tuple(tensor.shape), tuple(tensor.stride())
+    return View(op, argument, int(tensor.storage_offset()), sizes, strides, tensor.dtype)
 
 
 def _tensors(value: Any) -> Sequence[torch.Tensor]:

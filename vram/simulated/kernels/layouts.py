@@ -78,7 +78,7 @@ def _laid_out(result: Tensor, wanted: torch.memory_format) -> Tensor:
     return result if made.stride() == result.stride() else made
 
 
-# By arguments and result.
+# Each gets an operation's arguments and its result.
 LAID_OUT: dict[Any, Callable[[Any, Any], Any]] = {
     _aten.convolution.default: _convolved,
     _aten.convolution_backward.default: _convolved_back,
