@@ -160,7 +160,7 @@ class VramSession:
             from vram.explanation.peak import breakdown  # it needs the tracer, which imports torch
 
             save = partial(self._save, f"{recording.name}-timeline") if self.options.breakdown == "always" else None
-            self._replace(recording, self.summary(recording).explained(*breakdown(recording, save)))
+            self._replace(recording, self.summary(recording).explained(*breakdown(recording, save, once=not save)))
         elif self.options.breakdown:  # another run would only add to what it keeps
             self._replace(recording, self.summary(recording).explained(None, "it grows: no run has its peak again"))
         if settled:

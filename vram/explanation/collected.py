@@ -16,12 +16,15 @@ from vram.summary.kept import Kept
 from vram.units import format_bytes
 
 _GONE = "the step or its samples are gone"
+_OTHER = "sample {} makes most garbage, and the one with the highest peak ran again; --vram-breakdown runs both"
 
 
-def garbage_sample(recording: Recording) -> int | None:
-    """The sample that makes most garbage; None where none does, or it was not measured."""
+def garbage_sample(recording: Recording, rather: int = 0) -> int | None:
+    """The sample that makes most garbage, `rather` where it does too; None where none does, or it was not measured."""
     by_sample = recording.garbage_by_sample
-    return by_sample.index(max(by_sample)) if any(by_sample) else None
+    if not any(by_sample):
+        return None
+    return rather if by_sample[rather] == max(by_sample) else by_sample.index(max(by_sample))
 
 
 def garbage_of(recording: Recording, traced: TracedRun, sample: int) -> dict[str, Any]:
@@ -47,6 +50,14 @@ def explained_garbage(recording: Recording) -> dict[str, Any]:
         return {"no_garbage": _GONE}
     made, error = attempt(lambda: garbage_of(recording, _run(rerunnable, sample), sample))
     return made or {"no_garbage": f"the lines are not known: run again, sample {sample} raised {error}"}
+
+
+def garbage_of_another(recording: Recording) -> dict[str, Any]:
+    """`{"no_garbage": why}` where the sample with most garbage is not the one that has run again, else nothing."""
+    sample = garbage_sample(recording)
+    if sample is None:
+        return {}
+    return {"no_garbage": _OTHER.format(sample)}
 
 
 def _run(rerunnable: Rerunnable, sample: int) -> TracedRun:

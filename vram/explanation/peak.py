@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vram.explanation.allocations import BEFORE, Allocation
-from vram.explanation.collected import explained_garbage, garbage_of, garbage_sample
+from vram.explanation.collected import explained_garbage, garbage_of, garbage_of_another, garbage_sample
 from vram.explanation.failures import attempt
 from vram.explanation.groups import by_line, shapes
 from vram.explanation.operations import timeline
@@ -103,7 +103,7 @@ def explained_peak(
             roots = [*used, *([rerunnable.step, rerunnable.samples] if rerunnable else [])]
             others = earlier.left(device, roots, named)
         if at_peak is None and rerunnable is not None:
-            at_peak, note = _traced(rerunnable, recording, channel, number)
+            at_peak, note = _traced(rerunnable, recording, channel, number, runs=_shapes(recording, channel, number))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever it is, the verdict stands
@@ -113,7 +113,7 @@ def explained_peak(
 
 
 def breakdown(
-    recording: Recording, save: Callable[[dict[str, Any]], Path] | None = None
+    recording: Recording, save: Callable[[dict[str, Any]], Path] | None = None, *, once: bool = False
 ) -> tuple[dict[str, Any] | None, str]:
     """`{"sample", "bytes", "lines": [{"line", "op", "dtype", "shape", "bytes", "count"}]}`, most bytes first, and "".
 
@@ -121,8 +121,9 @@ def breakdown(
     "lines" more, for how many they are. The key "breakdown" has the peak in pieces (`vram.summary.breakdown`), or
     "no_breakdown" why not; "garbage" or "no_garbage" are as `explained_garbage` has them, "suggestions" or
     "no_suggestions" as `suggested` does; "timeline" is that of `vram.summary.timeline`. `save` writes its snapshot for
-    PyTorch's memory viewer: "snapshot" is the path, or "no_snapshot" why there is none. None, and why, where the step
-    and the samples are not known any more, or where running it again raised. Raises nothing but KeyboardInterrupt.
+    PyTorch's memory viewer: "snapshot" is the path, or "no_snapshot" why there is none. The highest sample runs once
+    more; so does the one with most garbage, if that is another, but not with `once`. None, and why, where the step and
+    the samples are not known any more, or where running it again raised. Raises nothing but KeyboardInterrupt.
     """
     rerunnable = rerunnable_of(recording)
     if "requested_peak" not in recording.channels:
@@ -132,7 +133,7 @@ def breakdown(
     found, error = attempt(lambda: _traced(rerunnable, recording, "requested_peak", save=save))
     at_peak, why = found or (None, f"the lines are not known: {error}")
     if at_peak is not None and not at_peak.keys() & {"garbage", "no_garbage"}:
-        at_peak |= explained_garbage(recording)  # of another sample
+        at_peak |= garbage_of_another(recording) if once else explained_garbage(recording)
     return at_peak, why
 
 
@@ -142,12 +143,11 @@ def _traced(
     channel: str,
     sample: int | None = None,
     *,
+    runs: int = 1,
     save: Callable[[dict[str, Any]], Path] | None = None,
 ) -> tuple[dict[str, Any] | None, str]:
-    """A breakdown, or None and why. A sample whose peak creeps is traced twice, for the first and the last shape."""
-    peaks = recording.channels[channel]
-    number = _highest(peaks) if sample is None else sample
-    runs = 2 if peaks[-1, number] > peaks[recording.warmup_laps, number] else 1
+    """A breakdown, or None and why, from the last of so many runs; shapes are from those of the first to its own."""
+    number = _highest(recording.channels[channel]) if sample is None else sample
     traces: list[list[Allocation]] = []
     with cheap_collections(), tracer_for(rerunnable.device) as tracer, same_random_numbers():
         for run in range(runs):
@@ -172,8 +172,14 @@ def _traced(
         at_peak |= {"no_breakdown": reason} if made is None else {"breakdown": made.to_json()}
         at_peak |= {"timeline": timeline(traced, number).to_json()} if drawn else {}
         at_peak |= {} if save is None or snapshot is None else _saved(snapshot, save)
-        at_peak |= garbage_of(recording, traced, number) if garbage_sample(recording) == number else {}
+        at_peak |= garbage_of(recording, traced, number) if garbage_sample(recording, number) == number else {}
     return at_peak | ways_out, ""
+
+
+def _shapes(recording: Recording, channel: str, sample: int) -> int:
+    """How many shapes of each line are worth knowing: the first and the last of a sample whose peak creeps."""
+    peaks = recording.channels[channel]
+    return 2 if peaks[-1, sample] > peaks[recording.warmup_laps, sample] else 1
 
 
 def _highest(peaks: np.ndarray[Any, np.dtype[np.int64]]) -> int:

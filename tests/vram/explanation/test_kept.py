@@ -202,6 +202,33 @@ def test_garbage_that_is_reported(tmp_path: Path) -> None:
         assert re.search(r": 64 B \S+test_kept.py:\d+ step: aten.zeros float32 \[16\]", one.garbage_text)
 
 
+@pytest.mark.parametrize(("garbage", "pieces"), [([16, 16], True), ([16, 8], False)])
+def test_a_breakdown_costs_one_sample(tmp_path: Path, garbage: list[int], pieces: bool) -> None:
+    """A recording that is saved has one sample run once more, even if its peak creeps within what counts as stable and
+    another makes more garbage: which one would name its lines is said then, and the check that needs them runs it."""
+    ran: list[int] = []
+
+    def step(sample: int) -> None:
+        ran.append(sample)
+        torch.zeros(64 + 64 * sample + (len(ran) > 4))
+        Session(torch.zeros(garbage[sample]))
+
+    session = VramSession(SessionOptions(device="cpu", breakdown="settled", snapshots=tmp_path))
+    recording = session.replay(step, [0, 1], laps=8, warmup_laps=1)
+    peaks = recording.channels["requested_peak"]
+    assert peaks[-1, 1] > peaks[recording.warmup_laps, 1]
+    assert ran[recording.runs :] == [1]
+    one = session.summary(recording)
+    assert one.breakdown is not None
+    assert (one.garbage_kept is not None) is pieces
+    if not pieces:
+        assert one.absent["breakdown of garbage"] == (
+            "sample 0 makes most garbage, and the one with the highest peak ran again; --vram-breakdown runs both"
+        )
+        with pytest.raises(vram.GarbageExceeded, match="garbage of sample 0, run again with tracing: 64 B"):
+            session.assert_garbage(recording, 1)
+
+
 def test_garbage_that_python_collects_itself_counts(tmp_path: Path) -> None:
     """A collection during the sample, as an automatic one is, and none of a call by the step."""
 
