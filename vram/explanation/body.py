@@ -17,7 +17,7 @@ from vram.frames import Stacks
 from vram.meters.tensor import TensorMeter
 from vram.summary.breakdown import Breakdown
 from vram.torch_hooks.dispatch import made_by
-from vram.torch_hooks.storages import LivingStorages, has_bytes, storages_of
+from vram.torch_hooks.storages import LivingStorages, has_bytes
 
 
 class LinedTensorMeter(TensorMeter):
@@ -50,18 +50,22 @@ class LinedTensorMeter(TensorMeter):
         super().reset_peak()
         self._begun, self._over = set(), []
 
-    def _see(self, tensor: torch.Tensor, func: Any = None, made: bool = False) -> None:
-        for storage in storages_of(tensor):
-            if self._living.sizes.get(storage._cdata) != storage.nbytes():
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage changed its size without an operation."""
+        if storage in self._living:
+            n_bytes = storage.nbytes()
+            self._counted(storage, Allocation(n_bytes, "resize_", (n_bytes,), "uint8", self._stacks.here(), 0))
+
+    def _see(
+        self, storages: Sequence[torch.UntypedStorage], tensor: Any = None, func: Any = None, made: bool = False
+    ) -> None:
+        for storage in storages:
+            if self._living.changed(storage):
                 run, stack, op = (BEFORE, (), "") if func is None else (0, self._stacks.here(), made_by(func, made))
                 # A subclass has code of its own, which may raise.
                 with torch._C.DisableTorchFunctionSubclass():
                     allocation = described(op, tensor, storage.nbytes(), stack, run)
                 self._counted(storage, allocation)
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        n_bytes = storage.nbytes()
-        self._counted(storage, Allocation(n_bytes, "resize_", (n_bytes,), "uint8", self._stacks.here(), 0))
 
     def _counted(self, storage: torch.UntypedStorage, allocation: Allocation) -> None:
         with self._counting:

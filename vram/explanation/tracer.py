@@ -157,10 +157,8 @@ class TensorTracer:
         """A wrapper's storage has a size, and nothing behind it."""
         return has_bytes(storage)
 
-    def _seen(self, tensor: torch.Tensor, func: Any, made: bool) -> None:
-        storages = [storage for storage in storages_of(tensor) if self._living.changed(storage)]
-        if storages:
-            self._see(tensor, storages, made_by(func, made))
+    def _seen(self, storages: Sequence[torch.UntypedStorage], tensor: torch.Tensor, func: Any, made: bool) -> None:
+        self._see(tensor, storages, made_by(func, made))
 
     def _see(
         self,

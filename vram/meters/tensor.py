@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Self
 
@@ -55,7 +55,7 @@ class TensorMeter:
         self._live_bytes, self._runs = 0, True
         gc.collect()
         for tensor in living_tensors():
-            self._see(tensor)
+            self._see(storages_of(tensor), tensor)
         self.reset_peak()
         return self
 
@@ -78,7 +78,7 @@ class TensorMeter:
     def resized(self, storage: torch.UntypedStorage) -> None:
         """A storage changed its size without an operation."""
         if storage in self._living:
-            self._count(storage)
+            self._see((storage,))
 
     def synchronize(self) -> None:
         """Nothing to wait for on a CPU."""
@@ -92,19 +92,18 @@ class TensorMeter:
         live, peak = self._live_bytes, self._peak_bytes
         return {"requested": live, "requested_peak": peak, "allocated": live, "allocated_peak": peak}
 
-    def _see(self, tensor: torch.Tensor, func: Any = None, made: bool = False) -> None:
-        """Count the tensor's storages that are new, or the change of size of those resized in place."""
-        for storage in storages_of(tensor):
-            if self._living.sizes.get(storage._cdata) != storage.nbytes():  # as `changed`, in half the time
-                self._count(storage)
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        with self._counting:
-            if not self._runs or storage.device != _CPU or not has_bytes(storage):
-                return
-            before = self._living.put(storage, None)
-            self._live_bytes += storage.nbytes() - (before[0] if before else 0)
-            self._peak_bytes = max(self._peak_bytes, self._live_bytes)
+    def _see(
+        self, storages: Sequence[torch.UntypedStorage], tensor: Any = None, func: Any = None, made: bool = False
+    ) -> None:
+        """Count storages that are new, or the change of size of those resized in place."""
+        for storage in storages:
+            if storage.device == _CPU and has_bytes(storage):
+                with self._counting:
+                    if self._runs:
+                        before = self._living.put(storage, None)
+                        self._live_bytes += storage.nbytes() - (before[0] if before else 0)
+                        if self._live_bytes > self._peak_bytes:
+                            self._peak_bytes = self._live_bytes
 
     def _ended(self, n_bytes: int, _: None) -> None:
         with self._counting:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vram.torch_hooks.storages import untyped_storage_of
+from vram.torch_hooks.storages import storages_of, untyped_storage_of
 
 # Composite, but of a contiguous tensor they make a view, or their result and nothing else: most of a model's work.
 _DIRECT = {f"aten::{name}" for name in ("contiguous", "flatten", "is_nonzero", "item", "linear", "reshape", "to")}
@@ -97,22 +97,22 @@ class Following(LeavingSubclasses):
 
     def __init__(
         self,
-        seen: Callable[[torch.Tensor, Any, bool], None],
+        seen: Callable[[Sequence[torch.UntypedStorage], torch.Tensor, Any, bool], None],
         sizes: Mapping[int, int],
         ran: Callable[[Any, Any, Any, Any], None] | None = None,
     ) -> None:
-        """`seen` gets a tensor whose storage has not the bytes that `sizes` says of its address, the operation, and
-        whether it is among the operation's results; `ran` an operation that is no other's whole: itself, its
-        arguments, their keywords and the result."""
+        """`seen` gets storages that have not the bytes that `sizes` says of their addresses, the tensor whose they are,
+        the operation, and whether the tensor is among its results; `ran` an operation that is no other's whole: itself,
+        its arguments, their keywords and the result."""
         super().__init__()
         self._seen, self._sizes, self._ran = seen, sizes, ran
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._left is not None and self.is_left(func):
             return NotImplemented
-        _, is_composite, is_view, _ = _KINDS.get(id(func)) or _kind_of(func)
+        _, is_composite, is_direct, is_view, _ = _KINDS.get(id(func)) or _kind_of(func)
         left = bool(types) and any(map(dispatches, types))
-        if is_composite and not left and hides_parts(func, args):
+        if is_composite and not left and not (is_direct and args and _is_plain(args[0])):
             with self:
                 return in_parts(func, args, kwargs or {})
         # Inputs first: one that is new to us was made before, or elsewhere, and is no work of this operation's.
@@ -131,14 +131,15 @@ class Following(LeavingSubclasses):
     def _show(self, values: Iterable[Any], func: Any, made: bool) -> None:
         for value in values:
             kind = type(value)
-            if kind is torch.Tensor or kind is torch.nn.Parameter:
+            if kind is _TENSOR or kind is _PARAMETER:
                 try:
                     storage = untyped_storage_of(value)
                     known = self._sizes.get(storage._cdata) == storage.nbytes()
-                except (NotImplementedError, RuntimeError):  # it has several storages, or shows none
-                    known = False
-                if not known:
-                    self._seen(value, func, made)
+                except (NotImplementedError, RuntimeError):  # it has several, or shows none
+                    self._show_parts(value, func, made)
+                else:
+                    if not known:
+                        self._seen((storage,), value, func, made)
             elif kind in NO_TENSORS:
                 pass
             elif isinstance(value, (list, tuple)):  # in half the time of list | tuple
@@ -146,7 +147,12 @@ class Following(LeavingSubclasses):
             elif isinstance(value, dict):
                 self._show(value.values(), func, made)
             elif isinstance(value, torch.Tensor):
-                self._seen(value, func, made)
+                self._show_parts(value, func, made)
+
+    def _show_parts(self, tensor: torch.Tensor, func: Any, made: bool) -> None:
+        new = [each for each in storages_of(tensor) if self._sizes.get(each._cdata) != each.nbytes()]
+        if new:
+            self._seen(new, tensor, func, made)
 
 
 # Types of most arguments that are no tensors.
@@ -161,20 +167,21 @@ VIEWS = frozenset(
         *("t", "transpose", "unbind", "unsqueeze", "view"),
     )
 )
+_TENSOR, _PARAMETER = torch.Tensor, torch.nn.Parameter
 # Facts of each operation by its id, as its own hash is Python code: the operation, so that no other gets that id;
-# whether it is `composite`; whether it is one of VIEWS; its name.
-_KINDS: dict[int, tuple[Any, bool, bool, str]] = {}
+# whether it is `composite`; whether it is of _DIRECT; whether it is one of VIEWS; its name.
+_KINDS: dict[int, tuple[Any, bool, bool, bool, str]] = {}
 
 
-def _kind_of(func: Any) -> tuple[Any, bool, bool, str]:
+def _kind_of(func: Any) -> tuple[Any, bool, bool, bool, str]:
     name: str = func._schema.name if hasattr(func, "_schema") else func.name()  # one of higher order has no schema
-    kind = _KINDS[id(func)] = func, composite(func), name in VIEWS, name.replace("::", ".")
+    kind = _KINDS[id(func)] = func, composite(func), name in _DIRECT, name in VIEWS, name.replace("::", ".")
     return kind
 
 
 def operation_name(func: Any) -> str:
     """ "aten.add" of an operation."""
-    return (_KINDS.get(id(func)) or _kind_of(func))[3]
+    return (_KINDS.get(id(func)) or _kind_of(func))[4]
 
 
 def made_by(func: Any, made: bool) -> str:
@@ -209,13 +216,9 @@ def in_parts(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
 
 
-def hides_parts(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether an operation is to be taken apart: it is `composite`, and may allocate more than it returns."""
-    if not composite(func):
-        return False
-    first = args[0] if args else None
-    plain = isinstance(first, torch.Tensor) and first.layout is torch.strided and first.is_contiguous()
-    return not (plain and func._schema.name in _DIRECT)
+def _is_plain(value: Any) -> bool:
+    """Whether it is a contiguous tensor."""
+    return isinstance(value, torch.Tensor) and value.layout is torch.strided and value.is_contiguous()
 
 
 @functools.lru_cache(maxsize=256)

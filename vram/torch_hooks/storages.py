@@ -58,10 +58,11 @@ class LivingStorages(Generic[_T]):
         address = storage._cdata
         known = self._known.get(address)
         if known is None:
-            before, end = None, weakref.ref(storage, lambda _: self._end(address))
-        else:
-            before, end = (self.sizes[address], known[1]), known[0]
-        self._known[address] = end, value
+            self._known[address] = weakref.ref(storage, lambda _: self._end(address)), value
+            self.sizes[address] = storage.nbytes()
+            return None
+        before = self.sizes[address], known[1]
+        self._known[address] = known[0], value
         self.sizes[address] = storage.nbytes()
         return before
 
@@ -181,6 +182,6 @@ def storages_of(tensor: torch.Tensor) -> Sequence[torch.UntypedStorage]:
 def has_bytes(storage: torch.UntypedStorage) -> bool:
     """Whether there is memory behind a storage, if it has a size: none is behind a fake tensor's, or a wrapper's."""
     try:
-        return storage.device != _META and (storage.data_ptr() != 0 or storage.nbytes() == 0)
+        return storage.data_ptr() != 0 or (storage.nbytes() == 0 and storage.device != _META)
     except RuntimeError:  # what asking a wrapper's storage for its data ends in
         return False
