@@ -14,6 +14,7 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from math import prod
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -63,6 +64,7 @@ class Categories:
         self._paths: dict[int, str] = {}  # of modules, by the key of their weights and buffers
         self._outputs: dict[int, bool] = {}  # ids of modules that make logits: whether these can be limited
         self._vocabulary = 0
+        self._models: set[str] = set()  # paths of parts that name their logits, each with its dot
         self.logits: dict[int, tuple[tuple[int, ...], bool]] = {}  # by key: shape, whether these can be limited
         self.attentions: dict[int, weakref.ref[Module]] = {}  # by key of a map: the transformers model that returned it
         self._made: dict[int, set[tuple[bool, tuple[int, ...]]]] = defaultdict(set)  # by call: is softmax, shape
@@ -143,20 +145,28 @@ class Categories:
     def _is_of_logits(self, allocation: Allocation) -> bool:
         """Whether it is made of logits: as long in its last dimension, and made by no part of the model."""
         last = allocation.shape[-1:] == (self._vocabulary,) and self._vocabulary > 0
-        return last and "." not in allocation.module and not allocation.in_backward and bool(allocation.frames)
+        return last and self._is_no_part(allocation.module) and not allocation.in_backward and bool(allocation.frames)
+
+    def _is_no_part(self, path: str) -> bool:
+        """Whether a module is a model that names its logits, one of its direct parts, or around it."""
+        place = f"{path}."
+        within = next((place.removeprefix(model) for model in self._models if place.startswith(model)), place)
+        return within.count(".") < 2 or any(model.startswith(place) for model in self._models)
 
     def _enter(self, root: Module) -> None:
-        """A root is called for the first time: its weights and buffers have paths, and it may name its logits."""
+        """A root is called for the first time: its weights and buffers have paths, and it, or a model within, may name
+        its logits."""
         for module in root.modules():
             path = self.modules.path(module) or ""
+            output, _ = attempt(partial(_output_embeddings, module))  # code of the user's
+            if output is not None:
+                self._outputs[id(output[0])] = output[1] or self._outputs.get(id(output[0]), False)
+                self._models |= {f"{path}."} if module is not root else set()
             for category, tensor in _owned(module):
                 for key in self._note(tensor, category):
                     self._paths.setdefault(key, path)
                 if isinstance(tensor, Parameter):
                     self._follow_gradient(tensor)
-        output, _ = attempt(lambda: _output_embeddings(root))  # code of the user's
-        if output is not None:
-            self._outputs[id(output[0])] = output[1]
 
     def _leave(self, module: Module, arguments: Any, result: Any, outermost: bool) -> None:
         if id(module) in self._outputs:
@@ -247,13 +257,13 @@ def _owned(module: Module) -> Iterator[tuple[str, Any]]:
         yield from (("buffers", tensor) for tensor in vars(module)["_buffers"].values())
 
 
-def _output_embeddings(root: Module) -> tuple[Module, bool] | None:
+def _output_embeddings(model: Module) -> tuple[Module, bool] | None:
     """The module that a model names as the one whose output are logits, and whether these can be limited."""
-    named = getattr(root, "get_output_embeddings", None)
+    named = getattr(model, "get_output_embeddings", None)
     output = named() if callable(named) else None
     if not isinstance(output, Module) or not isinstance(getattr(output, "weight", None), torch.Tensor):
         return None
-    return output, "logits_to_keep" in inspect.signature(root.forward).parameters
+    return output, "logits_to_keep" in inspect.signature(model.forward).parameters
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

@@ -97,6 +97,25 @@ def test_owners_and_places() -> None:
     assert [(piece.module, piece.shape) for piece in maps] == [("Attention", "[1, 40, 40]")] * 2
 
 
+class Wrapper(nn.Module):
+    """A model within another, as a LightningModule has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleDict({"model": Model()})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.inner["model"](x)
+        return torch.cat([logits] * 3).sum()
+
+
+def test_logits_of_a_model_within_another() -> None:
+    """It names its output embeddings as it does alone: their output, and what both modules make of it, are logits."""
+    found = in_pieces(torch.inference_mode()(Wrapper()), torch.zeros(1, 40, 16))
+    logits = {(piece.module, piece.op) for piece in of(found, "logits")}
+    assert logits == {("inner.model", "aten.exp"), ("Wrapper", "aten.cat")}
+
+
 def test_training() -> None:
     """Gradients by their parameters, and on their way; what an optimizer keeps; all of it adds up."""
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 8))

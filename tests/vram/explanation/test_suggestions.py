@@ -104,6 +104,25 @@ def test_full_logits_of_several_positions_and_sequences() -> None:
     assert plain["text"].startswith(f"{LESS}apply the output head to what is read alone: ")
 
 
+def test_full_logits_of_a_model_within_another() -> None:
+    """The module around it reads the last position alone, and may pass the argument as its caller would."""
+
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = Head()
+
+        def forward(self, hidden: torch.Tensor, keep: int = 0) -> torch.Tensor:
+            logits: torch.Tensor = self.model(hidden, logits_to_keep=keep)
+            return logits[:, -1].softmax(-1)
+
+    wrapper = Wrapper()
+    every, last = torch.inference_mode()(wrapper), torch.inference_mode()(lambda x: wrapper(x, 1))
+    suggestion, less_bytes = saved(every, last, torch.zeros(1, 20, 16))
+    assert suggestion["saves_bytes"] == less_bytes == 19 * 512 * 4
+    assert suggestion["text"].startswith(f"{LESS}pass `logits_to_keep=1` to the model: ")
+
+
 KEPT: list[Any] = []
 
 
