@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import itertools
 import os
-from collections.abc import Generator
+from collections import defaultdict
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,12 +42,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--dtype", help="float32, float16 or bfloat16 (default: by device)")
 
 
+@pytest.hookimpl(tryfirst=True)  # before anything sorts a test's cases
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is marked `full`, without `--full`."""
+    """Deselect what is marked `full`, and of each test marked `share` all but each n-th case, without `--full`."""
     if not config.getoption("--full"):
-        every = [item for item in items if item.get_closest_marker("full")]
+        numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)
+        every = [item for item in items if _is_for_full(item, numbers)]
         config.hook.pytest_deselected(items=every)
-        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        left = set(every)
+        items[:] = [item for item in items if item not in left]
+
+
+def _is_for_full(item: pytest.Item, numbers: dict[str, Iterator[int]]) -> bool:
+    """Whether it runs with `--full` alone. `numbers` counts the cases of each test."""
+    if item.get_closest_marker("full"):
+        return True
+    share = item.get_closest_marker("share")
+    test, _, _ = item.nodeid.partition("[")
+    return share is not None and next(numbers[test]) % share.args[0] > 0
 
 
 @pytest.hookimpl(wrapper=True)

@@ -48,13 +48,15 @@ class Rehearsal(NamedTuple):
 def rehearsal(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Rehearsal:
     """A second simulation in the card's place; with --full each attention and each mode.
 
-    Takes over 5 s, as four tokens are simulated operation by operation; a minute with --full.
+    Takes over 5 s, as each token is simulated operation by operation: two without --full; a minute with it.
     """
     folder = tmp_path_factory.mktemp("evidence")
     full = pytestconfig.getoption("--full")
     attentions, modes = (ATTENTIONS, tuple(MODES)) if full else (("sdpa",), ("himap",))
     options = ["--rehearse", "H200", "--model", "tiny", "--output-folder", str(folder)]
-    with redirect_stdout(io.StringIO()) as printed:
+    with pytest.MonkeyPatch.context() as patched, redirect_stdout(io.StringIO()) as printed:
+        if not full:
+            patched.setitem(TOKENS, "4 tokens", 2)
         assert main([*options, "--attentions", *attentions, "--modes", *modes]) == 0
     (written,) = folder.iterdir()
     return Rehearsal(attentions, modes, printed.getvalue(), json.loads(written.read_text(encoding="utf-8")))

@@ -66,6 +66,7 @@ def answer(model: Any, use_cache: bool) -> torch.Tensor:
     return ids
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("after", [None, himap_on, custom_on])

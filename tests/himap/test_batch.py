@@ -95,6 +95,7 @@ def embedded(model: Any, *ids: int) -> Tensor:
     return embeds
 
 
+@pytest.mark.share(5)
 @selecting
 @pytest.mark.parametrize("use_cache", [False, True])
 def test_each_row_as_if_alone(
@@ -118,6 +119,7 @@ def test_each_row_as_if_alone(
                 assert chosen is None or chosen[index].tolist() == choice[0].tolist()
 
 
+@pytest.mark.share(5)
 @selecting
 def test_on_a_cache_as_if_alone(model: HimapLlamaForCausalLM, switch_on: Any, flags: dict[str, Any]) -> None:
     """So are new tokens on the batch's cache: one at a time, several, after a crop, and some of them padding."""

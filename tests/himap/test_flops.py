@@ -76,6 +76,7 @@ class TestFormula:
 
         assert prefill_flops(config, sys=1, img=0, text=2) == expected == 3744
 
+    @pytest.mark.share(3)
     @modes
     @pytest.mark.parametrize("attention", ["sdpa", "eager"])
     def test_is_what_a_real_forward_does(self, mode: str, attention: str) -> None:
@@ -119,6 +120,7 @@ class TestFormula:
 
 
 class TestCounted:
+    @pytest.mark.share(3)
     @modes
     def test_without_memory_as_with_it(self, mode: str) -> None:
         """On the meta device FlopCounterMode counts what it counts over real tensors.
@@ -129,6 +131,7 @@ class TestCounted:
 
         assert counted_flops(config_of(mode), **PROMPT) == pytest.approx(counted, rel=0.001)
 
+    @pytest.mark.share(3)
     @pytest.mark.parametrize("selection", [True, False])
     @pytest.mark.parametrize("name", SHAPES)
     def test_agrees_with_the_formula(self, name: str, selection: bool) -> None:

@@ -113,6 +113,7 @@ def model(llama: HimapLlamaForCausalLM, request: pytest.FixtureRequest) -> Himap
     return llama
 
 
+@pytest.mark.share(5)
 @both_settings
 @pytest.mark.parametrize(("name", "mode"), HIMAP)
 def test_himap_forward(
@@ -157,6 +158,7 @@ def test_himap_forward(
         assert kept.img is None
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize(("name", "mode"), HIMAP)
 def test_himap_decoding(model: HimapLlamaForCausalLM, name: str, mode: str) -> None:
     """Without a cache the image is scored anew at each step: 8 tokens, their logits and each step's choice agree."""
@@ -172,6 +174,7 @@ def test_himap_decoding(model: HimapLlamaForCausalLM, name: str, mode: str) -> N
         assert_array_equal(final, case.vectors["gen_final_img_keep"])
 
 
+@pytest.mark.share(5)
 @both_settings
 @pytest.mark.parametrize(("name", "mode"), CUSTOM)
 def test_custom_forward(
@@ -197,6 +200,7 @@ def test_custom_forward(
     assert_allclose(watched.hidden[model.config.custom_agg_layer][0], vectors["agg_layer_input"], **LOGITS)
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize(("name", "mode"), CUSTOM)
 def test_custom_decoding(model: HimapLlamaForCausalLM, name: str, mode: str) -> None:
     """With one first index for all steps, 8 tokens, their logits and each step's selection agree."""
@@ -210,6 +214,7 @@ def test_custom_decoding(model: HimapLlamaForCausalLM, name: str, mode: str) -> 
         assert_array_equal([step.selected[0] for step in kept], case.vectors["gen_selected"])
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize(("name", "mode"), HIMAP)
 def test_himap_cached_decoding(model: HimapLlamaForCausalLM, name: str, mode: str) -> None:
     """With a cache the choice is frozen: tokens agree as long as the reference, scoring anew, keeps the same."""
@@ -227,6 +232,7 @@ def test_himap_cached_decoding(model: HimapLlamaForCausalLM, name: str, mode: st
     assert_allclose(logits[:same], case.vectors["gen_last_logits"][:same], **LOGITS)
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize(("name", "mode"), CUSTOM)
 def test_custom_cached_decoding(model: HimapLlamaForCausalLM, name: str, mode: str) -> None:
     """With a cache the image is merged once, which text cannot change: 8 tokens and their logits agree."""
@@ -238,6 +244,7 @@ def test_custom_cached_decoding(model: HimapLlamaForCausalLM, name: str, mode: s
     assert_allclose(logits, case.vectors["gen_last_logits"], **LOGITS)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize(("name", "mode"), FPS)
 def test_a_given_first_index(model: HimapLlamaForCausalLM, name: str, mode: str) -> None:
     """`custom_first_index` is obeyed at each forward: the original's drifting run can be reproduced."""

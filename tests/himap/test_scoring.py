@@ -86,6 +86,7 @@ class PeakBytes(TorchDispatchMode):
         return out
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("heads", "key_heads"), [(8, 8), (8, 2)])
 @pytest.mark.parametrize("rows", [range(1480, 1500), range(35, 611), range(900, 1500)], ids=["text", "image", "late"])
@@ -103,6 +104,7 @@ def test_memory_stays_within_the_tile(
     assert tile_bytes / 8 < measured.peak_bytes <= tile_bytes
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(("heads", "key_heads"), [(8, 8), (8, 2)])
 @pytest.mark.parametrize("rows", [range(1480, 1500), range(35, 611), range(900, 1500)], ids=["text", "image", "late"])

@@ -29,6 +29,7 @@ def llava_inputs(model: Any) -> dict[str, Any]:
     return {"input_ids": ids.to(DEVICE), "pixel_values": torch.zeros(1, 3, 336, 336).half().to(DEVICE)}
 
 
+@pytest.mark.share(2)
 @pytest.mark.skipif(
     not transformers.__version__.startswith("5.23."), reason="measured with transformers 5.23, whose CLIP holds its own"
 )

@@ -28,6 +28,7 @@ from vram.simulated.context import TOKEN
 from vram.simulated.repeated_layers import RepeatedLayers
 from vram.units import format_bytes
 
+TWENTY = ["--samples", "20", "--answers", "2,2,5"]
 TINY = ("--model", "tiny", "--answers", "2,3", "--card", "8GiB")
 pytestmark = pytest.mark.filterwarnings("ignore:simulated CUDA is tested with torch")
 
@@ -151,8 +152,12 @@ def test_bad_input_is_one_line(arguments: tuple[str, ...], rule: str, capsys: py
     assert err.count("\n") == 1
 
 
+@pytest.mark.full
 def test_what_comes_after_the_end_is_not_simulated() -> None:
-    """An answer that outgrows the card by itself: its traces end soon after, and it dies within them."""
+    """An answer that outgrows the card by itself: its traces end soon after, and it dies within them.
+
+    On every push `test_what_was_cut_at_the_card_s_end_names_no_larger_card` stops as early.
+    """
     card = find_card("570MiB")
     workload = Workload("tiny", "baseline", card, attention="eager", batch=16, use_cache=False, keep_attentions=True)
     answers = AnswerTraces(workload, config_of("tiny"))
@@ -242,7 +247,7 @@ def test_the_context_ends_an_answer_that_the_card_does_not(
     assert "put together from their first and last steps, as sizes are linear: 1" in out
 
 
-@pytest.mark.parametrize("option", ["--no-cache", "--every-step"])
+@pytest.mark.parametrize("option", [pytest.param("--no-cache", marks=pytest.mark.full), "--every-step"])
 def test_an_answer_s_most_tokens_are_known_only_where_put_together(
     tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -449,11 +454,17 @@ def incident(pytestconfig: pytest.Config, tmp_path: Path) -> list[str]:
     return ["--model", model, "--card", card, "--prompt-tokens", "627"]
 
 
-def test_a_hundred_samples_of_our_programs_fit(incident: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """On the card and with the answers that the incident died of; each distinct answer is simulated once."""
-    assert main([*incident, "--samples", "104"]) == 0
+def test_a_hundred_samples_of_our_programs_fit(
+    incident: list[str], pytestconfig: pytest.Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the card and with the answers that the incident died of; each distinct answer is simulated once.
+
+    Without --full twenty samples, and no answer as long as the last of the incident's.
+    """
+    options, more = (["--samples", "104"], 92) if pytestconfig.getoption("--full") else (TWENTY, 8)
+    assert main([*incident, *options]) == 0
     out = capsys.readouterr().out
-    assert "and 92 more, none with a higher peak" in out
+    assert f"and {more} more, none with a higher peak" in out
     assert "the same again: nothing more stays behind" in out
 
 
@@ -574,8 +585,12 @@ def test_the_incident_is_replayed(
         assert all(row in page for row in rows)
 
 
+@pytest.mark.full
 def test_a_prompt_that_dies_as_the_incident_s_did(capsys: pytest.CaptureFixture[str]) -> None:
-    """On a card with just too little room: at the fp32 softmax of 32 x 627 x 627, asking for the reported 48.00 MiB."""
+    """On a card with just too little room: at the fp32 softmax of 32 x 627 x 627, asking for the reported 48.00 MiB.
+
+    On every push test_figures has the same of LLaMA alone, and `test_the_incident_is_replayed` the program's words.
+    """
     arguments = ["--model", "7b", "--attn", "eager", "--prompt-tokens", "627", "--answers", "2"]
     assert main([*arguments, "--card", "14110 MiB"]) == 1
     assert "sample 0: CUDA out of memory. Tried to allocate 48.00 MiB." in capsys.readouterr().out
@@ -711,10 +726,11 @@ def test_the_card_named_for_weights_that_do_not_fit_has_room_for_the_samples_too
     assert json.loads(path.read_text())["smallest_card"] == "Samples"
 
 
+@pytest.mark.full
 def test_a_hub_id_is_known_by_its_config(
     monkeypatch: pytest.MonkeyPatch, plain: dict[str, Any], tmp_path: Path
 ) -> None:
-    """As elsewhere; the weights are not fetched."""
+    """As elsewhere; the weights are not fetched. On every push a folder is known so, and test_original fetches."""
     fetched = []
 
     def snapshot(name: str, patterns: list[str], *, local_files_only: bool) -> Path:

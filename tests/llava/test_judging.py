@@ -97,6 +97,7 @@ def _published() -> list[dict[str, Any]]:
     return records
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("written", FORMATS)
 def test_always_b_scores_the_share_of_b_labels(
     written: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

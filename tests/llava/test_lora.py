@@ -103,6 +103,7 @@ def lora(tmp_path: Path, trained: LlavaForConditionalGeneration) -> Path:
     return _write(tmp_path / "lora", trained)
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("form", "beside", "base"),
     [("bin", "base_model.model.", "llama"), ("safetensors", "base_model.model.", "llava"), ("bin", "", "llava")],
@@ -193,6 +194,7 @@ def test_peft_is_needed(lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         open_checkpoint(lora)
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize("how", ["zip", "legacy", "bare"])
 @pytest.mark.parametrize("victim", ["adapter_model.bin", "non_lora_trainables.bin"])
 def test_no_pickle_is_run(

@@ -100,6 +100,7 @@ def _change(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None
 
 
 class TestWhole:
+    @pytest.mark.share(3)
     @pytest.mark.parametrize("tower_inside", [False, True], ids=["its CLIP beside it", "its CLIP inside"])
     @pytest.mark.parametrize("form", FORMS)
     def test_logits(self, tmp_path: Path, plain: LlavaForConditionalGeneration, form: str, tower_inside: bool) -> None:
@@ -219,6 +220,7 @@ class TestWhole:
 
 
 class TestTower:
+    @pytest.mark.share(3)
     @pytest.mark.parametrize("form", ["bin", "sharded safetensors"])
     @pytest.mark.parametrize("whole", [True, False], ids=["with CLIP's text half", "alone"])
     def test_forms_of_clip(self, original: Path, plain: LlavaForConditionalGeneration, form: str, whole: bool) -> None:
@@ -340,6 +342,7 @@ class TestProjector:
         assert torch.equal(_logits(model), _logits(plain))
         assert tokenizer.get_vocab()["<image>"] == TOKENS
 
+    @pytest.mark.share(4)
     @pytest.mark.parametrize("form", FORMS)
     def test_forms_of_the_base(
         self, projector: tuple[Path, Path], plain: LlavaForConditionalGeneration, form: str, tmp_path: Path
@@ -418,6 +421,7 @@ class TestProjector:
             open_checkpoint(folder, base)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("tower_inside", [False, True])
 @pytest.mark.parametrize(
     ("change", "said"),
@@ -508,6 +512,7 @@ def test_configs_that_are_not_ours(original: Path, changes: dict[str, Any], rule
     assert str(original) in str(caught.value)
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize("how", ["zip", "legacy", "bare"])
 @pytest.mark.parametrize("victim", ["pytorch_model.bin", f"{TOWER}/pytorch_model.bin", "mm_projector.bin"])
 def test_no_pickle_is_run(tmp_path: Path, plain: LlavaForConditionalGeneration, victim: str, how: str) -> None:

@@ -29,6 +29,7 @@ def _flags(mode: str) -> dict[str, Any]:
 
 
 class TestDeviceMap:
+    @pytest.mark.share(6)
     @needs_accelerate
     @pytest.mark.parametrize("mode", MODES)
     @pytest.mark.parametrize("device_map", [*DISK.values(), "auto"], ids=[*DISK, "auto"])

@@ -55,10 +55,11 @@ def start(server: socket.socket, tmp_path: Path) -> Iterator[Callable[..., Progr
         each.process.end()
 
 
+@pytest.mark.full
 def test_custom_selection_inference_as_a_process(tmp_path: Path) -> None:
     """`python -m` from any folder, warnings as errors: exit 0, results in that folder.
 
-    Takes long, as the model's library is imported.
+    Takes long, as the model's library is imported: on every push the programs are forked from a process that has it.
     """
     run = subprocess.run(
         [sys.executable, "-m", "llava.eval.custom_selection_inference", "--num-samples", "1"],

@@ -90,6 +90,7 @@ def test_a_mode_without_effect_says_so(workplace: Path, capfd: pytest.CaptureFix
     assert capfd.readouterr().out.splitlines()[3] == line
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("main", "argv", "mode", "technique"),
     [
@@ -150,6 +151,7 @@ def test_every_mode_answers_the_embedded_default(
     assert result["model_config"]["max_new_tokens"] == 8
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize(
     ("main", "argv", "ignored"),
     [
@@ -253,6 +255,7 @@ def _system_length(checkpoint: Checkpoint) -> int:
     return Prompts(checkpoint.tokenizer, checkpoint.config).ids(embedded_questions(1)[0]).index(3)
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize(
     ("main", "argv", "settings"),
     [
@@ -415,11 +418,12 @@ def test_latency_is_that_of_generate(monkeypatch: pytest.MonkeyPatch, answered: 
     assert [answer["seconds"] for answer in result["answers"]] == [20.0, 20.0]
 
 
+@pytest.mark.share(4)
 @pytest.mark.parametrize(
     ("main", "argv", "images"),
     [
-        (EVAL, [], (64, 64, 64, 64)),
         (EVAL, ["--use-hmap-v", "--hmap-v-attn-txt-rank", "32", "--hmap-v-attn-img-rank", "8"], (64, 32, 8, 8)),
+        (EVAL, [], (64, 64, 64, 64)),
         (CUSTOM, [], (64, 64, 64, 64)),
         (EVAL, ["--use-fast-v"], (64, 32, 32, 32)),
         (CUSTOM, ["--custom-drop"], (64, 64, 8, 8)),
@@ -624,6 +628,7 @@ def test_broken_weights_write_nothing(folder: Path, workplace: Path, capfd: pyte
     assert _files(workplace) == []
 
 
+@pytest.mark.share(3)
 @PROGRAMS
 @pytest.mark.parametrize(
     ("error", "code", "said"),
