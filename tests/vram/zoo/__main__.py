@@ -31,7 +31,17 @@ def run_once(selected: Sequence[str]) -> set[str]:
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "zoo.xml"
         modules = [str(ZOO / f"test_{kind}.py") for kind in KINDS]
-        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=short", f"--junit-xml={junit}", *modules]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--full",
+            "--no-header",
+            "--tb=short",
+            f"--junit-xml={junit}",
+            *modules,
+        ]
         ended = subprocess.run([*command, *selected], cwd=_ROOT, check=False, capture_output=True, text=True)
         if ended.returncode:
             print(ended.stdout + ended.stderr, flush=True)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,13 @@ class Case:
     def judged(self) -> bool:
         """Whether the case replays samples, and so has a verdict."""
         return self.expect in VERDICTS
+
+    @property
+    def sorts(self) -> set[tuple[str, str]]:
+        """Everything that it expects, by its sort: of a holder the first words, of suggestions each."""
+        holder = re.split(r"[`(*\[:]", self.holder or "")[0].strip()
+        sorts = {("expect", self.expect), ("holder", holder), ("device", self.device), ("host", self.host or "")}
+        return sorts | {("suggests", each) for each in self.suggests.split(", ")}
 
     @property
     def of_a_model(self) -> bool:
@@ -96,6 +104,22 @@ def read_case(path: Path) -> Case:
 def cases(kind: str) -> list[Case]:
     """All cases of a folder of KINDS, by name."""
     return [read_case(path) for path in sorted((ZOO / kind).glob("*.py"))]
+
+
+def witnesses(every: Sequence[Case]) -> set[str]:
+    """Names of the cases that every push runs; the others run with --full alone.
+
+    Those with something to expect that none before them has, and every sixth of the others: `every` is by name.
+    """
+    seen: set[tuple[str, str]] = set()
+    found, others = set(), []
+    for case in every:
+        if case.sorts <= seen:
+            others.append(case.name)
+        else:
+            found.add(case.name)
+        seen |= case.sorts
+    return found | set(others[::6])
 
 
 def matches(pattern: str, text: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.vram.zoo.cases import ZOO, Case, cases
+from tests.vram.zoo.cases import ZOO, Case, cases, witnesses
 from tests.vram.zoo.judging import Seen
 
 _INI = "[pytest]\nfilterwarnings = error\n"
@@ -21,12 +21,14 @@ _QUIET = tuple(f"-pno:{plugin}" for plugin in _UNUSED)
 
 def params(kind: str) -> list[Any]:
     """The cases of a folder, for `parametrize`. What is known to go wrong must go wrong, until somebody mends it."""
-    return [
-        pytest.param(
-            case, id=case.name, marks=[pytest.mark.xfail(reason=case.fault, strict=True)] if case.fault else []
-        )
-        for case in cases(kind)
-    ]
+    every = cases(kind)
+    on_push = witnesses(every)
+    return [pytest.param(case, id=case.name, marks=_marks(case, case.name in on_push)) for case in every]
+
+
+def _marks(case: Case, on_push: bool) -> list[pytest.MarkDecorator]:
+    fault = [pytest.mark.xfail(reason=case.fault, strict=True)] if case.fault else []
+    return fault if on_push else [*fault, pytest.mark.full]
 
 
 def run(case: Case, pytester: pytest.Pytester) -> Seen:

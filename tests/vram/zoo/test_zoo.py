@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.vram.zoo.__main__ import main, right_answers, table
-from tests.vram.zoo.cases import KINDS, ZOO, cases, matches, read_case
+from tests.vram.zoo.cases import KINDS, ZOO, cases, matches, read_case, witnesses
 from tests.vram.zoo.judging import Seen, wrong
 from tests.vram.zoo.page import page
 
@@ -42,6 +42,16 @@ def test_the_zoo_is_as_large_as_promised_and_its_page_is_current() -> None:
     names = [case.name for kind in KINDS for case in cases(kind)]
     assert len(set(names)) == len(names) >= 45
     assert Path("docs/zoo.md").read_text(encoding="utf-8") == page()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_push_sees_everything_that_a_case_can_expect(kind: str) -> None:
+    """Each verdict, error, device, sort of holder and suggestion; and of cases that expect nothing else some."""
+    every = cases(kind)
+    chosen = [case for case in every if case.name in witnesses(every)]
+    assert set().union(*(case.sorts for case in chosen)) == set().union(*(case.sorts for case in every))
+    plain = [case for case in every if not case.sorts <= set().union(*(one.sorts for one in every if one is not case))]
+    assert len(plain) < len(chosen) < len(every)
 
 
 def test_a_case_is_read_from_its_comments() -> None:
