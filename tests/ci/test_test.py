@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,9 @@ def project(tmp_path: Path) -> Project:
     cases += " *--ignore*) exit ${TESTS:-0};; *tests/vram/zoo) exit ${ZOO:-0};;"
     cases += " *tests/memory) echo memory; exit ${MEMORY:-0};;"
     pytest_stub = f'case "$*" in {cases} esac\nexit "${{TESTS:-0}}"'
+    overlap = '[ -z "${BEGUN:-}" ] || { echo + >>"$BEGUN"; sleep 0.2; echo - >>"$BEGUN"; }'
     where = '${VRAM_TESTED:+ in $(basename "$PWD"), of $(basename "$VRAM_TESTED")}'
-    project.program(project.environment / "bin" / "python", f'echo "python $*{where}"\n{pytest_stub}')
+    project.program(project.environment / "bin" / "python", f'echo "python $*{where}"\n{overlap}\n{pytest_stub}')
     return project
 
 
@@ -72,6 +74,20 @@ def test_whatever_fails_fails_the_run_and_the_rest_still_runs(project: Project, 
 
     assert (ended.returncode, ended.stderr) == (1, f"ci/test: failed: {part}\n")
     assert len(ended.stdout.splitlines()) == 11
+
+
+@pytest.mark.parametrize(("cores", "most"), [(2, 2), (8, 4)])
+def test_no_more_run_beside_one_another_than_there_are_cores_for(
+    project: Project, tmp_path: Path, cores: int, most: int
+) -> None:
+    """Two on two cores, whose time a third and a fourth would waste, and four on more."""
+    begun = tmp_path / "begun"
+    project.program(project.environment / "bin" / "nproc", f"echo {cores}")
+    assert project.run("test", BEGUN=str(begun)).returncode == 0
+
+    running = list(accumulate(1 if line == "+" else -1 for line in begun.read_text().split()))
+    assert len(running) == 2 * 6  # the build, and five of pytest
+    assert max(running) == most
 
 
 def test_a_wheel_that_cannot_be_built_is_not_tested(project: Project) -> None:
