@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib.metadata
 import itertools
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pkgutil import walk_packages
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import hypothesis.strategies  # noqa: F401 - see below
+import hypothesis
+import hypothesis.strategies  # see below
 import pytest
 import torch
 import torch._dynamo
@@ -24,6 +27,12 @@ from vram.torch_hooks import storages
 for module in walk_packages(vram.__path__, "vram."):
     if not module.name.endswith("__main__"):
         import_module(module.name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests that draw all they are given from hypothesis, and say no number, draw a sixth of it without --full."""
+    hypothesis.settings.register_profile("vram", max_examples=100 if config.getoption("--full", default=False) else 16)
+    hypothesis.settings.load_profile("vram")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -114,6 +123,37 @@ def _small_inner_heap(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
             return run("-p", "no:asyncio", *arguments, **options)
 
         monkeypatch.setattr(pytester, "inline_run", hidden)
+
+
+class _ReadOnce:
+    """A distribution whose files are read at the first look."""
+
+    def __init__(self, distribution: importlib.metadata.Distribution) -> None:
+        self._distribution = distribution
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._distribution, name)
+        setattr(self, name, value)
+        return value
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _distributions_are_read_once() -> Iterator[None]:
+    """Each in-process inner run looks for plugins in all that is installed, and would parse it three times."""
+    found: dict[tuple[str, ...], list[_ReadOnce]] = {}
+    find = importlib.metadata.distributions
+
+    def distributions(**context: Any) -> Iterable[Any]:
+        if context:
+            return find(**context)
+        places = tuple(sys.path)
+        if places not in found:
+            found[places] = [_ReadOnce(each) for each in find()]
+        return found[places]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(importlib.metadata, "distributions", distributions)
+        yield
 
 
 @pytest.fixture(autouse=True)

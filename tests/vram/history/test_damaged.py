@@ -26,7 +26,7 @@ pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installe
 OOM = entry(None, verdict="out of memory", samples=None)
 ONE_LAP = replace(entry(verdict=None), channels={n: replace(c, laps=("10x20",)) for n, c in entry().channels.items()})
 RUN = run_json([entry(1001, mode="himap", noisy={"driver": 9}), OOM, ONE_LAP], minute=2, commit="a" * 40)
-_fuzz = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_fuzz = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def vram_command(*arguments: str) -> tuple[int, str, str]:

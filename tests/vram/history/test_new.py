@@ -46,6 +46,7 @@ def report(pytester: pytest.Pytester) -> Mapping[str, Any]:
     return data
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize(
     ("ci", "option", "ini", "fails"),
     [

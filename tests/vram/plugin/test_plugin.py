@@ -170,6 +170,7 @@ def test_the_report_holds_every_recording(pytester: pytest.Pytester) -> None:
     ]
 
 
+@pytest.mark.share(2)
 @pytest.mark.parametrize("path", ["taken", "test_clean.py/memory.json"])
 def test_a_report_that_cannot_be_written_is_a_line(pytester: pytest.Pytester, path: str) -> None:
     """A folder, or a file in its way: the tests are judged and told all the same, and nothing is left behind."""
@@ -256,7 +257,7 @@ _MODELS = """
 """
 
 
-@pytest.mark.parametrize("device", ["cpu", "simulated"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("simulated", marks=pytest.mark.full)])
 def test_a_replayed_model_ends_with_its_test(pytester: pytest.Pytester, device: str) -> None:
     """No later test has it in its peaks: where nothing grew, though the recording is kept; else with the recording."""
     pytester.makepyfile(_MODELS)

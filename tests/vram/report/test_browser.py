@@ -119,7 +119,8 @@ def test_the_keyboard_reaches_everything(page: Any) -> None:
     assert last.get_attribute("aria-valuetext").startswith("run 0001 2026-01-01 10:00 000000000000: 41,943,040 B")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.share(2)
+@pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_it_fits_any_width(page: Any, scheme: str, report: Json, history: History, written: Path) -> None:
     """On a phone, a tablet and a desk, with everything open, nothing scrolls sideways and no figure or label is cut.
     The system's dark setting counts until the button is pressed. Screenshots are kept for eyes."""

@@ -29,7 +29,7 @@ from vram.summary import RecordingSummary, RunSummary
 from vram.summary.reader import read_run
 
 Json = dict[str, Any]
-_fuzz = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+_fuzz = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @given(st.text())

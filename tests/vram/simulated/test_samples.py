@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 PATHS = sorted((ROOT / "ci" / "evidence").glob("samples-*.json"))
 RECORDS: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in PATHS]
-EVERY = 180  # operation that a push compares in each direction; all of them with --full
+EVERY = 360  # operation that a push compares in each direction; all of them with --full
 PROGRAM = """
 import json, sys, warnings
 warnings.simplefilter("ignore")
