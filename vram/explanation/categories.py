@@ -70,6 +70,7 @@ class Categories:
         self._made: dict[int, set[tuple[bool, tuple[int, ...]]]] = defaultdict(set)  # by call: is softmax, shape
         self._declared: dict[int, tuple[tuple[Frame, ...], str]] = {}  # by ids of stacks
         self._outside: set[int] = set()  # keys of what was made outside of modules
+        self._first: int | None = None  # the key of what was made first: those below were there before
         self._stack = ExitStack()  # of the run that is followed
 
     @contextmanager
@@ -92,6 +93,8 @@ class Categories:
 
     def made(self, key: int, allocation: Allocation) -> None:
         """An allocation was made in the run."""
+        if self._first is None:
+            self._first = key
         if not allocation.call:
             self._outside.add(key)
         elif allocation.op in _SOFTMAX or allocation.op in _PRODUCTS:
@@ -180,7 +183,7 @@ class Categories:
             self._note_attentions(module, result)
             for tensor in tensors_in(arguments):
                 for key in self._keys(tensor):
-                    if key in self._outside:
+                    if key in self._outside or self._first is None or key < self._first:
                         self._known[key].add("inputs")
 
     def _note_attentions(self, module: Module, result: Any) -> None:

@@ -97,6 +97,25 @@ def test_owners_and_places() -> None:
     assert [(piece.module, piece.shape) for piece in maps] == [("Attention", "[1, 40, 40]")] * 2
 
 
+def test_inputs_that_were_there_before() -> None:
+    """What a model is called with is an input even if the sample does not lead to it and it was made long before; what
+    the model has made or owns, and what nobody passes it, is none."""
+    model, batch, unused, masks = Model(), torch.zeros(1, 40, 16), torch.zeros(77), {"mask": torch.zeros(13, 3)}
+
+    class Masked(nn.Module):
+        def forward(self, x: torch.Tensor, table: torch.Tensor, masks: dict[str, torch.Tensor]) -> torch.Tensor:
+            return x.sum() + table.sum() + masks["mask"].sum()
+
+    @torch.inference_mode()
+    def step(_: object) -> None:
+        kept = model(batch)
+        Masked()(kept, model.table, masks=masks)
+
+    found = in_pieces(step, None)
+    assert sorted(piece.shape for piece in of(found, "inputs")) == ["[1, 40, 16]", "[13, 3]"]
+    assert unused.numel()
+
+
 class Wrapper(nn.Module):
     """A model within another, as a LightningModule has one."""
 
