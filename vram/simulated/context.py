@@ -32,6 +32,7 @@ from vram.simulated.kernels.layouts import LAID_OUT
 from vram.simulated.kernels.scratch import Call, allocated, around, made_last, preparation, scratch, takes_result_alone
 from vram.simulated.kernels.uncounted import bound, operand_bytes, whose_memory
 from vram.simulated.known_values import KnownValues
+from vram.simulated.masks import BY_MASK, by_places
 from vram.simulated.modes import CardMode, Elsewhere, Follow
 from vram.simulated.operations import is_quantised, tensors, touches_real_memory_alone, unmodelled, warn_of_custom
 from vram.simulated.remarks import Remarks, Uncounted
@@ -49,7 +50,6 @@ __all__ = ["DEVICE", "TOKEN", "SimulatedCuda", "simulated_cuda"]
 _T = TypeVar("_T")
 TOKEN = 7  # what argmax and multinomial choose: no end of a sentence, in any tokenizer we know of
 _aten = torch.ops.aten
-_MASKED = {_aten.index.Tensor, _aten.masked_select.default}
 _PACKED = _aten._pack_padded_sequence.default  # of recurrent networks, which are refused
 _LIFTED = _aten.lift_fresh.default  # what `torch.tensor` has made: from here on it has no bytes
 _ALIGNED = _aten._nested_tensor_from_mask_left_aligned.default
@@ -255,8 +255,8 @@ class SimulatedCuda:
             args, kwargs, fakes = self._known_values.faked(args), self._known_values.faked(kwargs), None
         if func is _ALIGNED:
             return False  # of nn.TransformerEncoder's fused path, which is not taken
-        if func in _MASKED:
-            func, args, fakes = *self._by_index(func, args), None
+        if func in BY_MASK:
+            func, args, fakes = *by_places(func, args, self._known_values, self.run), None
         if func is _GROUPED and args[0].dtype == args[1].dtype in _GROUPED_DTYPES:
             result: Any = grouped_product(*args, **kwargs)
         elif func in OF_A_CARD:
@@ -330,22 +330,6 @@ class SimulatedCuda:
             tag = self._tag(func, result[0]) if sizes or self.allocator.on_scratch else None
             stream = self.streams.current.stream_id
             self._in_cuda_words(self.allocator.take_scratch, sizes, Scratch(rule, length, tag, stream), tag, stream)
-
-    def _by_index(self, func: Any, args: Any) -> tuple[Any, Any]:
-        """Boolean indexing with masks that are known, as a card does it: by where they are true."""
-        values = self._known_values
-        if func is _aten.masked_select.default:
-            shape = torch.broadcast_shapes(args[0].shape, args[1].shape) or (1,)  # type: ignore[no-untyped-call]
-            mask = values.run(_aten.expand.default, (args[1], shape), {})
-            args = values.run(_aten.expand.default, (args[0], shape), {}), [mask]
-        indices: list[Tensor | None] = []
-        for index in args[1]:
-            if index is not None and index.dtype in (torch.bool, torch.uint8) and values.of(index) is not None:
-                places = self.run(_aten.nonzero.default, (index,), {})
-                indices.extend(values.run(_aten.select.int, (places, 1, dim), {}) for dim in range(index.dim()))
-            else:
-                indices.append(index)
-        return _aten.index.Tensor, (args[0], indices, *args[2:])
 
     def _see(self, tensor: Tensor, func: Any) -> None:
         if tensor.device != self.device:

@@ -178,6 +178,15 @@ def _format(_: CardFunctions, __: Any, args: Any, kwargs: Any) -> Any:
     return format(args[0].item(), args[1]) if args[0].dim() == 0 else _NOT_HANDLED
 
 
+def _channel_shuffle(_: CardFunctions, __: Any, args: Any, kwargs: Any) -> Any:
+    """As C++ composes it on a card (native/ChanelShuffle.cpp): of single groups, or single channels, it is a view."""
+    if kwargs or not names_the_card(args[0]) or args[0].dim() < 3 or args[1] < 1 or args[0].shape[1] % args[1]:
+        return _NOT_HANDLED
+    x, groups = args
+    apart = x.view(x.shape[0], groups, x.shape[1] // groups, -1)
+    return apart.permute(0, 2, 1, 3).contiguous().reshape(x.shape)
+
+
 def _finiteness(mode: CardFunctions, func: Any, args: Any, kwargs: Any) -> Any:
     result = mode._on_card(func, args, kwargs)
     mode.known_values.finite(result, FINITENESS[func])
@@ -259,6 +268,7 @@ _HANDLERS: dict[Any, _Handler] = {
     torch.nn.functional.one_hot: _one_hot,
     **dict.fromkeys(_BY_ELEMENT, _by_element),
     torch.Tensor.__format__: _format,
+    torch.channel_shuffle: _channel_shuffle,
     **dict.fromkeys(FINITENESS, _finiteness),
     **dict.fromkeys((torch.isclose, torch.Tensor.isclose), _is_close),
     torch.Tensor.share_memory_: _share_memory,

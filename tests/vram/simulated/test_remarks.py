@@ -207,7 +207,6 @@ UNCOUNTED: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: torch.linalg.inv(on_card(64, 64, dtype=torch.float32)),
         "the workspace of a decomposition (cuSOLVER, MAGMA)",
     ),
-    "renorm": (lambda: torch.renorm(on_card(64, 64, dtype=torch.float32), 2, 0, 1.0), "temporary memory of renorm"),
     "places of pivots": (
         lambda: torch.lu_unpack(on_card(64, 64, dtype=torch.float32), on_card(64).int()),
         "temporary memory of lu_unpack",
@@ -241,6 +240,7 @@ COUNTED: dict[str, tuple[Callable[[], Any], Card]] = {
     "short sort": (lambda: on_card(4096).sort(), OLD),
     "sort on Hopper": (lambda: on_card(8192).sort(), HOPPER),
     "sort of single precision": (lambda: on_card(8192, dtype=torch.float32).sort(), OLD),
+    "renorm": (lambda: torch.renorm(on_card(64, 64, dtype=torch.float32), 2, 0, 1.0), OLD),
 }
 
 
@@ -250,6 +250,18 @@ def test_a_peak_in_an_operation_whose_memory_is_not_counted_is_remarked_on(step:
     (remark,) = remarks_of(step, OLD)
     assert remark.startswith(f"not counted: {whose}, at the peak, ")
     assert f"{HERE}:" in remark or "torch/" in remark
+
+
+def test_deterministic_algorithms_are_remarked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They sort indices, which the others do not."""
+
+    def add() -> torch.Tensor:
+        return on_card(64, dtype=torch.float32).index_add_(0, on_card(8), on_card(8, dtype=torch.float32))
+
+    assert remarks_of(add) == []
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    (remark,) = remarks_of(add)
+    assert remark.startswith("not counted: temporary memory of deterministic algorithms, ")
 
 
 def test_the_backward_pass_of_attention_is_remarked_on_before_ampere() -> None:

@@ -63,11 +63,31 @@ def _last_power_of_two(n: int) -> int:
     return 1 << (max(n, 1).bit_length() - 1)
 
 
+def _by_elements(x: Tensor) -> bool:
+    """Whether TensorIterator normalises, which reads a factor and a term in any case (`batch_norm_choose_impl`)."""
+    return not (x.is_contiguous() or (x.dim() == 4 and _channels_last(x)))
+
+
 def _normalised(call: Call) -> Steps:
-    x, weight, *_ = call.args
+    x, weight, bias = call.args[:3]
     training = call.args[5]
-    if training and _channels_last(x) and x.numel() and not _by_cudnn(x, weight, training):
-        yield from _parts(x, 4)
+    if not x.numel() or _by_cudnn(x, weight, training):
+        return
+    if training and _channels_last(x):
+        parts = list(_parts(x, 4))
+        yield from parts
+        yield from [-1] * len(parts)
+    if _by_elements(x):
+        for each in (weight, bias):
+            if each is None:
+                yield empty((), torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+def _back_by_elements(call: Call) -> Steps:
+    """So does its backward pass."""
+    x, weight, training = call.args[1], call.args[2], call.args[7]
+    if training and weight is None and x.numel() and _by_elements(x):
+        yield empty((), torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
 def _reduces(call: Call) -> bool:
@@ -80,8 +100,9 @@ def _reduces(call: Call) -> bool:
 def _summed(call: Call) -> Steps:
     """Two sums a channel, and the deviations where nothing but a running variance is known."""
     if _reduces(call):
-        channels, deviations = call.args[1].shape[1], call.args[6]
-        for _ in range(3 if deviations is None or not deviations.numel() else 2):
+        x, weight, deviations, training = call.args[1], call.args[2], call.args[6], call.args[7]
+        channels, by_running = x.shape[1], not training and _by_cudnn(x, weight, training)
+        for _ in range(3 if by_running or deviations is None or not deviations.numel() else 2):
             yield empty((channels,), torch.float32)
 
 
@@ -96,6 +117,6 @@ def _shared(call: Call) -> Steps:
 
 
 _BACKWARD = ("native_batch_norm_backward", "batch_norm_backward")
-RULES: Rules = {"native_batch_norm": _normalised}
+RULES: Rules = {"native_batch_norm": _normalised, **dict.fromkeys(_BACKWARD, _back_by_elements)}
 BEFORE: Rules = dict.fromkeys(_BACKWARD, _shared)
 AROUND: Rules = dict.fromkeys(_BACKWARD, _summed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,9 +62,40 @@ def _rolled(call: Call) -> Steps:
 
 
 def _distances(call: Call) -> Steps:
-    """A matrix product of the points, each with its norm and a one appended (Distance.cpp)."""
-    for each in call.args[:2]:
+    """A matrix product of the points, each with its norm and a one appended (`_euclidean_dist` in Distance.cpp)."""
+    first, second = call.args[:2]
+    for each in (first, second):
+        yield empty(each.shape, each.dtype)  # squares
+        yield empty((*each.shape[:-1], 1), each.dtype)
+        yield -2
+        yield empty((*each.shape[:-1], 1), each.dtype)
+    yield empty(first.shape, first.dtype)  # times -2
+    for each, gone in ((first, (0, 0, 2)), (second, (0, 0))):
         yield empty((*each.shape[:-1], each.shape[-1] + 2), each.dtype)
+        yield from gone
+
+
+def _expanded(first: Tensor, second: Tensor) -> Steps:
+    """Points of one of both that are not contiguous, or of fewer batches than the other's."""
+    batches = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])  # type: ignore[no-untyped-call]
+    for each in (first, second):
+        yield from contiguous(each.expand((*batches, *each.shape[-2:])))
+
+
+def _other_distances(call: Call) -> Steps:
+    yield from _expanded(*call.args[:2])
+
+
+def _other_distances_back_around(call: Call) -> Steps:
+    yield from _expanded(*call.args[1:3])
+
+
+def _other_distances_back(call: Call) -> Steps:
+    """Parts that each of the second points adds to the gradient of each of the first (DistanceKernel.cu)."""
+    gradient, first, second, p = call.args[:4]
+    if gradient.numel() and first.shape[-1] and p != 0:
+        batches = math.prod(gradient.shape[:-2])
+        yield from _summed_parts(call, meta((batches, second.shape[-2], *first.shape[-2:]), first.dtype), 1)
 
 
 def _windows_back(call: Call) -> Steps:
@@ -77,10 +109,13 @@ def _distances_back(call: Call) -> Steps:
     """Parts that each other point adds to the gradient of each (DistanceKernel.cu)."""
     n, size = call.args[1].shape
     if n > 1 and call.args[2] != 0:  # the number of components that differ has no gradient
-        parts = meta((n - 1, n, size), call.result.dtype)
-        yield empty(parts.shape, parts.dtype)
-        for n_bytes in buffers(parts, (0,), max(4, parts.itemsize), call.card) or ():
-            yield of_bytes(n_bytes)
+        yield from _summed_parts(call, meta((n - 1, n, size), call.result.dtype), 0)
+
+
+def _summed_parts(call: Call, parts: Tensor, dim: int) -> Steps:
+    yield empty(parts.shape, parts.dtype)
+    for n_bytes in buffers(parts, (dim,), max(4, parts.itemsize), call.card) or ():
+        yield of_bytes(n_bytes)
 
 
 def _by_complex(call: Call) -> Steps:
@@ -151,7 +186,7 @@ RULES: Rules = {
     **dict.fromkeys(("abs", "angle"), _by_complex),
     "pow": _powered,
     "where": _chosen,
-    "_euclidean_dist": _distances,
+    "_cdist_backward": _other_distances_back,
     "_pdist_backward": _distances_back,
     "unfold_backward": _windows_back,
     "_to_copy": _moved,
@@ -161,4 +196,9 @@ KEPT: dict[str, Callable[[Any, Tensor], int]] = dict.fromkeys(
     ("im2col", "col2im"), lambda args, result: args[0].numel() * result.dtype.itemsize
 )
 BEFORE: Rules = {"convolution_backward": _convolved_backward_of_input}
-AROUND: Rules = {"convolution_backward": _convolved_backward}
+AROUND: Rules = {
+    "convolution_backward": _convolved_backward,
+    "_euclidean_dist": _distances,
+    "_cdist_forward": _other_distances,
+    "_cdist_backward": _other_distances_back_around,
+}

@@ -6,6 +6,9 @@ CUDA 13.0, as PyTorch 2.11 to 2.14 request them (benchmarks/cardless).
 
 from __future__ import annotations
 
+from vram.cards import Card
+from vram.simulated.kernels.reduce_buffers import threads_of_multiprocessor
+
 _ALIGNMENT = 256
 _PADDING = 32  # tiles that each look back may read before the first
 _RADIX_BITS = 8
@@ -14,6 +17,7 @@ _SCAN_BY_KEY_TILE = 3840  # of an A100; larger on later cards, which more than a
 _SELECT_TILES = {7: 640, 8: 640, 9: 4224, 10: 3520}
 _SELECT_TILE_OF_A100 = 2304
 _SORT_TILES = {7: {4: 2816, 8: 2816}, 8: {4: 3072, 8: 3840}, 9: {2: 5632, 4: 5376, 8: 4608}}
+_REDUCE_TILE, _REDUCE_THREADS, _REDUCE_SHARES = 4096, 256, 5  # of a block; and blocks in turn, where it has its place
 _MOST_AT_ONCE = 2**28 - 1  # pairs that one pass of a sort takes; more go in portions
 _MOST_IN_ONE_TILE = 2304  # pairs that a single block sorts, by itself
 
@@ -36,6 +40,17 @@ def select_bytes(n: int, capability: tuple[int, int]) -> int:
     """Bytes for `DeviceSelect` among `n` elements, which returns places."""
     tile = _SELECT_TILE_OF_A100 if capability == (8, 0) else _SELECT_TILES[min(max(capability[0], 7), 10)]
     return _sum(8 * (-(-n // tile) + _PADDING), 1)
+
+
+def sum_bytes(n: int, card: Card) -> int:
+    """Bytes for `DeviceReduce::Sum` of `n` truths into 4 bytes.
+
+    Its kernels have at most 32 registers a thread, so that as many blocks fit a multiprocessor as it has threads for.
+    """
+    if n <= _REDUCE_TILE:
+        return 1
+    blocks = threads_of_multiprocessor(card.compute_capability) // _REDUCE_THREADS * card.multiprocessors
+    return _sum(4 * _REDUCE_SHARES * blocks)
 
 
 def sort_bytes(

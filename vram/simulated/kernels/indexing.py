@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from vram.simulated.kernels.call import HALF, Call, Rules, Steps, clone, contiguous, empty, name, of_bytes
-from vram.simulated.kernels.cub import scan_bytes, select_bytes, sort_bytes
+from vram.simulated.kernels.call import (
+    HALF,
+    Call,
+    Rules,
+    Step,
+    Steps,
+    clone,
+    contiguous,
+    empty,
+    meta,
+    name,
+    of_bytes,
+)
+from vram.simulated.kernels.cub import scan_bytes, select_bytes, sort_bytes, sum_bytes
 
 MASKS = (torch.bool, torch.uint8)
 
@@ -73,10 +86,13 @@ def _chosen_back(call: Call) -> Steps:
     """Those of the gradient whose places a mask says: found before there is memory for the result."""
     mask = call.args[1].expand(call.args[0].shape)
     yield from contiguous(mask)
+    yield empty((), torch.int32)
+    yield of_bytes(sum_bytes(mask.numel(), call.card))
+    yield -1
     yield empty((_chosen(call), mask.dim()), torch.int64)
-    yield from _placing(call, mask.numel())
+    yield of_bytes(select_bytes(mask.numel(), call.card.compute_capability))
     yield -1
-    yield -1
+    yield -2
     yield empty((_chosen(call),), call.result.dtype)
 
 
@@ -96,68 +112,178 @@ def _chosen(call: Call) -> int:
         return gradient.numel() if value is None else int(value.expand(gradient.shape).count_nonzero())
 
 
+def _sought(call: Call) -> Steps:
+    """A mask without gaps, and how many of it are true (Nonzero.cu)."""
+    x = call.args[0]
+    if x.dim():
+        yield from contiguous(x)
+    yield empty((), torch.int32)
+
+
+def _summed(call: Call) -> Steps:
+    if call.args[0].numel():
+        yield of_bytes(sum_bytes(call.args[0].numel(), call.card))
+
+
 def _placed(call: Call) -> Steps:
     x = call.args[0]
-    yield from contiguous(x)
-    if x.dim():
-        yield from _placing(call, x.numel())
-    else:  # true or not, it has no places (Nonzero.cu); a sum of one takes a byte
-        yield empty((), torch.int32)
-        yield of_bytes(1)
+    if x.dim():  # without dimensions it has no places, true or not
+        yield of_bytes(select_bytes(x.numel(), call.card.compute_capability))
 
 
-def _placing(call: Call, n: int) -> Steps:
-    yield empty((), torch.int32)  # how many there are
-    yield of_bytes(select_bytes(n, call.card.compute_capability))
+class _Places:
+    """An operation's indices as a card brings them together (IndexingUtils.h, TensorAdvancedIndexing.cpp).
+
+    `looks`: an index without memory for each dimension, a mask being where it is true; None for a dimension without.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._alive: list[int] = []  # what is in memory, in that order, by the dimension that it is for
+        self._here: list[bool] = []  # whether an index was on the card from the start
+        self.looks: list[Tensor | None] = []
+
+    def found(self, *, moved: bool) -> Steps:
+        """Masks are searched; what is of the CPU is `moved`."""
+        x, indices = self._call.args[:2]
+        for index in indices:
+            mask, here = index is not None and index.dtype in MASKS, index is not None and index.device == x.device
+            self._here += [here] * (index.dim() if mask else 1)
+            if mask:
+                n = _trues(index, self._call.known(index))
+                if here:
+                    yield from self._searched(index, n)
+                elif moved:
+                    yield self._take((n, index.dim()), torch.int64)
+                shape, strides = (n, index.dim()), (1, n) if here else (index.dim(), 1)
+                self.looks += _look(shape, strides, torch.int64).unbind(1)
+                continue
+            if index is not None and not here and moved:
+                yield self._take(index.shape, index.dtype)
+            self.looks.append(None if index is None else _look(index.shape, index.stride(), index.dtype))
+
+    def _searched(self, mask: Tensor, n: int) -> Steps:
+        """Afterwards there are the places alone."""
+        yield from contiguous(mask)
+        yield empty((), torch.int32)  # how many there are
+        yield of_bytes(sum_bytes(mask.numel(), self._call.card))
+        yield -1
+        yield self._take((n, mask.dim()), torch.int64)
+        yield of_bytes(select_bytes(mask.numel(), self._call.card.compute_capability))
+        yield -1
+        for _ in range(1 if mask.is_contiguous() else 2):
+            yield -2
+
+    def widened(self) -> Steps:
+        """Numbers of 32 bits become those of 64."""
+        for dim, look in enumerate(self.looks):
+            if look is not None and look.dtype != torch.int64:
+                yield from self._replaced(dim, look.to(torch.int64))
+
+    def spread(self) -> None:
+        """They get one shape."""
+        with _disable_current_modes():
+            spread = iter(torch.broadcast_tensors(*self.there()))  # type: ignore[no-untyped-call]
+        self.looks = [None if look is None else next(spread) for look in self.looks]
+
+    def aligned(self) -> Steps:
+        """Several get the same strides."""
+        if len({look.reshape(*look.shape, 1).stride() for look in self.there()}) > 1:
+            for dim, look in enumerate(self.looks):
+                if look is not None and not look.is_contiguous():
+                    yield from self._replaced(dim, meta(look.shape, torch.int64))
+
+    def summed(self) -> Steps:
+        """One number for each place, and nothing else afterwards (`computeLinearIndex` in Indexing.cu)."""
+        n = self.there()[0].shape
+        at_start = [here for look, here in zip(self.looks, self._here, strict=True) if look is not None]
+        for number, here in enumerate(at_start):
+            yield empty(n, torch.int64)
+            if here:
+                yield empty(n, torch.int64)
+                yield -2
+            if number:
+                yield -1
+        for _ in self._alive:
+            yield -2
+
+    def there(self) -> list[Tensor]:
+        """The indices that there are."""
+        return [look for look in self.looks if look is not None]
+
+    def _take(self, shape: Any, dtype: torch.dtype) -> Step:
+        self._alive.append(len(self.looks))
+        return empty(shape, dtype)
+
+    def _replaced(self, dim: int, look: Tensor) -> Steps:
+        self.looks[dim] = look
+        if not (self._here[dim] or dim in self._alive):
+            return  # of the CPU
+        yield empty(look.shape, look.dtype)
+        self._alive.append(dim)
+        if (before := self._alive.index(dim)) < len(self._alive) - 1:
+            yield before - len(self._alive)
+            del self._alive[before]
+
+
+def _look(shape: Any, strides: Any, dtype: torch.dtype) -> Tensor:
+    with _disable_current_modes():
+        return torch.empty_strided(shape, strides, dtype=dtype, device="meta")
 
 
 def _indexed(call: Call) -> Steps:
-    x, indices = call.args[:2]
-    mask_here = None
-    for index in indices:
-        if index is None:
-            continue
-        mask = index.dtype in MASKS
-        if mask or index.device != x.device or index.dtype != torch.int64:
-            shape = (index.dim(), _trues(index, call.known(index))) if mask else index.shape
-            yield empty(shape, torch.int64)
-            if mask and index.device == x.device:
-                mask_here = index
-    # Several must have the same strides, once they have the same shape.
-    places = [index for index in indices if index is not None and index.dtype not in MASKS]
-    if len(places) > 1:
-        spread = torch.broadcast_tensors(*places)  # type: ignore[no-untyped-call]
-        if len({each.stride() for each in spread}) > 1:
-            for each in spread:
-                if not each.is_contiguous():
-                    yield empty(each.shape, torch.int64)
-    if mask_here is not None:  # the memory for finding the places of one is free before the next
-        yield from _placing(call, mask_here.numel())
+    places = _Places(call)
+    yield from places.found(moved=True)
+    places.spread()
+    yield from places.widened()
+    yield from places.aligned()
 
 
 def _put(call: Call) -> Steps:
     into, indices, value = call.args[:3]
-    places = [index for index in indices if index is not None]
+    there = [index for index in indices if index is not None]
     accumulated = call.argument(3, "accumulate", False)
     if value.device.type == "cpu":
-        if len(places) == 1 and places[0].dtype in MASKS and places[0].device == into.device and not accumulated:
+        if len(there) == 1 and there[0].dtype in MASKS and there[0].device == into.device and not accumulated:
+            if there[0].dtype == torch.uint8:
+                raise RuntimeError("masked_fill only supports boolean masks, but got dtype Byte")  # in torch's words
             return  # a fill where the mask is true
         yield empty(value.shape, value.dtype)
-    if not accumulated or not places:
+    if there and accumulated:
+        yield from _put_in_order(call)
+    elif there:
         yield from _indexed(call)
+
+
+def _put_in_order(call: Call) -> Steps:
+    """Values are put in the order of their places, which are sorted (`index_put_with_sort_kernel` in Indexing.cu)."""
+    into, value, places = call.args[0], call.args[2], _Places(call)
+    yield from contiguous(into)
+    yield from places.found(moved=False)
+    yield from places.widened()
+    places.spread()
+    yield from places.summed()
+    dims = [dim for dim, look in enumerate(places.looks) if look is not None]
+    others = [dim for dim in range(into.dim()) if dim not in dims]
+    apart = dims[-1] - dims[0] >= len(dims)  # then their dimensions come first
+    n, rows = places.there()[0].numel(), math.prod(into.shape[dim] for dim in others)
+    if value.numel() < n * rows or not value.is_contiguous():
+        yield empty((max(value.numel(), n * rows),), value.dtype)
+    if not n or not rows:
         return
-    # Indexing.cu sorts the places of the values. The memory for masks is free by then.
-    wide = [index.dim() if index.dtype in MASKS else 1 for index in places]
-    shapes = [[_trues(index, call.known(index))] if index.dtype in MASKS else index.shape for index in places]
-    n = torch.broadcast_shapes(*shapes).numel()  # type: ignore[no-untyped-call]
-    first = next(at for at, index in enumerate(indices) if index is not None)
-    sizes = into.shape[first : first + sum(wide)]
-    rest = math.prod(into.shape) // math.prod(sizes)
-    if value.numel() < n * rest or not value.is_contiguous():
-        yield empty((n, rest), value.dtype)
-    for _ in range(4):
+    with _disable_current_modes():
+        moved = torch.empty(into.shape, device="meta").permute(*dims, *others) if apart else None
+        in_order = torch.add(places.there()[0], 1).is_contiguous()
+    if moved is not None and not moved.is_contiguous():
+        yield empty(into.shape, into.dtype)
+    if not in_order:
         yield empty((n,), torch.int64)
-    yield of_bytes(sort_bytes(n, 8, call.card.compute_capability, bits=math.prod(sizes).bit_length()))
+        yield -1
+    for _ in range(3):
+        yield empty((n,), torch.int64)
+    after = rows if apart else math.prod(into.shape[dim] for dim in others if dim > dims[0])
+    bits = max(1, ((into.numel() - 1) // after).bit_length())
+    yield of_bytes(sort_bytes(n, 8, call.card.compute_capability, bits=bits))
 
 
 def _is_in(call: Call) -> Steps:
@@ -200,8 +326,8 @@ RULES: Rules = {
     "masked_scatter": _scattered_by_mask,
     "masked_scatter_backward": _filled_up,
     "nonzero": _placed,
-    "index": _indexed,
     "isin": _is_in,
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), _unpooled),
 }
-BEFORE: Rules = {"repeat_interleave": _summed_to_repeat, "masked_scatter_backward": _chosen_back}
+AROUND: Rules = {"nonzero": _sought, "index": _indexed}
+BEFORE: Rules = {"nonzero": _summed, "repeat_interleave": _summed_to_repeat, "masked_scatter_backward": _chosen_back}

@@ -55,7 +55,39 @@ def _of_two(args: Any, result: Tensor) -> Tensor:
         return result
     if all(each.shape == result.shape and each.is_contiguous() for each in operands):
         return result
-    strides = _iterated(tuple((tuple(each.shape), each.stride()) for each in operands))
+    return _strided(result, _iterated(tuple((tuple(each.shape), each.stride()) for each in operands)))
+
+
+def _of_one_device(args: Any, result: Any) -> Any:
+    """Checks operands: fake tensors take a number of the CPU among them for one of the card's."""
+    if len(devices := {str(each.device) for each in tensors(args)}) > 1:
+        found = " and ".join(sorted(devices, reverse=True))
+        raise RuntimeError(  # in torch's words
+            f"Expected all tensors to be on the same device, but found at least two devices, {found}!"
+        )
+    return result
+
+
+def _indexed(args: Any, result: Tensor) -> Tensor:
+    """By the strides of the indices too, where those of the source do not decide (`build_index_op` in
+    TensorAdvancedIndexing.cpp)."""
+    x, indices = args[0], [*args[1], *[None] * (args[0].dim() - len(args[1]))]
+    if x.is_contiguous() and all(each is None or each.is_contiguous() for each in indices):
+        return result
+    dims = [dim for dim, each in enumerate(indices) if each is not None]
+    others = [dim for dim, each in enumerate(indices) if each is None]
+    first = 0 if dims[-1] - dims[0] >= len(dims) else dims[0]  # those with indices between them go behind them
+    with _disable_current_modes():
+        looks = [torch.empty_strided(each.shape, each.stride(), device="meta") for each in indices if each is not None]
+        spread = torch.broadcast_tensors(*looks)  # type: ignore[no-untyped-call]
+        alike = len({each.reshape(*each.shape, 1).stride() for each in spread}) == 1
+        place = (spread[0] if alike else spread[0].contiguous())[(..., *[None] * (len(others) - first))]
+    strides = [x.stride(dim) for dim in others]
+    strides[first:first] = [0] * spread[0].dim()
+    return _strided(result, _iterated(((tuple(result.shape), tuple(strides)), (tuple(place.shape), place.stride()))))
+
+
+def _strided(result: Tensor, strides: tuple[int, ...]) -> Tensor:
     if strides == result.stride():
         return result
     return torch.empty_strided(result.shape, strides, dtype=result.dtype, device=result.device)
@@ -83,7 +115,20 @@ LAID_OUT: dict[Any, Callable[[Any, Any], Any]] = {
     _aten.convolution.default: _convolved,
     _aten.convolution_backward.default: _convolved_back,
     _aten.native_batch_norm_backward.default: backward_results,
+    _aten.index.Tensor: _indexed,
     _aten.pixel_unshuffle.default: _contiguous,
+    **dict.fromkeys(
+        (
+            *(
+                getattr(_aten, f"{name}{end}").Tensor
+                for name in ("clamp", "clamp_max", "clamp_min")
+                for end in ("", "_")
+            ),
+            *(getattr(_aten, name).default for name in ("addcdiv", "addcdiv_", "addmm", "logaddexp", "logaddexp2")),
+            *(_aten.normal.Tensor_Tensor, _aten.lerp.Scalar, _aten.lerp_.Scalar),
+        ),
+        _of_one_device,
+    ),
     **dict.fromkeys((getattr(_aten, name).Tensor for name in ("add", "div", "mul", "sub")), _of_two),
     **dict.fromkeys((_aten.upsample_bilinear2d.default, _aten.upsample_trilinear3d.default), _interpolated),
 }

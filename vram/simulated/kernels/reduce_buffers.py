@@ -48,7 +48,7 @@ def buffers(x: Tensor, dims: Collection[int], value_bytes: int, card: Card) -> t
         return None
     values = -(-inputs // ((block.columns if block.along else 1) * block.rows))
     grid = -(-(outputs // block.vector) // (1 if block.along else block.columns))
-    blocks = _threads(card.compute_capability) // (block.columns * block.rows) * card.multiprocessors
+    blocks = threads_of_multiprocessor(card.compute_capability) // (block.columns * block.rows) * card.multiprocessors
     if values < _MOST_VALUES or grid > blocks:
         return None
     shares = max(min(-(-blocks // grid), -(-values // _LEAST_VALUES)), -(-values // _MOST_VALUES))
@@ -109,6 +109,6 @@ def _last_power_of_two(size: int) -> int:
     return 1 << (max(size, 1).bit_length() - 1)
 
 
-def _threads(capability: tuple[int, int]) -> int:
+def threads_of_multiprocessor(capability: tuple[int, int]) -> int:
     """Threads that a multiprocessor holds, from the CUDA programming guide."""
     return {(7, 5): 1024, (8, 6): 1536, (8, 7): 1536, (8, 9): 1536, (12, 0): 1536, (12, 1): 1536}.get(capability, 2048)

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from vram.simulated.kernels.call import HALF, Call, Rules, Steps, contiguous, empty, meta, name, of_bytes
 from vram.simulated.kernels.reduce_buffers import buffers
+from vram.simulated.operations import tensors
 
 # Reductions of rows (SoftMax.cu, layer_norm_kernel.cu)
 
@@ -91,9 +92,27 @@ def _normed(call: Call) -> Steps:
 
 
 def _deviating(call: Call) -> Steps:
-    x = call.args[0]
+    if not call.args[0].is_complex():
+        yield from _deviations(call, call.args[0])
+
+
+def _deviations(call: Call, x: Tensor) -> Steps:
     dims = () if isinstance(call.argument(1, "dim"), bool) else _dims(call)
     yield from _shared(call, dims, 32 if x.dtype == torch.float64 else 16, x)
+
+
+def _deviating_in_parts(call: Call) -> Steps:
+    """Of complex numbers: those of the real and of the imaginary parts are added, and so are means (ReduceOps.cpp)."""
+    x = call.args[0]
+    if x.is_complex():
+        with _disable_current_modes():
+            strides = [2 * stride for stride in x.stride()]
+            part = torch.empty_strided(x.shape, strides, dtype=x.dtype.to_real(), device="meta")
+        for _ in range(2):
+            for each in tensors(call.result):
+                yield empty(each.shape, each.dtype.to_real())
+            shared = list(_deviations(call, part))
+            yield from (*shared, *[-1] * len(shared))
 
 
 def _extreme(call: Call) -> Steps:
@@ -119,6 +138,19 @@ def _counted(call: Call) -> Steps:
         yield empty(x.shape, torch.bool)
     yield empty(x.shape, torch.int64)
     yield from _shared(call, _dims(call), 8, x)
+
+
+def _renormed(call: Call) -> Steps:
+    """The norms, and in half precision the factors apart from them (Normalization.cpp)."""
+    x, dim = call.args[0], call.args[2]
+    norms = empty((x.shape[dim],), torch.float32 if x.dtype in HALF else x.dtype.to_real())
+    yield norms
+    dims = tuple(other for other in range(x.dim()) if other != dim % x.dim())
+    for n_bytes in buffers(x, dims, max(4, norms[2]["dtype"].itemsize), call.card) or ():
+        yield of_bytes(n_bytes)
+        yield -1
+    if x.dtype in HALF:
+        yield empty((x.shape[dim],), x.dtype)
 
 
 def _log_summed(call: Call) -> Steps:
@@ -185,6 +217,17 @@ def _loss_shape(args: Any) -> torch.Size:
     return torch.broadcast_shapes(args[0].shape, args[1].shape)  # type: ignore[no-untyped-call,no-any-return]
 
 
+def _bounded(call: Call) -> Steps:
+    """The least and the greatest number, which say how many there are to count (SummaryOps.cu). Weights are cast to
+    float64 unless they are of 32 bits."""
+    x, weights = call.args[0], call.argument(1, "weights")
+    if weights is not None and weights.dtype not in (torch.float32, torch.float64):
+        yield empty(weights.shape, torch.float64)
+    if x.numel():
+        yield empty((), x.dtype)
+        yield empty((), x.dtype)
+
+
 _NORMS_BACK = ("native_layer_norm_backward", "_fused_rms_norm_backward")
 RULES: Rules = {
     **dict.fromkeys(("_softmax", "_log_softmax", "native_layer_norm", "_fused_rms_norm"), _by_rows),
@@ -202,10 +245,15 @@ RULES: Rules = {
     "native_group_norm_backward": _back_by_groups,
     "count_nonzero": _counted,
     "logsumexp": _log_summed,
+    "renorm": _renormed,
     "equal": _equal,
     **dict.fromkeys(("_thnn_fused_gru_cell_backward", "_thnn_fused_lstm_cell_backward_impl"), _back_by_cells),
 }
 KEPT: dict[str, Callable[[Any, Tensor], int]] = dict.fromkeys(
     ("mse_loss", "smooth_l1_loss", "binary_cross_entropy"), _loss_bytes
 )
-AROUND: Rules = dict.fromkeys(_NORMS_BACK, _normalised)
+AROUND: Rules = {
+    **dict.fromkeys(_NORMS_BACK, _normalised),
+    **dict.fromkeys(("std", "var", "std_mean", "var_mean"), _deviating_in_parts),
+    "bincount": _bounded,
+}

@@ -108,5 +108,12 @@ _RULES: Rules = {
     "_scaled_dot_product_flash_attention": _dropped_out,
 }
 _BEFORE: Rules = batch_norm.BEFORE | copies.BEFORE | indexing.BEFORE | sorting.BEFORE
-_AROUND: Rules = attention_backward.AROUND | batch_norm.AROUND | copies.AROUND | reductions.AROUND
+_AROUND: Rules = {
+    **attention_backward.AROUND,
+    **batch_norm.AROUND,
+    **copies.AROUND,
+    **indexing.AROUND,
+    **reductions.AROUND,
+    **sorting.AROUND,
+}
 _KEPT = reductions.KEPT | copies.KEPT

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from vram.simulated.kernels.call import HALF, Call, Rules, Steps, clone, contiguous, empty, meta, of_bytes
+from vram.simulated.kernels.call import HALF, Call, Rules, Steps, clone, contiguous, empty, meta, name, of_bytes
 from vram.simulated.kernels.cub import scan_by_key_bytes, segmented_sort_bytes, sort_bytes
 from vram.simulated.kernels.indexing import scan_bytes_of
 
@@ -44,6 +44,32 @@ def _sorting(call: Call, x: Tensor, dim: int) -> Steps:
         yield empty(x.shape, torch.int64)
         yield empty(x.shape, x.dtype)
     yield of_bytes(sort_bytes(n, key_bytes, capability))
+
+
+def _searched(call: Call) -> Steps:
+    """What is searched and what for are contiguous and of one type (BucketizationUtils.h)."""
+    sequence, values = call.args[:2]
+    if name(call.func) == "bucketize":
+        sequence, values = values, sequence
+    operands = [values, sequence] if isinstance(values, Tensor) else [sequence]
+    for each in operands:
+        yield from contiguous(each)
+    if isinstance(values, Tensor) and values.dtype != sequence.dtype:
+        common = torch.result_type(sequence, values)
+        for each in operands:
+            if each.dtype != common:
+                yield empty(each.shape, common)
+
+
+def _number_searched(call: Call) -> Steps:
+    """A number becomes a tensor of float64 or int64, and is cast then."""
+    values = call.args[0 if name(call.func) == "bucketize" else 1]
+    if not isinstance(values, Tensor):
+        sequence = call.args[1 if name(call.func) == "bucketize" else 0]
+        dtype = torch.float64 if isinstance(values, float) else torch.int64
+        yield empty((), dtype)
+        if sequence.dtype != dtype:
+            yield empty((), sequence.dtype)
 
 
 def _middle(call: Call) -> Steps:
@@ -138,6 +164,7 @@ def _drawn_by(call: Call) -> Steps:
 
 RULES: Rules = {
     "sort": _sorted,
+    **dict.fromkeys(("searchsorted", "bucketize"), _searched),
     "topk": _topmost,
     "mode": _most_frequent,
     "multinomial": _drawn,
@@ -145,4 +172,5 @@ RULES: Rules = {
     "normal": _normal,
     "bernoulli": _drawn_by,
 }
+AROUND: Rules = dict.fromkeys(("searchsorted", "bucketize"), _number_searched)
 BEFORE: Rules = dict.fromkeys(("median", "nanmedian"), _middle)

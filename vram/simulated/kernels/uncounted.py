@@ -19,10 +19,11 @@ _ATTENTION_ALONE = "copies and sums of an operation of attention that is called 
 _FFT, _LINALG = "cuFFT's workspace", "the workspace of a decomposition (cuSOLVER, MAGMA)"
 _WITHOUT = {"linalg_cross", "linalg_matrix_exp", "linalg_solve_triangular", "linalg_vector_norm"}
 _BY_KERNELS = (
-    *("_trilinear", "_unique", "_unique2", "multi_margin_loss", "multilabel_margin_loss_forward", "renorm"),
+    *("_trilinear", "_unique", "_unique2", "multi_margin_loss", "multilabel_margin_loss_forward"),
     *("lu_unpack", "nonzero_static", "unique_consecutive", "unique_dim", "unique_dim_consecutive"),
 )
-_BY_CALL = ("sort", "_scaled_dot_product_efficient_attention_backward", "embedding_dense_backward")
+_IN_ANY_ORDER = ("index_add", "index_copy", "index_put", "_index_put_impl", "put", "scatter", "scatter_add")
+_BY_CALL = (*_IN_ANY_ORDER, "sort", "_scaled_dot_product_efficient_attention_backward", "embedding_dense_backward")
 _WHOSE = {
     **dict.fromkeys(("convolution", "convolution_backward", "cudnn_convolution"), _CONVOLUTION),
     "cudnn_convolution_transpose": _CONVOLUTION,
@@ -43,6 +44,9 @@ _WHOSE = {
 def whose_memory(call: Call) -> str:
     """Whose memory is not counted in an operation on the card, in words; "" where all is."""
     operation = name(call.func)
+    if operation in _IN_ANY_ORDER:
+        in_order = torch.are_deterministic_algorithms_enabled()
+        return "temporary memory of deterministic algorithms" if in_order else ""
     if operation == "sort":
         return "temporary memory of a sort of half precision" if _by_radix(call) else ""
     if operation == "_scaled_dot_product_efficient_attention_backward" and call.card.compute_capability < _AMPERE:

@@ -1,0 +1,168 @@
+"""Temporary memory and views of operations, forward and backward.
+
+Figures are those of PyTorch's own CUDA code of 2.13 on the properties of an H100, without a card, by
+`python -m benchmarks.cardless`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 (as everybody calls it)
+
+from tests.vram.simulated.devices import device, figures
+
+Sizes = tuple[int, ...]
+
+
+def places(n: int) -> Tensor:
+    """Of 9 kinds."""
+    return (torch.arange(n) % 9).to("cuda")
+
+
+def volume(channels: int) -> Tensor:
+    """With its channels last."""
+    made = torch.zeros(2, channels, 5, 6, 7, device="cuda")
+    return made.to(memory_format=torch.channels_last_3d).requires_grad_()
+
+
+FORWARD: dict[str, tuple[Callable[..., Any], list[Sizes], torch.dtype, list[int]]] = {
+    "distances, many points": (torch.cdist, [(4, 30, 8), (4, 20, 8)], torch.float32, [17600, 9600, 6]),
+    "distances of one point": (torch.cdist, [(1, 8), (200, 8)], torch.float32, [9640, 800, 6]),
+    "distances, broadcast": (
+        lambda x, y: torch.cdist(x, y, 1),
+        [(1, 30, 8), (4, 20, 8)],
+        torch.float32,
+        [13440, 9600, 2],
+    ),
+    "distances of columns": (
+        lambda x, y: torch.cdist(x.mT, y.mT, 1),
+        [(4, 8, 30), (4, 8, 20)],
+        torch.float32,
+        [16000, 9600, 3],
+    ),
+    "variances of complex numbers": (lambda x: x.var(1), [(40, 50)], torch.complex64, [480, 160, 3]),
+    "and with their means": (lambda x: torch.var_mean(x, 1), [(40, 50)], torch.complex64, [1120, 480, 6]),
+    "of many in a column": (lambda x: x.var(0), [(70000, 3)], torch.complex64, [1760, 12, 4]),
+    "rows of a norm": (lambda x: x.renorm(2, 0, 1.0), [(40, 50)], torch.float32, [8160, 8000, 2]),
+    "rows of a norm, of halves": (lambda x: x.renorm(2, 0, 1.0), [(40, 50)], torch.float16, [4240, 4000, 3]),
+    "few long rows of a norm": (lambda x: x.renorm(2, 0, 1.0), [(3, 100000)], torch.float32, [1200012, 1200000, 2]),
+    "places in columns": (
+        lambda x, y: torch.searchsorted(x.t(), y.t()),
+        [(10, 40), (50, 40)],
+        torch.float32,
+        [25600, 16000, 3],
+    ),
+    "places of a number": (lambda x: torch.searchsorted(x, 0.5), [(10,)], torch.float32, [20, 8, 3]),
+    "places of doubles": (
+        lambda x, y: torch.searchsorted(x, y.double()),
+        [(40, 10), (40, 50)],
+        torch.float32,
+        [35200, 16000, 3],
+    ),
+    "counts with weights of integers": (
+        lambda weights: torch.bincount(kinds := places(200), weights, 20) if len(weights) else kinds,
+        [(200,)],
+        torch.int64,
+        [1776 + 1600, 160, 5],
+    ),
+    "a mask of bytes chooses": (
+        lambda x, y: torch.where(x, y, y),
+        [(40, 50), (40, 50)],
+        torch.uint8,
+        [2000 + 2000, 2000, 2],
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:torch.searchsorted")  # that it copies what is not contiguous
+@pytest.mark.parametrize("case", FORWARD)
+def test_an_operation_takes_what_it_does_on_a_card(case: str) -> None:
+    run, sizes, dtype, expected = FORWARD[case]
+    with device("H100", cublas_workspace=False), torch.no_grad():
+        operands = [torch.zeros(each, device="cuda", dtype=dtype) for each in sizes]
+        assert figures(lambda: run(*operands)) == expected
+
+
+BACKWARD: dict[str, tuple[Callable[..., Any], Callable[[], list[Tensor]], list[int]]] = {
+    "distances of the first norm": (
+        lambda x, y: torch.cdist(x, y, 1),
+        lambda: [torch.zeros(4, n, 8, device="cuda", requires_grad=True) for n in (30, 20)],
+        [102400, -3200, 5],
+    ),
+    "broadcast": (
+        lambda x, y: torch.cdist(x, y, 1),
+        lambda: [torch.zeros(*sizes, device="cuda", requires_grad=True) for sizes in ((1, 30, 8), (4, 20, 8))],
+        [106240, -6080, 6],
+    ),
+    "of the number of components that differ": (
+        lambda x, y: torch.cdist(x, y, 0),
+        lambda: [torch.zeros(4, n, 8, device="cuda", requires_grad=True) for n in (30, 20)],
+        [25600, -3200, 4],
+    ),
+    "of the greatest": (
+        lambda x, y: torch.cdist(x, y, math.inf),
+        lambda: [torch.zeros(4, n, 8, device="cuda", requires_grad=True) for n in (30, 20)],
+        [102400, -3200, 5],
+    ),
+    "batch norm of volumes with channels last": (
+        lambda x: F.batch_norm(x, None, None, training=True),
+        lambda: [volume(8)],
+        [13508, -64, 4],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BACKWARD)
+def test_a_backward_pass_takes_what_it_does_on_a_card(case: str) -> None:
+    """Distances have a part of the gradient for each pair of points; their sum comes after."""
+    run, make, expected = BACKWARD[case]
+    with device("H100"):
+        leaves = make()
+        result = [run(*leaves)]
+        gradient = torch.ones_like(result[0], requires_grad=False)
+        assert figures(lambda: torch.autograd.backward([result.pop()], [gradient])) == expected
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batch_norm_of_volumes_with_channels_last_takes_a_factor_and_a_term(training: bool) -> None:
+    """A number each, where it has no weights: kernels for channels last are of pictures alone."""
+    with device("H100"):
+        x, means, variances = volume(8), torch.zeros(8, device="cuda"), torch.ones(8, device="cuda")
+        assert figures(lambda: F.batch_norm(x, means, variances, training=training)) == [13512, 13504, 5]
+
+
+@pytest.mark.parametrize("groups", [1, 8])
+def test_a_shuffle_of_one_group_or_of_single_channels_is_a_view(groups: int) -> None:
+    """With a graph, too."""
+    with device():
+        x = torch.zeros(2, 8, 9, 11, device="cuda", requires_grad=True)
+        assert figures(lambda: F.channel_shuffle(x, groups)) == [0, 0, 0]
+        assert figures(lambda: F.channel_shuffle(x, 2)) == [x.nbytes, x.nbytes, 1]
+
+
+WITH_THE_CPUS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "clamp": lambda x, number: torch.clamp(x, number),
+    "clamp, in place": lambda x, number: x.clamp_(max=number),
+    "clamp_min": torch.clamp_min,
+    "addcdiv": lambda x, number: torch.addcdiv(x, x, number),
+    "addmm": lambda x, number: torch.addmm(number, x, x),
+    "lerp": lambda x, number: torch.lerp(x, number, 0.5),
+    "logaddexp": torch.logaddexp,
+    "normal": torch.normal,
+}
+
+
+@pytest.mark.parametrize("case", WITH_THE_CPUS)
+def test_a_number_of_the_cpu_is_as_wrong_as_on_a_card(case: str) -> None:
+    """Where a card takes it, as in sums and products, it is fine."""
+    with device():
+        x, number = torch.ones(4, 4, device="cuda"), torch.tensor(2.0)
+        assert (x * number + number).device == x.device
+        with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
+            WITH_THE_CPUS[case](x, number)
