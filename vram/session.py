@@ -84,6 +84,8 @@ class VramSession:
         self._index: dict[int, int] = {}  # in `summaries`, by the recording's id, as long as it lives
         self._touched: dict[int, None] = {}  # indices, in order, since `touched` was last called
         self._failed: set[int] = set()  # indices of recordings with a failure that nobody expected
+        self.retried: set[int] = set()  # indices of recordings that a later try of their test has made anew
+        self._earlier: dict[str, list[int]] = {}  # indices of what earlier tries of the test that runs made, by name
         self._snapshots: set[Path] = set()
         self._last: weakref.ref[Recording] | None = None  # the one that keeps its samples
         self._test: RunningTest | None = None
@@ -175,10 +177,12 @@ class VramSession:
             loosen(recording)
         self._last = None
 
-    def begin(self, test: RunningTest | None) -> None:
-        """A test begins."""
+    def begin(self, test: RunningTest | None, earlier: Iterable[int] = ()) -> None:
+        """A test begins, perhaps anew: `earlier` are indices of the recordings that its tries before this one used."""
         self.release()
-        self._test = test
+        self._test, self._earlier = test, {}
+        for index in earlier:
+            self._earlier.setdefault(self.summaries[index].name, []).append(index)
 
     def _known(self, recording: Recording) -> dict[str, Any]:
         """Arguments for the explanation of a peak: a breakdown, and what other tests left."""
@@ -278,9 +282,7 @@ class VramSession:
         if check.kind == "budget" and check.status == "new":
             absent = {**self.summary(recording).absent, "budget": "new: record it with --vram-accept"}
             self._replace(recording, replace(self.summary(recording), absent=absent))
-        explanation = None
-        if check.status == "over":
-            explanation = api.explained_check(recording, check, **self._known(recording))
+        explanation = api.explained_check(recording, check, **self._known(recording))
         if explanation is not None and self.summary(recording).breakdown is None:
             self._replace(recording, self.summary(recording).explained(explanation.at_peak, explanation.note))
         api.raise_unless_passed(recording.title, check, explanation)
@@ -359,15 +361,12 @@ class VramSession:
             self._failed |= set() if expected else {index}
             self.summaries[index] = replace(self.summaries[index], expected=index not in self._failed)
 
-    def add_check(self, index: int, check: Check) -> None:
-        """Note a check of another (the gate) in a summary; one that was made again replaces the earlier."""
-        earlier = (one for one in self.summaries[index].checks if one.compares_with != check.compares_with)
-        self.summaries[index] = replace(self.summaries[index], checks=(*earlier, check))
+    def add_check(self, index: int, check: Check, base_lines: Sequence[str] = ()) -> None:
+        """Note the gate's check in a summary, and what the peak has more; one made again replaces the earlier."""
+        one = self.summaries[index]
+        checks = (*(each for each in one.checks if each.compares_with != check.compares_with), check)
+        self.summaries[index] = replace(one, checks=checks, base_lines=tuple(base_lines) or one.base_lines)
         self._touched[index] = None
-
-    def explain_base(self, index: int, lines: Sequence[str]) -> None:
-        """Keep what the peak of a recording has more than its base."""
-        self.summaries[index] = replace(self.summaries[index], base_lines=tuple(lines))
 
     def _check(self, recording: Recording, check: Check) -> None:
         self._remember(recording)
@@ -383,6 +382,7 @@ class VramSession:
         return index is not None
 
     def _add(self, summary: RecordingSummary) -> int:
+        self.retried.update(self._earlier.pop(summary.name, ()))
         self.summaries.append(summary)
         self._touched[index := len(self.summaries) - 1] = None
         return index

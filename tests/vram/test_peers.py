@@ -6,7 +6,8 @@
  5 a declared known leak: test_markers.test_a_body_is_held_to_its_markers
  6 two limits: test_markers.test_markers_that_cannot_be_read_are_collection_errors
  7 grew since the last run: history.test_plugin_history.test_a_regression_fails_its_test_until_it_is_accepted
- 8 retries: test_each_try_is_measured_once; test_markers.test_a_retried_test_is_measured_once_a_try
+ 8 retries: test_each_try_is_measured_once, test_a_try_that_was_made_again_counts_no_more;
+   test_markers.test_a_retried_test_is_measured_once_a_try
  9 xdist: test_plugin.test_a_worker_hands_its_figures_to_the_controller; the gate: history.test_plugin_history
 10 JUnit properties, 11 ids of 300 characters: test_surfaces.test_one_run_on_every_surface;
    the artefact: test_a_long_id_still_gets_its_snapshot
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
@@ -444,3 +446,37 @@ def test_where_no_torch_is_installed_it_steps_aside(pytester: pytest.Pytester) -
     result = pytester.run(sys.executable, "-S", "-I", "-c", run, *arguments)
     result.assert_outcomes(passed=1, skipped=1)
     result.stdout.fnmatch_lines(["SKIPPED *torch is not installed"])
+
+
+TRIED_AGAIN = """
+    import pytest, torch
+    SIZES = [2000, 100]
+
+    @pytest.fixture(scope="session")
+    def shared(vram): return vram.replay(lambda n: torch.zeros(10), [1], name="shared", laps=8)
+
+    def test_flaky(vram, shared):
+        vram.assert_peak(shared, "4 KiB", above_start=True)
+        size = SIZES.pop(0)
+        for limit in ("8 KiB", "4 KiB"):
+            recording = vram.replay(lambda n: torch.zeros(size), [1], name="flaky", laps=8)
+            vram.assert_peak(recording, limit, above_start=True)
+"""
+
+
+def test_a_try_that_was_made_again_counts_no_more(pytester: pytest.Pytester) -> None:
+    """What pytest calls passed needs no attention, is saved with the last try's figures, and passes the gate against
+    these; a recording that the last try did not make anew stays."""
+    pytest.importorskip("pytest_rerunfailures", reason="pytest-rerunfailures is not installed")
+    pytester.makepyfile(TRIED_AGAIN)
+    arguments = ("--reruns", "1", "--vram-device", "cpu", "--vram-report", "report.json")
+    result = pytester.runpytest(*arguments, "--benchmark-autosave", "--vram-accept")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines("nothing needs attention: 3 stable")
+    modes = json.loads((pytester.path / "report.json").read_text())["modes"]
+    assert [(one["mode"], one["own_peak_bytes"]) for one in modes] == [("shared", 40), ("flaky", 400), ("flaky", 400)]
+    (saved,) = (pytester.path / ".benchmarks").rglob("*.json")
+    assert "8000" not in saved.read_text()
+    again = pytester.runpytest(*arguments, "--vram-compare")
+    again.assert_outcomes(passed=1)
+    again.stdout.no_fnmatch_line("*needs attention: *regression*")

@@ -29,6 +29,7 @@ class Gatherer:
 
     def __init__(self) -> None:
         self._summaries: Sequence[RecordingSummary] = ()
+        self._retried: Collection[int] = ()
         self._seen = 0
         self._steps: Counter[tuple[str, str]] = Counter()
         self._made: dict[str, list[tuple[int, int]]] = {}  # by test: index of the summary, and which of its name it is
@@ -38,9 +39,10 @@ class Gatherer:
         for step in [step for step in self._steps if step[0] == test]:
             del self._steps[step]
 
-    def gather(self, test: str, summaries: Sequence[RecordingSummary]) -> None:
-        """`test` made the recordings of the session's `summaries` that were not there at the last call."""
-        self._summaries = summaries
+    def gather(self, test: str, summaries: Sequence[RecordingSummary], retried: Collection[int] = ()) -> None:
+        """`test` made the recordings of the session's `summaries` that were not there at the last call. Those of
+        `retried`, by index, were made anew by a later try, and count no more."""
+        self._summaries, self._retried = summaries, retried
         for index in range(self._seen, len(summaries)):
             step = test, summaries[index].name
             self._steps[step] += 1
@@ -52,10 +54,11 @@ class Gatherer:
         return test in self._made
 
     def by_index(self, test: str, environment: Mapping[str, object]) -> dict[int, Entry]:
-        """The entry of each recording that `test` made so far, in any try, by the index of its summary."""
+        """The entry of each recording that `test` made so far, of several tries in the last, by its summary's index."""
         return {
             index: of_summary(self._summaries[index], environment, test, occurrence=number)
             for index, number in self._made.get(test, ())
+            if index not in self._retried
         }
 
     def entries(
@@ -66,7 +69,7 @@ class Gatherer:
         *,
         accepted: bool = False,
     ) -> list[Entry]:
-        """Everything that `test` measured so far, in any try. `marked`: its own figures, and their environment."""
+        """Everything that `test` measured so far. `marked`: its own figures, and their environment."""
         made = list(self.by_index(test, environment).values())
         if marked is not None:
             made.append(of_marked(*marked))

@@ -32,7 +32,8 @@ class Keeping:
         self._config = config
         self._measuring = measuring
         self._gatherer: Gatherer | None = None
-        self._entries: list[dict[str, Any]] = []
+        # Entries by test and worker: each report has all that its test measured so far, of several tries in the last.
+        self._measured: dict[tuple[str, Any], list[dict[str, Any]]] = {}
         self._seconds: dict[str, float] = {}
         self._saver: Saver | None = None
         self._gate = _gate(config)
@@ -47,13 +48,18 @@ class Keeping:
                 "accepted": bool(option(config, "accept")),
             }
 
+    @property
+    def _entries(self) -> list[dict[str, Any]]:
+        """Everything that the session's tests measured."""
+        return [entry for entries in self._measured.values() for entry in entries]
+
     def _gather(self, item: pytest.Item) -> list[Entry]:
         """The entries of everything that the test measured so far."""
         marked = item.stash.get(MARKED, None)
         if marked is None and not self._measuring.summaries:
             return []
         gatherer = self._gathering()
-        gatherer.gather(item.nodeid, self._measuring.summaries)
+        gatherer.gather(item.nodeid, self._measuring.summaries, self._measuring.retried)
         if marked is None and not gatherer.has(item.nodeid):
             return []
         body = None if marked is None else (marked, self._measuring.environment(of_body=True))
@@ -128,8 +134,7 @@ class Keeping:
                     continue
                 if entry.key == finding.key and vram is not None:
                     for text in finding.texts:
-                        vram.add_check(index, Check("base", finding.status, prefix + text))
-                    vram.explain_base(index, finding.lines)
+                        vram.add_check(index, Check("base", finding.status, prefix + text), finding.lines)
             if marked is not None and not (failed and marked.over):
                 entry = of_marked(marked, self._measuring.environment(of_body=True))
                 if entry.key == finding.key:
@@ -168,7 +173,8 @@ class Keeping:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Gather what the tests of this process, or of the workers, measured."""
-        self._entries += getattr(report, "vram_history", ())
+        if hasattr(report, "vram_history"):
+            self._measured[report.nodeid, getattr(report, "node", None)] = report.vram_history
         if report.when == "call":
             self._seconds[report.nodeid] = report.duration
             (self._passed.add if report.passed else self._passed.discard)(report.nodeid)

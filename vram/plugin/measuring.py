@@ -8,7 +8,7 @@ import inspect
 import logging
 import os
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -88,8 +88,13 @@ class Measuring:
 
     @property
     def summaries(self) -> Sequence[RecordingSummary]:
-        """Every recording so far."""
+        """Every recording so far, those of earlier tries too."""
         return () if self.vram is None else self.vram.summaries
+
+    @property
+    def retried(self) -> Collection[int]:
+        """Indices of the recordings that a later try of their test has made anew."""
+        return () if self.vram is None else self.vram.retried
 
     def environment(self, *, of_body: bool = False) -> dict[str, object]:
         """Where recordings are made, or the bodies of marked tests, which fewer meters read."""
@@ -182,7 +187,7 @@ class Measuring:
         self._failures.clear()
         self._test = self._tests.begin(item) if self.uses else None
         if self.vram is not None:
-            self.vram.begin(self._test)
+            self.vram.begin(self._test, [*item.stash.get(USED, {})])
         from vram.report.junit import PROPERTY
 
         if MARKED in item.stash:

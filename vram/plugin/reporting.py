@@ -137,7 +137,7 @@ class Reporting:
         if vram is not None:
             self._accepted += vram.accepted
         if vram is not None and vram.summaries:
-            self._recordings += vram.summaries
+            self._recordings += [one for index, one in enumerate(vram.summaries) if index not in vram.retried]
             self._environments.append(vram.environment)
         elif self._tests and self._measuring.chosen is not None:
             self._environments.append(self._measuring.environment(of_body=True))
