@@ -465,8 +465,8 @@ TRIED_AGAIN = """
 
 
 def test_a_try_that_was_made_again_counts_no_more(pytester: pytest.Pytester) -> None:
-    """What pytest calls passed needs no attention, is saved with the last try's figures, and passes the gate against
-    these; a recording that the last try did not make anew stays."""
+    """A test that pytest calls passed needs no attention, is saved with its last try's figures, and passes the gate
+    against these; a recording that the last try did not make anew stays."""
     pytest.importorskip("pytest_rerunfailures", reason="pytest-rerunfailures is not installed")
     pytester.makepyfile(TRIED_AGAIN)
     arguments = ("--reruns", "1", "--vram-device", "cpu", "--vram-report", "report.json")
