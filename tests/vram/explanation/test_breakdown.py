@@ -98,8 +98,8 @@ def test_owners_and_places() -> None:
 
 
 def test_inputs_that_were_there_before() -> None:
-    """What a model is called with is an input even if the sample does not lead to it and it was made long before; what
-    the model has made or owns, and what nobody passes it, is none."""
+    """A tensor that a model is called with is an input even if the sample does not lead to it and it was made long
+    before; what the model has made or owns, and what nobody passes it, is none."""
     model, batch, unused, masks = Model(), torch.zeros(1, 40, 16), torch.zeros(77), {"mask": torch.zeros(13, 3)}
 
     class Masked(nn.Module):

@@ -21,7 +21,7 @@ Sizes = tuple[int, ...]
 
 
 def places(n: int) -> Tensor:
-    """Of 9 kinds."""
+    """Samples of 9 kinds."""
     return (torch.arange(n) % 9).to("cuda")
 
 

@@ -69,8 +69,8 @@ def _of_one_device(args: Any, result: Any) -> Any:
 
 
 def _indexed(args: Any, result: Tensor) -> Tensor:
-    """By the strides of the indices too, where those of the source do not decide (`build_index_op` in
-    TensorAdvancedIndexing.cpp)."""
+    """Result with the strides that those of the indices give it, where the source's do not decide (`build_index_op`
+    in TensorAdvancedIndexing.cpp)."""
     x, indices = args[0], [*args[1], *[None] * (args[0].dim() - len(args[1]))]
     if x.is_contiguous() and all(each is None or each.is_contiguous() for each in indices):
         return result

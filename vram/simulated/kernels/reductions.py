@@ -102,7 +102,7 @@ def _deviations(call: Call, x: Tensor) -> Steps:
 
 
 def _deviating_in_parts(call: Call) -> Steps:
-    """Of complex numbers: those of the real and of the imaginary parts are added, and so are means (ReduceOps.cpp)."""
+    """Results of the real and the imaginary parts of complex numbers, which are added; so are means (ReduceOps.cpp)."""
     x = call.args[0]
     if x.is_complex():
         with _disable_current_modes():

@@ -47,7 +47,7 @@ def _sorting(call: Call, x: Tensor, dim: int) -> Steps:
 
 
 def _searched(call: Call) -> Steps:
-    """What is searched and what for are contiguous and of one type (BucketizationUtils.h)."""
+    """Contiguous copies of what is searched, and of what is searched for, in one type (BucketizationUtils.h)."""
     sequence, values = call.args[:2]
     if name(call.func) == "bucketize":
         sequence, values = values, sequence
