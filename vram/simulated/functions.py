@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import _VF, Tensor
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from vram.simulated.assumptions import FINITENESS
 from vram.simulated.device import DEVICE, cuda_device, names_the_card, with_index
+from vram.simulated.kernels.batch_norm import by_cudnn
 from vram.simulated.kernels.composite import one_hot, takes_one_hot
 from vram.simulated.known_values import KnownValues
 from vram.simulated.modes import IS_CLOSE, joining_in_place
@@ -308,7 +310,16 @@ def _from_lists(_: CardFunctions, func: Any, args: Any, kwargs: dict[str, Any]) 
     return func, args
 
 
+def _batch_norm(_: CardFunctions, func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    """cuDNN reads, and the graph keeps, a copy of what has gaps (`_batch_norm_impl_index` in Normalization.cpp)."""
+    x, weight = args[0], kwargs.get("weight")
+    if names_the_card(x) and by_cudnn(x, weight, kwargs.get("training", False)):
+        args = x.contiguous(memory_format=suggest_memory_format(x)), *args[1:]
+    return func, args
+
+
 _REWRITES: dict[Any, _Rewrite] = {
+    torch.nn.functional.batch_norm: _batch_norm,  # it passes all but the statistics by name
     torch.Tensor.cuda: _cuda,
     torch.Tensor.to: _to,
     torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]

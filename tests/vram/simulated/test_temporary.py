@@ -139,11 +139,30 @@ def test_batch_norm_of_volumes_with_channels_last_takes_a_factor_and_a_term(trai
 
 @pytest.mark.parametrize("groups", [1, 8])
 def test_a_shuffle_of_one_group_or_of_single_channels_is_a_view(groups: int) -> None:
-    """With a graph, too."""
+    """With a graph, and again and again."""
     with device():
         x = torch.zeros(2, 8, 9, 11, device="cuda", requires_grad=True)
+        for _ in range(3):
+            F.channel_shuffle(x, groups)
         assert figures(lambda: F.channel_shuffle(x, groups)) == [0, 0, 0]
         assert figures(lambda: F.channel_shuffle(x, 2)) == [x.nbytes, x.nbytes, 1]
+
+
+def test_batch_norm_of_what_has_gaps_keeps_a_copy() -> None:
+    """Of tokens with their channels first, which cuDNN reads without gaps."""
+    with device("H100"):
+        x = torch.zeros(20, 9, 8, device="cuda", requires_grad=True)
+        norm = torch.nn.BatchNorm1d(8).to("cuda")
+        norm(x.transpose(1, 2))
+        assert figures(lambda: norm(x.transpose(1, 2))) == [11584, 11584, 4]
+
+
+def test_norms_of_a_list_take_a_number_for_each_chunk_of_each() -> None:
+    """As clipping of gradients does: as many chunks of 65,536 as the longest has, for all."""
+    with device("H100"), torch.no_grad():
+        tensors = [torch.zeros(n, device="cuda") for n in (200_000, 60, 70_000)]
+        assert figures(lambda: torch._foreach_norm(tensors)) == [60, 12, 4]
+        assert figures(lambda: torch._foreach_norm(tensors, 3))[0] == 12
 
 
 WITH_THE_CPUS: dict[str, Callable[[Tensor, Tensor], object]] = {

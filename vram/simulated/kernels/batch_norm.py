@@ -16,7 +16,7 @@ _MOST_THREADS, _TILE, _VALUES_OF_THREAD, _MOST_ROWS, _LEAST_ROWS = 512, 32, 16, 
 def without_statistics(args: Any) -> bool:
     """Whether cuDNN normalises by running means, and so takes no memory for those of this batch."""
     x, weight, bias, mean, variance, training = args[:6]
-    return not training and bias is not None and mean is not None is not variance and _by_cudnn(x, weight, training)
+    return not training and bias is not None and mean is not None is not variance and by_cudnn(x, weight, training)
 
 
 def backward_results(args: Any, result: Any) -> Any:
@@ -26,8 +26,8 @@ def backward_results(args: Any, result: Any) -> Any:
     return torch.empty_like(result[0], memory_format=torch.contiguous_format), *result[1:]
 
 
-def _by_cudnn(x: Tensor, weight: Tensor | None, training: bool) -> bool:
-    """`_select_batch_norm_backend`."""
+def by_cudnn(x: Tensor, weight: Tensor | None, training: bool) -> bool:
+    """Whether cuDNN normalises: `_select_batch_norm_backend`."""
     return (
         weight is not None
         and torch.backends.cudnn.enabled
@@ -71,7 +71,7 @@ def _by_elements(x: Tensor) -> bool:
 def _normalised(call: Call) -> Steps:
     x, weight, bias = call.args[:3]
     training = call.args[5]
-    if not x.numel() or _by_cudnn(x, weight, training):
+    if not x.numel() or by_cudnn(x, weight, training):
         return
     if training and _channels_last(x):
         parts = list(_parts(x, 4))
@@ -93,15 +93,15 @@ def _back_by_elements(call: Call) -> Steps:
 def _reduces(call: Call) -> bool:
     """Whether sums over each channel are made apart from the gradient of the input, with channels last."""
     x, weight, training, wanted = call.args[1], call.args[2], call.args[7], call.args[9]
-    by_cudnn = training and _by_cudnn(x, weight, training)
-    return bool(x.numel() and (training or any(wanted[1:])) and _channels_last(x) and not by_cudnn)
+    in_cudnn = training and by_cudnn(x, weight, training)
+    return bool(x.numel() and (training or any(wanted[1:])) and _channels_last(x) and not in_cudnn)
 
 
 def _summed(call: Call) -> Steps:
     """Two sums a channel, and the deviations where nothing but a running variance is known."""
     if _reduces(call):
         x, weight, deviations, training = call.args[1], call.args[2], call.args[6], call.args[7]
-        channels, by_running = x.shape[1], not training and _by_cudnn(x, weight, training)
+        channels, by_running = x.shape[1], not training and by_cudnn(x, weight, training)
         for _ in range(3 if by_running or deviations is None or not deviations.numel() else 2):
             yield empty((channels,), torch.float32)
 

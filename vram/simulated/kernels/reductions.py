@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from vram.simulated.kernels.call import HALF, Call, Rules, Steps, contiguous, empty, meta, name, of_bytes
 from vram.simulated.kernels.reduce_buffers import buffers
 from vram.simulated.operations import tensors
+
+_CHUNK = 65536  # numbers that a block takes of a list of tensors
+_NORMS_OF_LISTS = (0, 1, 2, math.inf)
+
 
 # Reductions of rows (SoftMax.cu, layer_norm_kernel.cu)
 
@@ -153,6 +158,15 @@ def _renormed(call: Call) -> Steps:
         yield empty((x.shape[dim],), x.dtype)
 
 
+def _normed_as_list(call: Call) -> Steps:
+    """A number for each chunk of each tensor, as many as the longest has (ForeachReduceOp.cu)."""
+    operands, order = call.args[0], call.argument(1, "ord", 2)
+    if len({each.dtype for each in operands}) == 1 and operands[0].is_floating_point() and order in _NORMS_OF_LISTS:
+        dtype = call.argument(2, "dtype") or operands[0].dtype
+        chunks = max(-(-each.numel() // _CHUNK) for each in operands)
+        yield empty((len(operands) * chunks,), torch.float32 if dtype in HALF else dtype)
+
+
 def _log_summed(call: Call) -> Steps:
     x, result = call.args[0], call.result
     if x.dtype != result.dtype:
@@ -256,4 +270,5 @@ AROUND: Rules = {
     **dict.fromkeys(_NORMS_BACK, _normalised),
     **dict.fromkeys(("std", "var", "std_mean", "var_mean"), _deviating_in_parts),
     "bincount": _bounded,
+    "_foreach_norm": _normed_as_list,
 }
