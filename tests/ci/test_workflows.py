@@ -140,6 +140,17 @@ def test_known_faults_of_pinned_packages_are_looked_up_each_night() -> None:
     assert re.search(r"pip-audit==[\d.]+ --requirement ci/constraints\.txt --no-deps", command)
 
 
+@pytest.mark.parametrize(("event", "command"), [("schedule", "ci/test --full"), ("push", "ci/test")])
+def test_each_night_runs_what_a_push_leaves_out(tmp_path: Path, event: str, command: str) -> None:
+    """The step as GitHub runs it: `github.event_name == ...` is `true` or, by the `||`, empty."""
+    tests = step("ci/github-cpu.yml", "Every check and test")
+    assert tests["env"] == {"FULL": "${{ github.event_name == 'schedule' || '' }}"}
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "test").write_text('#!/bin/sh\necho "$0" "$@"\n')
+    (tmp_path / "ci" / "test").chmod(0o755)
+    assert shell(tests["run"], tmp_path, {}, FULL="true" if event == "schedule" else "") == f"{command}\n"
+
+
 def test_our_machines_run_no_fork_and_one_job_a_gpu() -> None:
     """Self-hosted jobs are held back from forks, and wait for one another without being cancelled."""
     for job in jobs(ROOT / "ci" / "github-gpu.yml").values():
