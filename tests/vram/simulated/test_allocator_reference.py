@@ -81,9 +81,10 @@ class Pair:
         assert ours == self.plain.layout()
 
 
+@pytest.mark.share(5)
 @pytest.mark.parametrize("seed", range(16))
 def test_the_same_as_a_plain_implementation(seed: int) -> None:
-    """3,200 random operations a seed, 51,200 in all: the same blocks, figures and errors after each of them.
+    """3,200 random operations a seed, 51,200 with --full: the same blocks, figures and errors after each of them.
 
     Peaks and layout too, every 40 and before each reset. Cards from roomy to always full, odd capacities too; one
     stream or three; sizes at every edge, random ones, or few that recur as a model's do.
