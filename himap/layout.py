@@ -21,6 +21,11 @@ class Row:
     start: int
     image: range
 
+    @property
+    def image_tokens(self) -> int:
+        """The image's length. `len(image)` and `bool(image)` fail in torch.compile where the bounds are symbols."""
+        return self.image.stop - self.image.start
+
 
 def row_starts(attention_mask: Tensor | None, batch: int, width: int) -> tuple[int, ...]:
     """The first real token of each row. Raises ValueError unless the mask is (batch, width), zeros then ones."""
@@ -62,7 +67,7 @@ def image_rows(
         if image:
             settings.check_image(len(image))
         rows.append(Row(start, image))
-    return tuple(rows) if any(row.image for row in rows) else None
+    return tuple(rows) if any(row.image_tokens for row in rows) else None
 
 
 def _configured_images(lengths: Lengths, starts: Sequence[int]) -> list[range]:

@@ -85,7 +85,7 @@ class Prefill(Run):
     ) -> None:
         super().__init__(model, hidden, rope, Kept())
         self._settings, self._rows, self._first_index = settings, rows, first_index
-        self._width, self._image_end = hidden.shape[1], max(row.image.stop for row in rows if row.image)
+        self._width, self._image_end = hidden.shape[1], max(row.image.stop for row in rows if row.image_tokens)
         self._starts = tuple(row.start for row in rows)
         self._groups = [Group(0, 0, self._starts)]
         self._stages = {} if isinstance(settings, CustomSettings) else {one.layer: one for one in settings.stages}
@@ -157,12 +157,12 @@ class Prefill(Run):
 
     def _keeps_all(self, stage: Stage) -> bool:
         """Whether the stage has room for all image tokens that are left in each row: it needs no scores."""
-        return all(len(row.image) <= stage.rank for row in self._rows)
+        return all(row.image_tokens <= stage.rank for row in self._rows)
 
     def _prune(self, stage: Stage) -> None:
         scores, self._scores = self._scores, None
         if self._keeps_all(stage):
-            chosen = tuple(torch.arange(len(row.image), device=self.hidden.device) for row in self._rows)
+            chosen = tuple(torch.arange(row.image_tokens, device=self.hidden.device) for row in self._rows)
         else:
             assert scores is not None, "the layer before a stage that prunes is always scored"
             chosen = tuple(top_tokens(one, stage.rank) for one in scores)
@@ -258,7 +258,7 @@ class Prefill(Run):
     def _aggregate(self, settings: CustomSettings) -> None:
         first = settings.first_index
         if first is None and settings.method == "fps":
-            shortest = min(len(row.image) for row in self._rows if row.image)
+            shortest = min(row.image_tokens for row in self._rows if row.image_tokens)
             # Under tensor parallelism every process draws, so that their generators stay in step.
             group = heads_group(self.model.layers[settings.agg_layer].self_attn.q_proj)
             first = self._first_index.draw(shortest)
@@ -267,7 +267,7 @@ class Prefill(Run):
         selected = []
         for index, row in enumerate(self._rows):
             tokens = self.hidden[index, row.image.start : row.image.stop]
-            if not row.image:
+            if not row.image_tokens:
                 selected.append(torch.arange(0, device=hidden.device))
                 continue
             if settings.method == "tome":
