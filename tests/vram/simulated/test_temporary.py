@@ -149,7 +149,7 @@ def test_a_shuffle_of_one_group_or_of_single_channels_is_a_view(groups: int) -> 
 
 
 def test_batch_norm_of_what_has_gaps_keeps_a_copy() -> None:
-    """Of tokens with their channels first, which cuDNN reads without gaps."""
+    """Input made of tokens with their channels first, which cuDNN reads without gaps."""
     with device("H100"):
         x = torch.zeros(20, 9, 8, device="cuda", requires_grad=True)
         norm = torch.nn.BatchNorm1d(8).to("cuda")
