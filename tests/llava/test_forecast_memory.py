@@ -626,7 +626,7 @@ def test_a_prompt_that_dies_as_the_incident_s_did(capsys: pytest.CaptureFixture[
 
 def test_all_modes_are_forecast_beside_one_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each mode's peak is that of its own forecast; times and accuracy are named as not measured."""
-    options = ("--hmap-v-attn-txt-rank", "9", "--batch", "2", "--answers", "1")
+    options = ("--hmap-v-attn-txt-rank", "9", "--batch", "2", "--answers", "2")
     result = forecast(tmp_path, "--mode", "all", *options)
     out = capsys.readouterr().out
     own = forecast(tmp_path, "--mode", "himap", *options)
@@ -788,7 +788,7 @@ def test_layers_that_repeat_request_what_each_would(mode: str, monkeypatch: pyte
     for every_step in (False, True):
         workload = Workload("tiny", mode, find_card("8GiB"), every_step=every_step)
         answers = AnswerTraces(workload, config_of("tiny"))
-        traces = [*answers.of(Prompt(115), 3), *answers.of(Prompt(115), 2)]
+        traces = [*answers.of(Prompt(115), 3), *answers.of(Prompt(115), 3)]
         found.append([(each.ops, each.others, each.streams, each.tags) for each in traces] + [answers.remarks])
         assert (len(repeated) >= 2 * (2 + 3)) if not every_step else not repeated
         repeated.clear()

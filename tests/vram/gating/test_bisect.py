@@ -203,7 +203,9 @@ def test_an_end_leaves_nothing_behind(number: signal.Signals, code: int, reposit
     sizes(repository, "slow", "1000")
     started, temporary = tmp_path / "started", tmp_path / "temporary"
     temporary.mkdir()
-    program = f"import sys; sys.executable = {sys.executable!r}; from vram import cli; sys.exit(cli.main(sys.argv[1:]))"
+    # Where these tests run in a shell's background, SIGINT is ignored.
+    heeds = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    program = f"{heeds}; sys.executable = {sys.executable!r}; from vram import cli; sys.exit(cli.main(sys.argv[1:]))"
     process = subprocess.Popen(
         [f"{sys.exec_prefix}/bin/python", "-c", program, "bisect", "HEAD~1", "HEAD", "--", "tests", "-q"],
         env={**os.environ, "PYTHONPATH": str(PACKAGES), "TMPDIR": str(temporary), "STARTED": str(started)},
