@@ -18,22 +18,25 @@ CHECKS = ("ruff", "mypy", "lint-imports")
 def project(tmp_path: Path) -> Project:
     """The commands, with programs that say their name and arguments and exit with a code of the environment."""
     project = Project(tmp_path)
+    where = '${VRAM_TESTED:+ in $(basename "$PWD"), of $(basename "$VRAM_TESTED")}'
     for name in CHECKS:
         variable = name.upper().replace("-", "_")
-        project.program(project.environment / "bin" / name, f'echo {name} "$@"\nexit "${{{variable}:-0}}"')
+        project.program(
+            project.environment / "bin" / name, f'echo "{name}${{*:+ $*}}{where}"\nexit "${{{variable}:-0}}"'
+        )
     cases = "*built.py*) mkdir -p build/tested; exit ${BUILD:-0};;"
     cases += " *tests/llava) exit ${MODELS:-0};; *tests/docs) exit ${COMMANDS:-0};;"
     cases += " *--ignore*) exit ${TESTS:-0};; *tests/vram/zoo) exit ${ZOO:-0};;"
     cases += " *tests/memory) echo memory; exit ${MEMORY:-0};;"
     pytest_stub = f'case "$*" in {cases} esac\nexit "${{TESTS:-0}}"'
     overlap = '[ -z "${BEGUN:-}" ] || { echo + >>"$BEGUN"; sleep 0.2; echo - >>"$BEGUN"; }'
-    where = '${VRAM_TESTED:+ in $(basename "$PWD"), of $(basename "$VRAM_TESTED")}'
     project.program(project.environment / "bin" / "python", f'echo "python $*{where}"\n{overlap}\n{pytest_stub}')
     return project
 
 
 def test_everything_runs_and_the_memory_suite_is_printed_last(project: Project) -> None:
-    """Checks, coverage with --full, then the memory suite, whose closing lines are the last."""
+    """Checks of the checkout, not of the wheel; coverage with --full, then the memory suite, whose closing lines are
+    the last."""
     ended = project.run("test", "--full")
     lines = ended.stdout.splitlines()
 

@@ -84,7 +84,7 @@ def _normalised(call: Call) -> Steps:
 
 
 def _back_by_elements(call: Call) -> Steps:
-    """So does its backward pass."""
+    """Number that its backward pass reads for a factor that is not given."""
     x, weight, training = call.args[1], call.args[2], call.args[7]
     if training and weight is None and x.numel() and _by_elements(x):
         yield empty((), torch.float64 if x.dtype == torch.float64 else torch.float32)
