@@ -164,7 +164,8 @@ class Categories:
             output, _ = attempt(partial(_output_embeddings, module))  # code of the user's
             if output is not None:
                 self._outputs[id(output[0])] = output[1] or self._outputs.get(id(output[0]), False)
-                self._models |= {f"{path}."} if module is not root else set()
+                if module is not root:
+                    self._models.add(f"{path}.")
             for category, tensor in _owned(module):
                 for key in self._note(tensor, category):
                     self._paths.setdefault(key, path)
