@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from vram import api
-from vram.budgets.accepted import Accepted, record
+from vram.budgets.accepted import Accepted, add
 from vram.budgets.file import Budget, read_budget
 from vram.budgets.headroom import Headroom
 from vram.cards import find_card
@@ -86,6 +86,7 @@ class VramSession:
         self._failed: set[int] = set()  # indices of recordings with a failure that nobody expected
         self.retried: set[int] = set()  # indices of recordings that a later try of their test has made anew
         self._earlier: dict[str, list[int]] = {}  # indices of what earlier tries of the test that runs made, by name
+        self._outdated: Collection[int] = ()  # indices in `accepted`, of these tries too
         self._snapshots: set[Path] = set()
         self._last: weakref.ref[Recording] | None = None  # the one that keeps its samples
         self._test: RunningTest | None = None
@@ -177,10 +178,10 @@ class VramSession:
             loosen(recording)
         self._last = None
 
-    def begin(self, test: RunningTest | None, earlier: Iterable[int] = ()) -> None:
-        """A test begins, perhaps anew: `earlier` are indices of the recordings that its tries before this one used."""
+    def begin(self, test: RunningTest | None, earlier: Iterable[int] = (), accepted: Collection[int] = ()) -> None:
+        """A test begins, perhaps anew: indices of the recordings and accepted budgets of its tries before this one."""
         self.release()
-        self._test, self._earlier = test, {}
+        self._test, self._earlier, self._outdated = test, {}, accepted
         for index in earlier:
             self._earlier.setdefault(self.summaries[index].name, []).append(index)
 
@@ -255,9 +256,7 @@ class VramSession:
         """
         if not self.options.accept:
             return budget
-        recorded, accepted = record(budget, peak_bytes, self.accepted, headroom=self.options.headroom)
-        self.accepted.append(accepted)
-        return recorded
+        return add(self.accepted, budget, peak_bytes, headroom=self.options.headroom, outdated=self._outdated)
 
     def assert_peak(
         self,

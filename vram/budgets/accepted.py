@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,6 +54,32 @@ def record(
         return recorded, replace(change, headroom=recorded.headroom_text)
     except (OSError, ValueError) as error:
         return budget, replace(change, problem=str(error))
+
+
+def add(
+    accepts: list[Accepted],
+    budget: Budget,
+    peak_bytes: int,
+    *,
+    headroom: Headroom | None = None,
+    outdated: Collection[int] = (),
+) -> Budget:
+    """Accept as `record` does, beside what this session accepted so far, and add the change to `accepts`.
+
+    `outdated`, by index, are of earlier tries of the test that runs: what they accepted for this budget, it replaces.
+
+    Returns the budget as it is now recorded.
+    """
+    counting = [one for index, one in enumerate(accepts) if index not in outdated]
+    recorded, change = record(budget, peak_bytes, counting, headroom=headroom)
+    same = [one for one in outdated if (accepts[one].path, accepts[one].key) == (change.path, change.key)]
+    if same and not change.problem:  # which changed the file, so that the change as a whole begins with the first
+        first = accepts[same[0]]
+        change = replace(change, before_bytes=first.before_bytes, headroom_before=first.headroom_before)
+        for index in same:
+            accepts[index] = change
+    accepts.append(change)
+    return recorded
 
 
 def reconciled(accepts: Sequence[Accepted]) -> list[Accepted]:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 MARKED = pytest.StashKey[MarkedSummary]()  # of a marked test's body, until it is reported
 USED = pytest.StashKey[dict[int, None]]()  # indices of the recordings that a try of a test made or judged, in order
+_ACCEPTED = pytest.StashKey[int]()  # how many budgets were accepted before the first try of a test
 
 
 class Measuring:
@@ -186,8 +187,10 @@ class Measuring:
         """A test that is tried again is measured again, and reports its last figures alone."""
         self._failures.clear()
         self._test = self._tests.begin(item) if self.uses else None
+        n_accepted = 0 if self.vram is None else len(self.vram.accepted)
+        first = item.stash.setdefault(_ACCEPTED, n_accepted)
         if self.vram is not None:
-            self.vram.begin(self._test, [*item.stash.get(USED, {})])
+            self.vram.begin(self._test, [*item.stash.get(USED, {})], range(first, n_accepted))
         from vram.report.junit import PROPERTY
 
         if MARKED in item.stash:
