@@ -82,13 +82,13 @@ class HostMeter:
 def unmapped_shared_bytes() -> int:
     """Bytes of shared memory that this process keeps open and has not mapped; 0 where /proc does not say."""
     try:
-        device, descriptors = _SHARED.stat().st_dev, list(_OPEN.iterdir())
+        device, descriptors = _SHARED.stat().st_dev, os.listdir(_OPEN)  # noqa: PTH208 - read after every sample
     except OSError:
         return 0
     sizes: dict[int, int] = {}  # by inode: several descriptors of one file are one
     for descriptor in descriptors:
         try:
-            file = os.fstat(int(descriptor.name))
+            file = os.fstat(int(descriptor))
         except OSError:  # closed meanwhile
             continue
         if file.st_dev == device:
