@@ -12,8 +12,10 @@ import torch
 
 from tests.forking import commands
 
-# Modules that a run of the plugin and a worker of pytest-xdist import; no test looks at how they are imported.
-IMPORTED = [name for name in ("torch", "numpy", "jinja2", "pytest", "execnet") if find_spec(name)]
+# Modules that a run of the plugin, a worker of pytest-xdist and a simulation import; no test looks at how they are
+# imported.
+_MODULES = ("torch", "torch._dynamo", "numpy", "jinja2", "pytest", "execnet")
+IMPORTED = [name for name in _MODULES if find_spec(name.partition(".")[0])]
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ sys.exit(int(server.recv(16) or b"70"))
 """
 
 _SERVER = """
-import gc, importlib, json, os, runpy, signal, socket, sys
+import atexit, gc, importlib, json, os, runpy, signal, socket, sys, threading
 gc.disable()
 address, *modules = sys.argv[1:]
 for name in modules:
@@ -64,6 +64,29 @@ def run(arguments, folder, environment):
         sys.argv[:] = arguments
         sys.path[0] = os.path.dirname(os.path.abspath(arguments[0]))
         runpy.run_path(arguments[0], run_name="__main__")
+
+def ended(arguments, folder, environment):
+    # Taking all modules apart at the end would take a second, and ends nothing that the process does not.
+    code = 0
+    try:
+        run(arguments, folder, environment)
+    except KeyboardInterrupt:
+        raise
+    except SystemExit as end:
+        if not isinstance(end.code, int) and end.code is not None:
+            print(end.code, file=sys.stderr)
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120  # as Python has it
+    os._exit(code & 255)
 
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(address)
@@ -99,8 +122,7 @@ while True:
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    run(*json.loads(request))
-    break
+    ended(*json.loads(request))
 """
 
 

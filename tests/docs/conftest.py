@@ -1,4 +1,4 @@
-"""Projects that pages begin with are run by their pages; simulations need torch's compilers, which come with a fork."""
+"""Projects that pages begin with are run by their pages."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ collect_ignore = ["projects"]
 
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """As that of all tests, with what takes each process that simulates 2 s."""
-    with commands(tmp_path_factory.mktemp("programs"), *IMPORTED, "torch._dynamo", "torch.onnx") as scripts:
+    """As that of all tests, with what some of these import besides."""
+    with commands(tmp_path_factory.mktemp("programs"), *IMPORTED, "torch.onnx") as scripts:
         yield scripts
