@@ -18,10 +18,11 @@ import hypothesis.strategies  # see below
 import pytest
 import torch
 import torch._dynamo
+from _pytest.fixtures import FixtureManager
 
 import vram
-from vram.replaying import collector
-from vram.torch_hooks import storages
+from tests.vram.hiding import hide, show
+from vram.torch_hooks.frozen import _MOST_IMMORTAL
 
 # An in-process inner pytest unloads what it imported: what each of them would import anew, for seconds, is here.
 for module in walk_packages(vram.__path__, "vram."):
@@ -71,11 +72,11 @@ def _seeded() -> Iterator[None]:
 def _small_heap(request: pytest.FixtureRequest) -> None:
     """Hide from the collector all but the test's own module: replays collect all the time, and so do inner runs."""
     gc.collect()
-    _freeze_all_but(request.module)
+    _hide_all_but(request.module)
 
 
-def _freeze_all_but(module: ModuleType) -> None:
-    gc.freeze()
+def _hide_all_but(module: ModuleType) -> None:
+    hide()
     names = vars(module)
     parts = (gc.get_referents(each) for each in names.values() if type(each) is type)
     for obj in (names, *names.values(), *itertools.chain.from_iterable(parts)):
@@ -85,41 +86,35 @@ def _freeze_all_but(module: ModuleType) -> None:
                 function(ctypes.py_object(obj))
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _all_is_shown_afterwards() -> Iterator[None]:
+    """Other folders' tests in the same process find nothing hidden."""
+    yield
+    show()
+
+
 # Cases of the zoo whose holder is an object of Python's own.
 _KEPT_ELSEWHERE = ("context_variable", "finalizer_arguments")
 
 
 @pytest.fixture(autouse=True)
-def _hidden_stays_hidden(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An explanation shows itself what is frozen: half a million objects, which here keep nothing that it looks for.
-    Counting them takes as long."""
-    if "whole_heap" not in request.fixturenames and getattr(_case(request.node), "name", "") not in _KEPT_ELSEWHERE:
-        monkeypatch.setattr(collector, "freeze", lambda **_: None)
-        monkeypatch.setattr(collector, "unfreeze", lambda: False)
-        monkeypatch.setattr(collector, "frozen", lambda: True)
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _no_search_of_the_frozen() -> Iterator[None]:
-    """Nothing that these tests freeze has tensors that count, and a search at each start takes long. Other folders'
-    tests in the same process find nothing frozen."""
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(storages, "_frozen", SimpleNamespace(living=lambda *_: [], freeze_more=lambda: None))
-        yield
-    gc.unfreeze()
+def _holders_are_shown(request: pytest.FixtureRequest) -> None:
+    if getattr(_case(request.node), "name", "") in _KEPT_ELSEWHERE:
+        request.getfixturevalue("whole_heap")
 
 
 @pytest.fixture(autouse=True)
 def _small_inner_heap(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inner runs replay too, and collect after each sample: all that is there before them is hidden. pytest-asyncio,
     which warns of a setting of its own, is loaded where it is named."""
-    if "pytester" in request.fixturenames and "whole_heap" not in request.fixturenames:
+    whole = "whole_heap" in request.fixturenames or getattr(_case(request.node), "name", "") in _KEPT_ELSEWHERE
+    if "pytester" in request.fixturenames and not whole:
         pytester = request.getfixturevalue("pytester")
         run = pytester.inline_run
 
         def hidden(*arguments: Any, **options: Any) -> Any:
             gc.collect()
-            _freeze_all_but(request.module)
+            _hide_all_but(request.module)
             return run("-p", "no:asyncio", *arguments, **options)
 
         monkeypatch.setattr(pytester, "inline_run", hidden)
@@ -156,17 +151,32 @@ def _distributions_are_read_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _no_warning_of_hidden_fixtures() -> Iterator[None]:
+    """Newer releases of pytest look at every name of every plugin for a fixture that a decorator hides, which takes a
+    quarter of an in-process inner run. None is hidden here."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(FixtureManager, "_check_for_wrapped_fixture", lambda *_, **__: None, raising=False)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _few_plugins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Inner runs do not load what none of them uses: hypothesis is imported for 2 s at the end of each process."""
     if "pytester" in request.fixturenames:
         request.getfixturevalue("pytester")  # which drops the variable
-        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:anyio -p no:asyncio")
+        monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest -p no:anyio -p no:asyncio -p no:platformdirs")
 
 
 @pytest.fixture
 def whole_heap(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Nothing is hidden from the collector, as in a process where nobody has called `gc.freeze`."""
-    gc.unfreeze()
+    """Nothing is hidden from the collector."""
+    show()
     yield
-    _freeze_all_but(request.module)
+    _hide_all_but(request.module)
+
+
+@pytest.fixture
+def much_to_freeze() -> list[list[object]]:
+    """So many objects that who freezes them is noticed: Python has a few frozen by itself."""
+    return [[] for _ in range(2 * _MOST_IMMORTAL)]

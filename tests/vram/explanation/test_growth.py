@@ -103,7 +103,7 @@ def test_an_explanation_keeps_nothing_alive_and_leaves_the_collector_as_it_was()
     assert [ref() for ref in alive if ref() is not None] == []
 
 
-@pytest.mark.usefixtures("whole_heap")
+@pytest.mark.usefixtures("much_to_freeze")
 def test_what_someone_froze_stays_frozen_and_is_found_nevertheless() -> None:
     """A holder out of the collector's sight is named, and out of sight again afterwards."""
     kept: list[torch.Tensor] = []

@@ -424,7 +424,7 @@ def test_a_user_s_own_locals_dictionary_is_left_alone() -> None:
     assert mine["state"] is state
 
 
-@pytest.mark.usefixtures("whole_heap")
+@pytest.mark.usefixtures("much_to_freeze")
 def test_what_is_frozen_is_found_inside_the_block_and_frozen_after_it() -> None:
     """gc.freeze hides holders; the block shows them and leaves them hidden."""
     put([torch.zeros(4)])

@@ -19,7 +19,7 @@ INPUT = torch.zeros(1, 256)
 WEIGHTS_BYTES = (256 * 256 + 256) * 4
 RESULT_BYTES = 256 * 4
 
-pytestmark = pytest.mark.usefixtures("whole_heap")
+pytestmark = pytest.mark.usefixtures("much_to_freeze")
 
 
 @pytest.fixture
