@@ -11,7 +11,7 @@
  9 xdist: test_plugin.test_a_worker_hands_its_figures_to_the_controller; the gate: history.test_plugin_history
 10 JUnit properties, 11 ids of 300 characters: test_surfaces.test_one_run_on_every_surface;
    the artefact: test_a_long_id_still_gets_its_snapshot
-12 no warnings: test_plugin.test_no_warnings_under_w_error
+12 no warnings: test_plugin.test_no_warnings_under_w_error_and_no_compiler
 13 async: test_a_leak_of_an_async_test_is_seen; test_markers.test_a_body_is_held_to_its_markers
 14 cuda:1: test_a_leak_on_cuda_1_names_it
 15 a no-op, 17 a model released: test_what_is_released_is_exactly_gone

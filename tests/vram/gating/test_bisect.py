@@ -49,6 +49,9 @@ elif text != "0":
 """
 
 
+QUICK = "def pytest_benchmark_generate_machine_info(): return {}\n"  # asking what the processor is starts a process
+
+
 def git(folder: Path, *arguments: str) -> str:
     own = ("-c", "user.name=A. Author", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
     command = ["git", *own, "-c", "init.defaultBranch=main", *arguments]
@@ -229,7 +232,8 @@ def test_real_tests_run_on_the_commits_own_code(
     test = "from model import forward\n\n\ndef test_it(vram):\n    vram.replay(forward, [1], name='it', laps=1)\n"
     for number, size in enumerate((1000, 1500)):
         code = f"import torch\n\n\ndef forward(n):\n    return torch.ones({size}).sum().item()\n"
-        committed(tmp_path, number, {"src/model/__init__.py": code, "test_it.py": test})
+        files = {"src/model/__init__.py": code, "test_it.py": test, "conftest.py": QUICK}
+        committed(tmp_path, number, files)
     (tmp_path / "src/model/__init__.py").write_text("raise RuntimeError('of the checkout')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path / "src"), str(PACKAGES)]))
 

@@ -42,12 +42,21 @@ def _own_ini(pytester: pytest.Pytester) -> None:
     pytester.makeini(INI)
 
 
-def test_no_warnings_under_w_error(pytester: pytest.Pytester) -> None:
-    """A whole run in a process of its own, every warning an error from the first import on."""
+NO_COMPILER = """
+    import sys
+    def test_compiler():
+        assert "vram.torch_hooks.dispatch" in sys.modules
+        assert "torch._dynamo" not in sys.modules
+"""
+
+
+def test_no_warnings_under_w_error_and_no_compiler(pytester: pytest.Pytester) -> None:
+    """A whole run in a process of its own, every warning an error from the first import on. Takes over 5 s, as that
+    process imports torch; PyTorch's own dispatch modes would import Dynamo too, which takes as long again."""
     pytester.makeini("[pytest]")
-    pytester.makepyfile(CLEAN)
+    pytester.makepyfile(test_clean=CLEAN, test_compiler=NO_COMPILER)
     options = ("-W", "error", "-p", "no:asyncio")  # which warns of a setting of its own
-    pytester.runpytest_subprocess(*options, "--vram-device", "cpu").assert_outcomes(passed=1)
+    pytester.runpytest_subprocess(*options, "--vram-device", "cpu").assert_outcomes(passed=2)
 
 
 def test_a_three_line_test_gets_its_verdict(pytester: pytest.Pytester) -> None:
