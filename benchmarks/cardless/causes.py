@@ -23,7 +23,6 @@ _CAUSES: dict[str, tuple[str, ...]] = {
     "temporary memory of a margin loss is not counted; a remark says so": (
         *("nn.functional.multi_margin_loss", "nn.functional.multilabel_margin_loss"),
     ),
-    "the gradient is computed in float64 here, and in float32 on a card": ("renorm",),
     "copies within a dilated transposed convolution are not counted": (
         *("nn.functional.conv_transpose1d", "nn.functional.conv_transpose2d", "nn.functional.conv_transpose3d"),
     ),

@@ -57,6 +57,9 @@ _BY_ZEROS = {
     "ProdBackward0": _aten.detach.default,
     "ProdBackward1": _aten.detach.default,
 }
+# A formula that computes in the type that sums on the device are made in, and takes the card for a CPU.
+_SUMMED = "RenormBackward0"
+_ON_CARD = {torch.float64: torch.float32, torch.complex128: torch.complex64}
 # Files of the frames between C++ code and the mode that follows a simulated card.
 _BETWEEN = {
     str(Path(__file__).with_name("modes.py")),
@@ -193,6 +196,8 @@ class Engine:
         sums = func is _aten.add.Tensor and id(args[1]) == self._here.asked
         self._here.asked = 0
         made, makes, writes = self._of_formula(func)
+        if self._here.node[1] == _SUMMED and args[0].dtype not in _ON_CARD and kwargs.get("dtype") in _ON_CARD:
+            kwargs["dtype"] = _ON_CARD[kwargs["dtype"]]
         if sums and self._in_place(*args):
             self._card.run(_aten.add_.Tensor, args, kwargs)
             return args[0]

@@ -28,6 +28,7 @@ from vram.simulated.kernels.attention import FusedAttention, parts
 from vram.simulated.kernels.call import Steps
 from vram.simulated.kernels.composite import COMPOSED, OF_A_CARD, ONE_KERNEL, grouped_product
 from vram.simulated.kernels.cublas import by_triton, is_product, lt_workspace_bytes, takes_lt, workspace_bytes
+from vram.simulated.kernels.device_checks import check_devices
 from vram.simulated.kernels.layouts import LAID_OUT
 from vram.simulated.kernels.scratch import Call, allocated, around, made_last, preparation, scratch, takes_result_alone
 from vram.simulated.kernels.uncounted import bound, operand_bytes, whose_memory
@@ -250,6 +251,8 @@ class SimulatedCuda:
                 return func(*args, **kwargs)
         if func is _PACKED or is_quantised(func, operands, kwargs):
             raise unmodelled(func, args)
+        if len(operands) > 1 and self.device.type == "cuda":
+            check_devices(func, operands)
         fakes: list[Tensor] | None = operands
         if not _FAKES.issuperset(map(type, operands)) and not all(isinstance(each, FakeTensor) for each in operands):
             args, kwargs, fakes = self._known_values.faked(args), self._known_values.faked(kwargs), None

@@ -13,6 +13,7 @@ from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.multiprocessing import reductions
+from torch.nn import functional
 from torch.nn.modules import lazy
 from torch.optim import optimizer
 from torch.utils import _foreach_utils
@@ -39,6 +40,11 @@ _FAST_PATH = (
     "on a card nn.MultiheadAttention and nn.TransformerEncoder take a fused path, whose memory simulated CUDA does not "
     "model: figures are those after torch.backends.mha.set_fastpath_enabled(False)"
 )
+# Functions that let an operand go before they end: a mode that such a function is passed to would have it until then.
+_LET_GO = {
+    getattr(functional, name).__code__
+    for name in ("embedding", "embedding_bag", "gaussian_nll_loss", "multi_head_attention_forward")
+}
 
 
 def torch_places(mode: FakeTensorMode, known_values: KnownValues) -> Places:
@@ -46,7 +52,41 @@ def torch_places(mode: FakeTensorMode, known_values: KnownValues) -> Places:
 
     Parameters of `mode` can be moved and cast; their values are in `known_values`.
     """
-    return _refusals() | _modules(mode, known_values) | _optimizers() | _compilers() | _real_work() | _others()
+    return (
+        _refusals()
+        | _functions()
+        | _modules(mode, known_values)
+        | _optimizers()
+        | _compilers()
+        | _real_work()
+        | _others()
+    )
+
+
+def _functions() -> Places:
+    """Whether functions of torch.nn are passed to a mode as a whole."""
+    variadic, of_tuple = "has_torch_function_variadic", "has_torch_function"
+    return {
+        (functional, variadic): _unless_let_go(getattr(functional, variadic), lambda operands: operands),
+        (functional, of_tuple): _unless_let_go(getattr(functional, of_tuple), lambda operands: operands[0]),
+    }
+
+
+def _unless_let_go(is_passed_on: Callable[..., bool], operands: Callable[[Any], Any]) -> Callable[..., bool]:
+    def answer(*args: Any) -> bool:
+        if sys._getframe(1).f_code in _LET_GO and all(map(_is_plain, operands(args))):
+            return False
+        return is_passed_on(*args)
+
+    return answer
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value's type leaves functions of torch as they are."""
+    kind = type(value)
+    return not isinstance(value, torch.Tensor) or (
+        kind is torch.Tensor or kind.__torch_function__ is torch._C._disabled_torch_function_impl
+    )
 
 
 def _refusals() -> Places:

@@ -31,6 +31,11 @@ def volume(channels: int) -> Tensor:
     return made.to(memory_format=torch.channels_last_3d).requires_grad_()
 
 
+def two_types(first: torch.dtype, second: torch.dtype) -> list[Tensor]:
+    """Operands of a loss."""
+    return [torch.zeros(40, 50, device="cuda", dtype=each, requires_grad=True) for each in (first, second)]
+
+
 FORWARD: dict[str, tuple[Callable[..., Any], list[Sizes], torch.dtype, list[int]]] = {
     "distances, many points": (torch.cdist, [(4, 30, 8), (4, 20, 8)], torch.float32, [17600, 9600, 6]),
     "distances of one point": (torch.cdist, [(1, 8), (200, 8)], torch.float32, [9640, 800, 6]),
@@ -51,6 +56,18 @@ FORWARD: dict[str, tuple[Callable[..., Any], list[Sizes], torch.dtype, list[int]
     "of many in a column": (lambda x: x.var(0), [(70000, 3)], torch.complex64, [1760, 12, 4]),
     "rows of a norm": (lambda x: x.renorm(2, 0, 1.0), [(40, 50)], torch.float32, [8160, 8000, 2]),
     "rows of a norm, of halves": (lambda x: x.renorm(2, 0, 1.0), [(40, 50)], torch.float16, [4240, 4000, 3]),
+    "rows of a norm, of complex numbers": (
+        lambda x: x.renorm(2, 0, 1.0),
+        [(40, 50)],
+        torch.complex64,
+        [16480, 16000, 3],
+    ),
+    "few long rows of complex numbers of 128 bits": (
+        lambda x: x.renorm(2, 0, 1.0),
+        [(3, 100000)],
+        torch.complex128,
+        [4800636, 4800000, 4],
+    ),
     "few long rows of a norm": (lambda x: x.renorm(2, 0, 1.0), [(3, 100000)], torch.float32, [1200012, 1200000, 2]),
     "places in columns": (
         lambda x, y: torch.searchsorted(x.t(), y.t()),
@@ -110,6 +127,18 @@ BACKWARD: dict[str, tuple[Callable[..., Any], Callable[[], list[Tensor]], list[i
         lambda: [torch.zeros(4, n, 8, device="cuda", requires_grad=True) for n in (30, 20)],
         [102400, -3200, 5],
     ),
+    "rows of a norm": (
+        lambda x: x.renorm(2, 0, 1.0),
+        lambda: [torch.zeros(40, 50, device="cuda", requires_grad=True)],
+        [32480, 0, 7],
+    ),
+    "rows of a norm, of complex numbers": (
+        lambda x: x.renorm(2, 0, 1.0),
+        lambda: [torch.zeros(40, 50, device="cuda", dtype=torch.complex64, requires_grad=True)],
+        [64480, 0, 7],
+    ),
+    "losses of halves and floats": (F.mse_loss, lambda: two_types(torch.float16, torch.float32), [12000, 4000, 2]),
+    "smooth ones": (F.smooth_l1_loss, lambda: two_types(torch.float32, torch.float16), [12000, 4000, 2]),
     "batch norm of volumes with channels last": (
         lambda x: F.batch_norm(x, None, None, training=True),
         lambda: [volume(8)],
@@ -174,6 +203,16 @@ WITH_THE_CPUS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "lerp": lambda x, number: torch.lerp(x, number, 0.5),
     "logaddexp": torch.logaddexp,
     "normal": torch.normal,
+    "addcmul": lambda x, number: torch.addcmul(x, number, x),
+    "logical_and": lambda x, number: torch.logical_and(number, x),
+    "masked_fill": lambda x, number: x.masked_fill(number > 0, 1.0),
+    "masked_select": lambda x, number: x.masked_select(number > 0),
+    "masked_scatter, composed of a checked one": lambda x, number: x.masked_scatter(number > 0, x),
+    "isin": torch.isin,
+    "igamma": lambda x, number: torch.igamma(number, x),
+    "back through a power of it": lambda x, number: torch.autograd.backward(
+        [torch.pow(number, x.requires_grad_()).sum()]
+    ),
 }
 
 
@@ -182,6 +221,41 @@ def test_a_number_of_the_cpu_is_as_wrong_as_on_a_card(case: str) -> None:
     """Where a card takes it, as in sums and products, it is fine."""
     with device():
         x, number = torch.ones(4, 4, device="cuda"), torch.tensor(2.0)
-        assert (x * number + number).device == x.device
+        taken = [x * number + number, torch.addcmul(x, x, number), torch.logical_and(x, number), torch.pow(number, x)]
+        taken += [x.masked_fill(x > 0, number), torch.where(number > 0, x, number)]
+        taken += [x.index_put_((x[0].long(),), number)]
+        assert {each.device for each in taken} == {x.device}
         with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
             WITH_THE_CPUS[case](x, number)
+
+
+def test_a_temporary_variance_is_gone_once_the_loss_has_its_copy() -> None:
+    """It is the caller's alone, and the function lets it go."""
+    with device("H100"):
+        x, target, variance = (torch.zeros(40, 50, device="cuda", requires_grad=True) for _ in range(3))
+        target.requires_grad_(False)
+        assert figures(lambda: F.gaussian_nll_loss(x, target, variance + 1)) == [48000, 24004, 6]
+
+
+HALVES, FLOATS = torch.float16, torch.float32
+DIFFERENT_TYPES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
+    "a binary cross entropy": (F.binary_cross_entropy, "Found dtype Half but expected Float"),
+    "back through Huber's": (F.huber_loss, "Found dtype Half but expected Float"),
+    "weights of classes": (
+        lambda x, y: F.cross_entropy(x, places(40), y[0].detach()),
+        "expected scalar type Float but found Half",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENT_TYPES)
+def test_a_loss_for_one_type_refuses_two_in_a_card_s_words(case: str) -> None:
+    loss, words = DIFFERENT_TYPES[case]
+    with device("H100"), pytest.raises(RuntimeError, match=words):
+        torch.autograd.backward([loss(*two_types(FLOATS, HALVES))])
+
+
+def test_huber_s_losses_are_of_the_input_s_type() -> None:
+    with device("H100"), torch.no_grad():
+        x, target = two_types(HALVES, FLOATS)
+        assert F.huber_loss(x, target, reduction="none").dtype == HALVES

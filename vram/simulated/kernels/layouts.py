@@ -17,6 +17,10 @@ from vram.simulated.kernels.call import HALF, Call, Rules, Steps, contiguous, em
 from vram.simulated.operations import tensors
 
 _aten = torch.ops.aten
+# Types as C++ names them.
+_NAMES = {torch.float16: "Half", torch.bfloat16: "BFloat16", torch.float32: "Float", torch.float64: "Double"}
+_NAMES |= {torch.uint8: "Byte", torch.int8: "Char", torch.int16: "Short", torch.int32: "Int", torch.int64: "Long"}
+_NAMES |= {torch.bool: "Bool"}
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -58,14 +62,39 @@ def _of_two(args: Any, result: Tensor) -> Tensor:
     return _strided(result, _iterated(tuple((tuple(each.shape), each.stride()) for each in operands)))
 
 
-def _of_one_device(args: Any, result: Any) -> Any:
-    """Checks operands: fake tensors take a number of the CPU among them for one of the card's."""
-    if len(devices := {str(each.device) for each in tensors(args)}) > 1:
-        found = " and ".join(sorted(devices, reverse=True))
-        raise RuntimeError(  # in torch's words
-            f"Expected all tensors to be on the same device, but found at least two devices, {found}!"
-        )
+def _lost(args: Any, result: Tensor) -> Tensor:
+    """Losses of the input's type, whatever the target's is (Loss.cpp)."""
+    return result if result.dtype == args[0].dtype else torch.empty_like(result, dtype=args[0].dtype)
+
+
+def _lost_back(args: Any, _: Tensor) -> Tensor:
+    """So is the gradient, without gaps."""
+    return torch.empty_like(args[1], memory_format=torch.contiguous_format)
+
+
+def _huber_back(args: Any, result: Tensor) -> Tensor:
+    """So is Huber's."""
+    _check_alike(args[1], args[2], args[0])
+    return _lost_back(args, result)
+
+
+def _entropy(args: Any, result: Tensor) -> Tensor:
+    _check_alike(*args[:2])
     return result
+
+
+def _of_classes(args: Any, result: Any) -> Any:
+    """Checks the weights of classes (NLLLoss2d.cu, Loss.cu)."""
+    if args[2] is not None and args[2].dtype != args[0].dtype:
+        raise RuntimeError(f"expected scalar type {_NAMES[args[0].dtype]} but found {_NAMES[args[2].dtype]}")
+    return result
+
+
+def _check_alike(first: Tensor, *others: Tensor) -> None:
+    """Raise RuntimeError, in torch's words, where operands of a kernel for one type are of several."""
+    for each in others:
+        if each.dtype != first.dtype:
+            raise RuntimeError(f"Found dtype {_NAMES[each.dtype]} but expected {_NAMES[first.dtype]}")
 
 
 def _indexed(args: Any, result: Tensor) -> Tensor:
@@ -117,19 +146,12 @@ LAID_OUT: dict[Any, Callable[[Any, Any], Any]] = {
     _aten.native_batch_norm_backward.default: backward_results,
     _aten.index.Tensor: _indexed,
     _aten.pixel_unshuffle.default: _contiguous,
-    **dict.fromkeys(
-        (
-            *(
-                getattr(_aten, f"{name}{end}").Tensor
-                for name in ("clamp", "clamp_max", "clamp_min")
-                for end in ("", "_")
-            ),
-            *(getattr(_aten, name).default for name in ("addcdiv", "addcdiv_", "addmm", "logaddexp", "logaddexp2")),
-            *(_aten.normal.Tensor_Tensor, _aten.lerp.Scalar, _aten.lerp_.Scalar),
-        ),
-        _of_one_device,
-    ),
     **dict.fromkeys((getattr(_aten, name).Tensor for name in ("add", "div", "mul", "sub")), _of_two),
+    **dict.fromkeys((_aten.mse_loss_backward.default, _aten.smooth_l1_loss_backward.default), _lost_back),
+    _aten.huber_loss.default: _lost,
+    _aten.huber_loss_backward.default: _huber_back,
+    _aten.binary_cross_entropy.default: _entropy,
+    **dict.fromkeys((_aten.nll_loss_forward.default, _aten.nll_loss2d_forward.default), _of_classes),
     **dict.fromkeys((_aten.upsample_bilinear2d.default, _aten.upsample_trilinear3d.default), _interpolated),
 }
 

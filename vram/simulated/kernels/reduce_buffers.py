@@ -6,11 +6,12 @@ import math
 from collections.abc import Collection
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from vram.cards import Card
 
-_MOST_THREADS = 512
+_MOST_THREADS, _MOST_OF_WIDE = 512, 256  # the second of complex numbers of 128 bits
 _WARP = 32
 _LEAST_VALUES, _MOST_VALUES = 16, 256  # that a thread takes
 _VECTOR = 4
@@ -71,7 +72,7 @@ def _block(x: Tensor, shape: list[_Dimension], inputs: int, outputs: int) -> _Bl
         if shape[n_reduced].stride == 1:
             vector = _output_vector(x, shape, n_reduced)
             first //= vector
-    most = _MOST_THREADS // vector
+    most = (_MOST_OF_WIDE if x.dtype == torch.complex128 else _MOST_THREADS) // vector
     width, height = (min(most, _last_power_of_two(size)) for size in (first, second))
     rows = min(height, most // min(width, _WARP))
     return _Block(min(width, most // rows), rows, along, vector)

@@ -146,15 +146,15 @@ def _counted(call: Call) -> Steps:
 
 
 def _renormed(call: Call) -> Steps:
-    """The norms, and in half precision the factors apart from them (Normalization.cpp)."""
+    """The norms, and in half precision and of complex numbers the factors apart from them (Normalization.cpp)."""
     x, dim = call.args[0], call.args[2]
     norms = empty((x.shape[dim],), torch.float32 if x.dtype in HALF else x.dtype.to_real())
     yield norms
     dims = tuple(other for other in range(x.dim()) if other != dim % x.dim())
-    for n_bytes in buffers(x, dims, max(4, norms[2]["dtype"].itemsize), call.card) or ():
-        yield of_bytes(n_bytes)
-        yield -1
-    if x.dtype in HALF:
+    shared = buffers(x, dims, max(4, norms[2]["dtype"].itemsize), call.card) or ()
+    yield from map(of_bytes, shared)
+    yield from [-1] * len(shared)
+    if x.dtype in HALF or x.is_complex():
         yield empty((x.shape[dim],), x.dtype)
 
 
