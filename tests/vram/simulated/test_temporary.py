@@ -223,7 +223,7 @@ def test_a_number_of_the_cpu_is_as_wrong_as_on_a_card(case: str) -> None:
         x, number = torch.ones(4, 4, device="cuda"), torch.tensor(2.0)
         taken = [x * number + number, torch.addcmul(x, x, number), torch.logical_and(x, number), torch.pow(number, x)]
         taken += [x.masked_fill(x > 0, number), torch.where(number > 0, x, number)]
-        taken += [x.index_put_((x[0].long(),), number)]
+        taken += [x.index_put_((x[0].long(),), number), torch.linspace(number, x[0, 0], 3, device=x.device)]
         assert {each.device for each in taken} == {x.device}
         with pytest.raises(RuntimeError, match="two devices, cuda:0 and cpu"):
             WITH_THE_CPUS[case](x, number)

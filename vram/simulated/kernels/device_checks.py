@@ -22,6 +22,7 @@ from vram.simulated.kernels.call import name
 _LIST = Path("packaged") / "ATen" / "native" / "native_functions.yaml"
 _ON_A_CARD = re.compile(r"^    [\w, ]*\bCUDA\b[\w, ]*:|^  structured", re.MULTILINE)
 _UNCHECKED, _COMPOSED = "device_check: NoCheck", "CompositeExplicitAutograd"
+_OF_TWO = {torch.ops.aten.lerp.Scalar, torch.ops.aten.lerp_.Scalar}
 # Of those that the list leaves unchecked, how many of the first operands must be on the card; None means all.
 _MUST_BE_THERE = {
     **dict.fromkeys(("addcdiv", "binary_cross_entropy", "mse_loss", "smooth_l1_loss"), None),
@@ -46,9 +47,6 @@ def check_devices(func: Any, operands: Sequence[Tensor]) -> None:
         raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {found}!")
 
 
-_OF_TWO = {torch.ops.aten.lerp.Scalar, torch.ops.aten.lerp_.Scalar}
-
-
 @functools.cache
 def _checked() -> frozenset[str]:
     """Names of operations whose operands are checked, and of those composed of such ones alone.
@@ -60,13 +58,13 @@ def _checked() -> frozenset[str]:
     if not path.exists():
         raise RuntimeError(f"simulated CUDA reads torchgen/{_LIST.as_posix()}, which torch {torch.__version__} lacks")
     entries = path.read_text(encoding="utf-8").split("\n- func: ")[1:]
-    unchecked = {each.partition("(")[0]: each for each in entries if _UNCHECKED not in each}
-    checked = {each for each, entry in unchecked.items() if _ON_A_CARD.search(entry)}
+    may_be = {each.partition("(")[0]: each for each in entries if _UNCHECKED not in each}
+    checked = {each for each, entry in may_be.items() if _ON_A_CARD.search(entry)}
     bases = {_base(each) for each in checked}
-    return frozenset(
-        checked | {each for each, entry in unchecked.items() if _COMPOSED in entry and _base(each) in bases}
-    )
+    return frozenset(checked | {each for each, entry in may_be.items() if _COMPOSED in entry and _base(each) in bases})
 
 
-def _base(overload: str) -> str:
-    return overload.partition(".")[0].removesuffix("_")
+def _base(operation: str) -> tuple[str, str]:
+    """Name and variant, the same of an operation that makes its result and of those that write it somewhere."""
+    base, _, variant = operation.partition(".")
+    return base.removesuffix("_"), variant.removesuffix("out").removesuffix("_")
