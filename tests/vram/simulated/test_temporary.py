@@ -259,3 +259,28 @@ def test_huber_s_losses_are_of_the_input_s_type() -> None:
     with device("H100"), torch.no_grad():
         x, target = two_types(HALVES, FLOATS)
         assert F.huber_loss(x, target, reduction="none").dtype == HALVES
+
+
+WITHOUT_A_KERNEL: dict[str, tuple[Callable[[Tensor], Tensor], torch.dtype, str]] = {
+    "angles of halves": (torch.angle, HALVES, "\"angle_cuda\" not implemented for 'Half'"),
+    "bits of floats": (lambda x: x & x, FLOATS, "\"bitwise_and_cuda\" not implemented for 'Float'"),
+    "bits of floats, in place": (lambda x: x.bitwise_or_(x), FLOATS, "\"bitwise_or_cuda\" not implemented for 'Float'"),
+    "shifted halves": (lambda x: torch.bitwise_left_shift(x, 1), HALVES, "\"lshift_cuda\" not implemented for 'Half'"),
+    "a polynomial of halves": (
+        lambda x: torch.special.hermite_polynomial_h(x, 2),
+        torch.bfloat16,
+        "\"hermite_polynomial_h_cuda\" not implemented for 'BFloat16'",
+    ),
+    "distances of halves": (lambda x: torch.cdist(x, x, 1), HALVES, "\"cdist_cuda\" not implemented for 'Half'"),
+}
+
+
+@pytest.mark.parametrize("case", WITHOUT_A_KERNEL)
+def test_a_type_without_a_kernel_is_refused_in_a_card_s_words(case: str) -> None:
+    """The same of other types is fine."""
+    run, dtype, words = WITHOUT_A_KERNEL[case]
+    with device("H100"):
+        with pytest.raises(NotImplementedError, match=words):
+            run(torch.zeros(4, 4, device="cuda", dtype=dtype))
+        fine = torch.float32 if dtype in (HALVES, torch.bfloat16) and "shift" not in case else torch.int64
+        assert run(torch.zeros(4, 4, device="cuda", dtype=fine)).device.type == "cuda"

@@ -14,13 +14,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from vram.simulated.kernels.batch_norm import backward_results
 from vram.simulated.kernels.call import HALF, Call, Rules, Steps, contiguous, empty
+from vram.simulated.kernels.types import NAMES
+from vram.simulated.kernels.types import RULES as OF_SOME_TYPES
 from vram.simulated.operations import tensors
 
 _aten = torch.ops.aten
-# Types as C++ names them.
-_NAMES = {torch.float16: "Half", torch.bfloat16: "BFloat16", torch.float32: "Float", torch.float64: "Double"}
-_NAMES |= {torch.uint8: "Byte", torch.int8: "Char", torch.int16: "Short", torch.int32: "Int", torch.int64: "Long"}
-_NAMES |= {torch.bool: "Bool"}
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
@@ -86,7 +84,7 @@ def _entropy(args: Any, result: Tensor) -> Tensor:
 def _of_classes(args: Any, result: Any) -> Any:
     """Checks the weights of classes (NLLLoss2d.cu, Loss.cu)."""
     if args[2] is not None and args[2].dtype != args[0].dtype:
-        raise RuntimeError(f"expected scalar type {_NAMES[args[0].dtype]} but found {_NAMES[args[2].dtype]}")
+        raise RuntimeError(f"expected scalar type {NAMES[args[0].dtype]} but found {NAMES[args[2].dtype]}")
     return result
 
 
@@ -94,7 +92,7 @@ def _check_alike(first: Tensor, *others: Tensor) -> None:
     """Raise RuntimeError, in torch's words, where operands of a kernel for one type are of several."""
     for each in others:
         if each.dtype != first.dtype:
-            raise RuntimeError(f"Found dtype {_NAMES[each.dtype]} but expected {_NAMES[first.dtype]}")
+            raise RuntimeError(f"Found dtype {NAMES[each.dtype]} but expected {NAMES[first.dtype]}")
 
 
 def _indexed(args: Any, result: Tensor) -> Tensor:
@@ -141,6 +139,7 @@ def _laid_out(result: Tensor, wanted: torch.memory_format) -> Tensor:
 
 # Each gets an operation's arguments and its result.
 LAID_OUT: dict[Any, Callable[[Any, Any], Any]] = {
+    **OF_SOME_TYPES,
     _aten.convolution.default: _convolved,
     _aten.convolution_backward.default: _convolved_back,
     _aten.native_batch_norm_backward.default: backward_results,
