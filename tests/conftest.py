@@ -40,9 +40,15 @@ def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+def seed() -> None:
+    """Seed the generator of the CPU, and those of a GPU where torch has any: for those that may come it would note the
+    whole stack each time."""
+    torch.manual_seed(0) if torch.version.cuda else torch.default_generator.manual_seed(0)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     """Every test draws the same random numbers, whichever ran before it."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        seed()
         yield

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import importlib.metadata
 import itertools
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from importlib import import_module
@@ -21,6 +22,7 @@ import torch._dynamo
 from _pytest.fixtures import FixtureManager
 
 import vram
+from tests.conftest import seed
 from tests.vram.hiding import hide, show
 from vram.torch_hooks.frozen import _MOST_IMMORTAL
 
@@ -63,9 +65,20 @@ def _seeded() -> Iterator[None]:
     """Every test draws the same random numbers. The state to return to is no tensor: it would be alive in what inner
     runs measure."""
     state = bytearray(torch.get_rng_state().numpy())
-    torch.manual_seed(0)
+    seed()
     yield
     torch.set_rng_state(torch.frombuffer(state, dtype=torch.uint8))
+
+
+@pytest.fixture(scope="package", autouse=True)
+def _loggers_propagate() -> Iterator[None]:
+    """pytest catches what is logged at the root, and three times a test at each logger that keeps it to itself, of
+    which torch has fifty."""
+    loggers = [each for each in logging.root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for logger in loggers:
+            monkeypatch.setattr(logger, "propagate", True)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
