@@ -90,9 +90,13 @@ def _small_heap(request: pytest.FixtureRequest) -> None:
 
 def _hide_all_but(module: ModuleType) -> None:
     hide()
-    names = vars(module)
-    parts = (gc.get_referents(each) for each in names.values() if type(each) is type)
-    for obj in (names, *names.values(), *itertools.chain.from_iterable(parts)):
+    _see(vars(module), *vars(module).values())
+
+
+def _see(*objects: Any) -> None:
+    """Show these, and what the classes among them consist of."""
+    parts = (gc.get_referents(each) for each in objects if type(each) is type)
+    for obj in (*objects, *itertools.chain.from_iterable(parts)):
         if gc.is_tracked(obj):
             for function in (ctypes.pythonapi.PyObject_GC_UnTrack, ctypes.pythonapi.PyObject_GC_Track):
                 function.restype = None
@@ -185,6 +189,15 @@ def _few_plugins(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def whole_heap(request: pytest.FixtureRequest) -> Iterator[None]:
     """Nothing is hidden from the collector."""
     show()
+    yield
+    _hide_all_but(request.module)
+
+
+@pytest.fixture
+def others_names(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Modules that were imported, and a class of PyTorch's, are in the collector's sight."""
+    modules = [module for module in sys.modules.values() if type(module) is ModuleType]
+    _see(torch.nn.Linear, *modules, *map(vars, modules))
     yield
     _hide_all_but(request.module)
 

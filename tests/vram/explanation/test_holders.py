@@ -15,6 +15,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -227,7 +228,6 @@ def test_each_kind_of_holder_is_called_what_a_user_calls_it(make: Callable[[torc
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda t: CURRENT.set([t]), "list `current` (1 item), context variable of a thread's context"),
         (
             _set(torch.nn.Linear, "left_behind"),
             "class attribute `left_behind` of class torch.nn.modules.linear.Linear",
@@ -235,9 +235,9 @@ def test_each_kind_of_holder_is_called_what_a_user_calls_it(make: Callable[[torc
         (_set(sys, "left_behind"), "global `left_behind` of module sys"),
     ],
 )
-@pytest.mark.usefixtures("whole_heap")
+@pytest.mark.usefixtures("others_names")
 def test_a_holder_that_others_made_is_found(make: Callable[[torch.Tensor], object], words: str) -> None:
-    """The thread's context, a class of PyTorch and a module of Python."""
+    """A class of PyTorch and a module of Python."""
     owners: tuple[Any, ...] = (torch.nn.Linear, sys)
     try:
         assert of(make) == words
@@ -245,6 +245,13 @@ def test_a_holder_that_others_made_is_found(make: Callable[[torch.Tensor], objec
         for owner in owners:
             with contextlib.suppress(AttributeError):
                 del owner.left_behind
+
+
+def test_the_context_of_a_thread_is_found() -> None:
+    """It was made with the thread, and holds what a context variable is set to."""
+    with ThreadPoolExecutor(1) as pool:
+        words = of(lambda tensor: pool.submit(CURRENT.set, [tensor]).result())
+    assert words == "list `current` (1 item), context variable of a thread's context"
 
 
 def nested(tensor: torch.Tensor, times: int, wrap: Callable[[Any], object]) -> object:
@@ -511,7 +518,7 @@ def test_where_no_name_is_found_the_end_says_so() -> None:
     assert words.endswith(" that native code keeps")
 
 
-@pytest.mark.usefixtures("whole_heap")
+@pytest.mark.usefixtures("others_names", "much_to_freeze")
 def test_native_modules_are_not_asked_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """In Python 3.12 `_asyncio` answers with dead objects, and a second search hangs or crashes the process."""
     asked: list[type] = []

@@ -116,12 +116,16 @@ def test_a_recording_by_another_name_fails_until_it_is_accepted(
     pytester.runpytest(*RUN, *NO_BUDGET, *COMPARE, "--vram-new=fail").assert_outcomes(passed=3)
 
 
+@pytest.mark.share(3)
 @pytest.mark.parametrize("change", [{"NAMES": "first"}, {"UNMARKED": "1"}])
 @pytest.mark.parametrize("new", ["fail", "skip"])
 def test_a_recording_that_a_passing_test_no_longer_makes(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], new: str
 ) -> None:
-    """Every test passes and the run does not; where new is skipped it is a line of the summary and of the report."""
+    """Every test passes and the run does not; where new is skipped it is a line of the summary and of the report.
+
+    A push has each change once, and each value of the option.
+    """
     pytester.runpytest(*RUN, *NO_BUDGET, *SAVE).assert_outcomes(passed=3)
     for name, value in change.items():
         monkeypatch.setenv(name, value)
