@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -27,6 +28,12 @@ _READERS: dict[tuple[str, str], tuple[bool | float, str]] = {
 }
 # Beams that were finished, then those of this step: the last are taken, which are as long as the search was.
 _TAKES_LAST = ("transformers/generation/utils.py", "GenerationMixin._update_finished_beams")
+# Functions of optimizers that divide by the norms of weights and updates, which no size depends on.
+_BY_NORMS = frozenset(
+    getattr(torch.optim._adafactor, name).__code__
+    for name in ("_single_tensor_adafactor", "_multi_tensor_adafactor")
+    if hasattr(getattr(torch.optim, "_adafactor", None), name)
+)
 FINITENESS: dict[Any, bool] = {
     **dict.fromkeys((torch.isfinite, torch.Tensor.isfinite), True),
     **dict.fromkeys((torch.isinf, torch.Tensor.isinf, torch.isnan, torch.Tensor.isnan), False),
@@ -69,6 +76,9 @@ class Assumptions:
     def read_unknown(self) -> bool | float | None:
         """The value that is assumed for the function that reads one which nobody knows; None for any other."""
         frame = frame_here()
+        if _steps_by_norms():
+            self._note("norms that an optimizer divides by are 1", str(frame))
+            return 1.0
         for place, (value, words) in _READERS.items():
             if _is_in(frame, place) and (place != _BEAM_SEARCH or _last_beams_are_known()):
                 self._note(words, str(frame))
@@ -140,6 +150,13 @@ def _last_beams_are_known() -> bool:
     module, (_, function) = sys.modules.get("transformers.generation.utils"), _TAKES_LAST
     kind, _, name = function.partition(".")
     return hasattr(getattr(module, kind, None), name)
+
+
+def _steps_by_norms() -> bool:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code not in _BY_NORMS:
+        frame = frame.f_back
+    return frame is not None
 
 
 def _is_in(frame: Frame | None, place: tuple[str, str]) -> bool:

@@ -13,7 +13,7 @@ from torch.autograd import graph
 from torch.nn import functional as F  # noqa: N812 (as everybody calls it)
 from torch.utils.checkpoint import checkpoint
 
-from tests.vram.simulated.devices import device
+from tests.vram.simulated.devices import device, figures
 from vram.simulated.context import SimulatedCuda
 
 SIDE = 512
@@ -220,6 +220,19 @@ def test_an_optimizer_takes_what_its_kind_on_a_card_does(name: str) -> None:
         before = matrices(cuda)
         assert peak_of(cuda, optimizer.step) / 4 == pytest.approx(peak, abs=0.01)
         assert (matrices(cuda) - before) / 4 == stays
+
+
+@pytest.mark.parametrize(("foreach", "expected"), [(False, [607200, 0, 6]), (True, [602000, 0, 4])])
+def test_adafactor_takes_what_it_does_on_a_card_whatever_norms_it_reads(foreach: bool, expected: list[int]) -> None:
+    """Figures are those of PyTorch's CUDA code without a card; that the norms are assumed is said."""
+    with device("H100") as cuda, cuda.remarking() as remarks:
+        layer = torch.nn.Linear(300, 500, device="cuda")
+        optimizer = torch.optim.Adafactor(layer.parameters(), foreach=foreach)
+        layer(torch.ones(9, 300, device="cuda")).sum().backward()
+        optimizer.step()
+        assert figures(optimizer.step) == expected
+    (line,) = remarks.lines(0)
+    assert line.startswith("assumed: norms that an optimizer divides by are 1, first at ")
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
