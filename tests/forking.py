@@ -36,7 +36,8 @@ import atexit, gc, importlib, json, os, runpy, signal, socket, sys, threading
 gc.disable()
 address, *modules = sys.argv[1:]
 for name in modules:
-    importlib.import_module(name)
+    module = importlib.import_module(name)
+    module.__doc__ = f"{module.__doc__} PYTEST_DONT_REWRITE"  # pytest would warn that it can't rewrite its assertions
 own = [place for place in os.environ.get("PYTHONPATH", "").split(os.pathsep) if place]
 gc.freeze()  # what is imported is no garbage, and each process would copy what it looks through
 gc.enable()

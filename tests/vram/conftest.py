@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator
 from importlib import import_module
+from pathlib import Path
 from pkgutil import walk_packages
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -22,14 +23,22 @@ import torch._dynamo
 from _pytest.fixtures import FixtureManager
 
 import vram
-from tests.conftest import seed
+from tests.conftest import IMPORTED, seed
+from tests.forking import commands
 from tests.vram.hiding import hide, show
 from vram.torch_hooks.frozen import _MOST_IMMORTAL
 
 # An in-process inner pytest unloads what it imported: what each of them would import anew, for seconds, is here.
-for module in walk_packages(vram.__path__, "vram."):
-    if not module.name.endswith("__main__"):
-        import_module(module.name)
+_OURS = [each.name for each in walk_packages(vram.__path__, "vram.") if not each.name.endswith("__main__")]
+for name in _OURS:
+    import_module(name)
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """As that of all tests, from a process that has imported vram too: each would rewrite its modules for pytest."""
+    with commands(tmp_path_factory.mktemp("programs"), *IMPORTED, "vram", *_OURS) as scripts:
+        yield scripts
 
 
 def pytest_configure(config: pytest.Config) -> None:
