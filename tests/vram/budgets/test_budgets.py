@@ -403,7 +403,7 @@ def test_every_missing_budget_of_a_recording_is_listed(tmp_path: Path) -> None:
 
 
 def test_an_accept_that_was_tried_again_counts_no_more(pytester: pytest.Pytester) -> None:
-    """Of each budget the last try's figure is recorded, or that of another test where it is more; the table shows the
+    """The last try's figure of each budget is recorded, or that of another test where it is more; the table shows the
     change since before the first."""
     pytest.importorskip("pytest_rerunfailures", reason="pytest-rerunfailures is not installed")
     pytester.makefile(".toml", budgets='[[budget]]\nmode = "known"\npeak_bytes = 400\n')
