@@ -69,13 +69,13 @@ def dropped(
     step: Callable[[Question], object],
     questions: list[Question],
 ) -> Callable[..., Recording]:
-    """A short recording of a mode over a few questions with images; none that belongs in the report."""
+    """Peaks of a mode over a few questions with images, each answered once; none that belongs in the report."""
     some = [questions[number] for number in with_images(questions)[:_DROPPED]]
 
     def recording_of(mode: str, **flags: bool) -> Recording:
         set_mode(model, mode, **flags)
         try:
-            return replay(step, some, laps=3, meters=[default_meter(vram.device)], name=mode)
+            return replay(step, some, laps=1, meters=[default_meter(vram.device)], name=mode)
         finally:
             set_mode(model, "baseline")
 

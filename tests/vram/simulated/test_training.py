@@ -33,8 +33,15 @@ def test_steps_hold_what_torch_allocates_for_them(record: dict[str, Any], pytest
     which each operation is simulated take their 10 s.
     """
     pytest.importorskip("peft")
-    names = record["steps"] if pytestconfig.getoption("--full", default=False) else EACH_TIME
-    ours = training.all_measured(SimulatedCuda(find_card(record["card"]["name"])), names)
+    card = find_card(record["card"]["name"])
+    if pytestconfig.getoption("--full", default=False):
+        names, ours = tuple(record["steps"]), training.all_measured(SimulatedCuda(card), ())
+    else:
+        # One after the other, fewer steps are another program: the order in which gradients of gradients are made
+        # depends, on a card too, on how many nodes each thread has made before.
+        names, ours = EACH_TIME, {}
+        for name in names:
+            ours |= training.all_measured(SimulatedCuda(card), [name])
     assert {name: _repeatable(name, ours[name]) for name in names} == {
         name: _repeatable(name, record["steps"][name]) for name in names
     }
