@@ -7,6 +7,7 @@ import functools
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 
 _REGISTRY = "_ZN3c104impl26device_guard_impl_registryE"  # c10::impl::device_guard_impl_registry
 _CUDA, _META = 1, 14  # c10::DeviceType
+_OPERATIONS = "packaged/ATen/native/native_functions.yaml"
 _TESTED = ((2, 11), (2, 13), (2, 14))
 
 
@@ -97,6 +99,17 @@ def check(composed: Iterable[Any]) -> None:
             raise RuntimeError(f"simulated CUDA needs torch._C.{name}, which torch {torch.__version__} lacks")
     if not has_gpu() and not _slots()[_META]:
         raise RuntimeError("torch has no device guard for meta tensors, which simulated CUDA borrows")
+    list_of_operations()
+
+
+@functools.cache
+def list_of_operations() -> Path:
+    """The file from which torch's code is generated. Raises RuntimeError where this torch comes without it."""
+    spec = find_spec("torchgen")  # which torch comes with
+    path = Path(spec.origin if spec is not None and spec.origin is not None else "").parent / _OPERATIONS
+    if not path.exists():
+        raise RuntimeError(f"simulated CUDA reads torchgen/{_OPERATIONS}, which torch {torch.__version__} lacks")
+    return path
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from torch.func import jacfwd, jvp
 
 from tests.vram.simulated.devices import device
 from vram.simulated.known_values import UnknownValue
-from vram.simulated.torch_build import check
+from vram.simulated.torch_build import check, list_of_operations
 
 
 def on_card(*shape: int) -> torch.Tensor:
@@ -231,3 +231,11 @@ def test_what_torch_does_not_compose_is_said_at_the_start() -> None:
     """Taken apart, it would end the process."""
     with pytest.raises(RuntimeError, match=r"takes aten\._trilinear\.default apart, which torch \S+ does not compose"):
         check([torch.ops.aten._trilinear.default])
+
+
+def test_a_torch_without_its_list_of_operations_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From it is read which operands a card refuses: no simulation begins without, and the file is named."""
+    list_of_operations.cache_clear()
+    monkeypatch.setattr("vram.simulated.torch_build.find_spec", lambda _name: None)
+    with pytest.raises(RuntimeError, match=r"reads torchgen/.*native_functions\.yaml, which torch .* lacks"):
+        check(())

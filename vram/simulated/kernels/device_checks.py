@@ -10,16 +10,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vram.simulated.kernels.call import name
+from vram.simulated.torch_build import list_of_operations
 
-_LIST = Path("packaged") / "ATen" / "native" / "native_functions.yaml"
 _ON_A_CARD = re.compile(r"^    [\w, ]*\bCUDA\b[\w, ]*:|^  structured", re.MULTILINE)
 _UNCHECKED, _COMPOSED = "device_check: NoCheck", "CompositeExplicitAutograd"
 _OF_TWO = {torch.ops.aten.lerp.Scalar, torch.ops.aten.lerp_.Scalar}
@@ -49,15 +47,8 @@ def check_devices(func: Any, operands: Sequence[Tensor]) -> None:
 
 @functools.cache
 def _checked() -> frozenset[str]:
-    """Names of operations whose operands are checked, and of those composed of such ones alone.
-
-    Raises RuntimeError where this torch has no list of its operations.
-    """
-    spec = find_spec("torchgen")
-    path = Path(spec.origin or "").parent / _LIST if spec is not None else _LIST
-    if not path.exists():
-        raise RuntimeError(f"simulated CUDA reads torchgen/{_LIST.as_posix()}, which torch {torch.__version__} lacks")
-    entries = path.read_text(encoding="utf-8").split("\n- func: ")[1:]
+    """Names of operations whose operands are checked, and of those composed of such ones alone."""
+    entries = list_of_operations().read_text(encoding="utf-8").split("\n- func: ")[1:]
     may_be = {each.partition("(")[0]: each for each in entries if _UNCHECKED not in each}
     checked = {each for each, entry in may_be.items() if _ON_A_CARD.search(entry)}
     bases = {_base(each) for each in checked}
