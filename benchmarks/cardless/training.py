@@ -100,7 +100,7 @@ def _train(
                 output = loss(model) / accumulate
             scaler.scale(output).backward()
             del output
-        peaks = _now("peak")
+        peaks = now("peak")
         if clip:
             scaler.unscale_(optimizing)
             nn.utils.clip_grad_norm_(weights, 1.0)
@@ -257,17 +257,17 @@ def measured(make: Callable[[], Step]) -> dict[str, Figures]:
     """Peaks of a second step beyond what was there before its model: three peaks or levels each."""
     gc.collect()
     torch.cuda.empty_cache()
-    before = _now("current")
+    before = now("current")
     step = make()
     step()
     gc.collect()
     torch.cuda.reset_peak_memory_stats()
     backward = step()
-    figures = dict(zip(FIGURES, (backward, _now("peak"), _now("current")), strict=True))
+    figures = dict(zip(FIGURES, (backward, now("peak"), now("current")), strict=True))
     return {name: [now - then for now, then in zip(each, before, strict=True)] for name, each in figures.items()}
 
 
-def _now(which: str) -> Figures:
+def now(which: str) -> Figures:
     stats = torch.cuda.memory_stats()
     return [stats[f"{figure}_bytes.all.{which}"] for figure in ("allocated", "requested", "reserved")]
 
