@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.vram.hiding import hide
 from tests.vram.zoo.cases import ZOO, matches
 from tests.vram.zoo.pairs import PAIRS, broken_down, read_pair
 from vram.summary.breakdown import from_json
@@ -15,13 +15,11 @@ from vram.summary.difference import difference
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Freeze what earlier tests left alive, and let the pairs import the zoo's model."""
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hide what earlier tests left alive, and let the pairs import the zoo's model."""
     monkeypatch.syspath_prepend(str(ZOO))
     gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
+    hide()
 
 
 def test_there_are_twenty() -> None:
