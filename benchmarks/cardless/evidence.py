@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,16 @@ def write(path: Path, evidence: dict[str, Any]) -> None:
     """Write the file, with a line for each list of figures, or of such lists."""
     text = re.sub(r"\[[\d\s,\[\]nul-]+\]", lambda figures: " ".join(figures[0].split()), json.dumps(evidence, indent=1))
     path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_compared(
+    folder: Path, kind: str, what: str, card: Card, theirs: Mapping[str, Any], ours: Mapping[str, Any]
+) -> None:
+    """Write, and name, the file of a comparison by name: `what` has torch's figures, "different" both where unequal."""
+    unlike = {name: {"torch": theirs[name], "simulated": ours[name]} for name in theirs if theirs[name] != ours[name]}
+    path = path_of(folder, kind, card)
+    write(path, begun(card) | {"different": unlike, what: theirs})
+    print(f"written: {path}")
 
 
 def arguments(name: str, chosen: str) -> tuple[Card, argparse.Namespace, argparse.ArgumentParser]:

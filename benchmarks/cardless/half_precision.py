@@ -41,7 +41,7 @@ _WHISPER = _SPECIAL | {
 
 
 class _Model(NamedTuple):
-    """How a model is made, inputs of a training step, and those of an answer; with `tokens`, it generates."""
+    """How a model is made, inputs of a training step and of an answer, and whether it generates that."""
 
     make: Callable[[], Any]
     training: Callable[[torch.dtype], dict[str, Any]]
@@ -54,10 +54,7 @@ def _ids(tokens: int = 21) -> Tensor:
 
 
 def _of_text(kind: Any, config: Any) -> _Model:
-    def inputs(_: torch.dtype) -> dict[str, Any]:
-        return {"input_ids": _ids(), "attention_mask": torch.ones_like(_ids())}
-
-    return _Model(lambda: kind(config), lambda _: {"input_ids": _ids(), "labels": _ids()}, inputs, generates=True)
+    return _Model(lambda: kind(config), lambda _: {"input_ids": _ids(), "labels": _ids()}, _words, generates=True)
 
 
 def _classes() -> Tensor:
@@ -188,15 +185,8 @@ def compare(card: Card, folder: Path, names: Collection[str]) -> None:
                 print(f"{name}, {part}: torch {figures}, simulated {ours[name][part]}")
     taken = sum(taken_alone(theirs[name]) == taken_alone(ours[name]) for name in theirs)
     print(f"allocated and requested bytes of {taken} of {len(theirs)} are equal, of {len(theirs) - len(unlike)} all")
-    if names:
-        return
-    written = evidence.begun(card) | {
-        "different": {name: {"torch": theirs[name], "simulated": ours[name]} for name in unlike},
-        "models": theirs,
-    }
-    path = evidence.path_of(folder, "half-precision", card)
-    evidence.write(path, written)
-    print(f"written: {path}")
+    if not names:
+        evidence.write_compared(folder, "half-precision", "models", card, theirs, ours)
 
 
 def taken_alone(rows: Rows) -> Rows:

@@ -287,15 +287,8 @@ def compare(card: Card, folder: Path, names: Collection[str]) -> None:
     for name in unlike:
         print(f"{name}: torch {theirs[name]}, simulated {ours[name]}")
     print(f"training steps: {len(theirs) - len(unlike)} of {len(theirs)} equal")
-    if names:
-        return
-    written = evidence.begun(card) | {
-        "different": {name: {"torch": theirs[name], "simulated": ours[name]} for name in unlike},
-        "steps": theirs,
-    }
-    path = evidence.path_of(folder, "training", card)
-    evidence.write(path, written)
-    print(f"written: {path}")
+    if not names:
+        evidence.write_compared(folder, "training", "steps", card, theirs, ours)
 
 
 if __name__ == "__main__":

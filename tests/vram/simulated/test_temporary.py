@@ -250,12 +250,14 @@ DIFFERENT_TYPES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], str]] = {
 
 @pytest.mark.parametrize("case", DIFFERENT_TYPES)
 def test_a_loss_for_one_type_refuses_two_in_a_card_s_words(case: str) -> None:
+    """Whether its forward or its backward kernel is the one for one type."""
     loss, words = DIFFERENT_TYPES[case]
     with device("H100"), pytest.raises(RuntimeError, match=words):
         torch.autograd.backward([loss(*two_types(FLOATS, HALVES))])
 
 
 def test_huber_s_losses_are_of_the_input_s_type() -> None:
+    """The target's type, though wider, is not the result's."""
     with device("H100"), torch.no_grad():
         x, target = two_types(HALVES, FLOATS)
         assert F.huber_loss(x, target, reduction="none").dtype == HALVES

@@ -21,7 +21,7 @@ from vram.simulated.torch_build import list_of_operations
 _ON_A_CARD = re.compile(r"^    [\w, ]*\bCUDA\b[\w, ]*:|^  structured", re.MULTILINE)
 _UNCHECKED, _COMPOSED = "device_check: NoCheck", "CompositeExplicitAutograd"
 _OF_TWO = {torch.ops.aten.lerp.Scalar, torch.ops.aten.lerp_.Scalar}
-# Of those that the list leaves unchecked, how many of the first operands must be on the card; None means all.
+# How many of the first operands must be on the card, where the list leaves an operation unchecked; None means all.
 _MUST_BE_THERE = {
     **dict.fromkeys(("addcdiv", "binary_cross_entropy", "mse_loss", "smooth_l1_loss"), None),
     **dict.fromkeys(("addcmul", "masked_fill"), 2),

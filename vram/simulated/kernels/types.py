@@ -27,7 +27,7 @@ _SPECIAL = (
     *("scaled_modified_bessel_k0", "scaled_modified_bessel_k1"),
     *(*_BESSEL, *_CHEBYSHEV, *(f"shifted_{each}" for each in _CHEBYSHEV)),
 )
-# By the operation: the kernel, and the types that it is not of.
+# Operations with the name of their kernel, and the types that it does not take.
 _WITHOUT: dict[str, tuple[str, tuple[torch.dtype, ...]]] = {
     **{each: (each, _FLOATS) for each in ("bitwise_not", "bitwise_and", "bitwise_or", "bitwise_xor", "gcd", "lcm")},
     "bitwise_left_shift": ("lshift", _FLOATS),
