@@ -1,9 +1,9 @@
 """Time that simulated CUDA takes: `python benchmarks/simulated.py [ROUNDS]`. The tables are docs/overhead.md's.
 
 Operations: a LLaMA of 8 layers, on the simulated card and on plain `FakeTensorMode`, which simulated CUDA is built on.
-Allocations: the recorded requests of the same prompt, played on the allocator alone, one by one and as forecasts of
-many answers do. CPU time of this process; each round builds both sides anew and takes the least of 5 prompts, and the
-medians of the rounds are printed.
+Allocations: the recorded requests of the same prompt, and those of answers of a LLaVA of 7 billion weights, which grow
+from token to token, played on the allocator alone, one by one and as forecasts do. CPU time of this process; each round
+builds both sides anew and takes the least of 5 prompts, and the medians of the rounds are printed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -20,6 +21,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from llava.answer_traces import AnswerTraces, Prompt, Workload
+from llava.forecast_config import config_of
 from vram.cards import find_card
 from vram.simulated.allocator import CachingAllocator
 from vram.simulated.context import SimulatedCuda
@@ -28,6 +31,7 @@ from vram.simulated.torch_build import fill_cuda_guard
 from vram.simulated.trace import Recorder, Replay
 
 CARD = find_card("A10")
+LARGE_CARD = find_card("A100 80GB")
 CONFIG = LlamaConfig(
     vocab_size=320,
     hidden_size=256,
@@ -90,6 +94,29 @@ def of_allocations() -> tuple[list[float], int]:
     return seconds, 100 * len(trace)
 
 
+def of_answers(batch: int) -> tuple[list[float], int]:
+    """Seconds to play the requests of answers of 1,000 tokens: one by one, for figures, and for holders of the peak
+    too; and how many requests. All have the same figures."""
+    answers = AnswerTraces(Workload("7b", "baseline", LARGE_CARD, batch=batch), config_of("7b"))
+    prompt = Prompt(627)
+    traces = answers.interpolated(prompt, answers.room(prompt)).traces(1000)
+    setup, traces = answers.setup, list(traces)
+    seconds, figures = [], []
+    for kind in (Replay, QuickReplay, partial(QuickReplay, named=True)):
+        replay = kind(CachingAllocator(LARGE_CARD.total_bytes, LARGE_CARD.context_bytes))
+        replay.play(setup)
+        started = time.process_time()
+        for trace in traces:
+            played = replay.play(trace)
+            if kind not in (Replay, QuickReplay):
+                replay.at_peak()
+        seconds.append(time.process_time() - started)
+        figures.append((played.allocated_bytes, played.reserved_peak_bytes, played.allocated_peak_bytes))
+    if len(set(figures)) > 1:
+        raise SystemExit(f"plays must have the same figures, got {figures}")
+    return seconds, sum(map(len, traces))
+
+
 def main() -> None:
     """Print the tables as Markdown."""
     warnings.filterwarnings("ignore", message="simulated CUDA is tested")
@@ -104,12 +131,25 @@ def main() -> None:
     print(f"| FakeTensorMode | {1e3 * median(fake):.1f} ms | 1.00 |")
     ratio = median(ours / theirs for ours, theirs in zip(simulated, fake, strict=True))
     print(f"| SimulatedCuda | {1e3 * median(simulated):.1f} ms | {ratio:.2f} |")
+    print("\n| requests | one by one | for figures alone | with holders |\n|---|---|---|---|")
     requests = plays[0][1]
-    print(f"\n| {requests // 100} requests, played again | a request | ratio |\n|---|---|---|")
-    one_by_one = median(seconds[0] for seconds, _ in plays)
-    quick = median(seconds[1] for seconds, _ in plays)
-    print(f"| one by one | {1e6 * one_by_one / requests:.2f} us | 1.00 |")
-    print(f"| for figures alone | {1e6 * quick / requests:.2f} us | {quick / one_by_one:.2f} |")
+    print_plays(f"{requests // 100} of a prompt, played 100 times", [seconds for seconds, _ in plays], requests)
+    for batch in (1, 8):
+        answers = [of_answers(batch) for _ in range(rounds)]
+        requests = answers[0][1]
+        print_plays(
+            f"{requests:,} of an answer of 1,000 tokens, batch {batch}", [each for each, _ in answers], requests
+        )
+
+
+def print_plays(name: str, rounds: list[list[float]], requests: int) -> None:
+    """Print a row: time of a request one by one, and of the other ways with their ratios."""
+    first, *others = ([each[way] for each in rounds] for way in range(len(rounds[0])))
+    cells = [f"{1e6 * median(first) / requests:.2f} us"]
+    for way in others:
+        ratio = median(one / other for one, other in zip(first, way, strict=True))
+        cells.append(f"{1e6 * median(way) / requests:.2f} us, {ratio:.1f} x as fast")
+    print(f"| {name} | {' | '.join(cells)} |{'' if cells[2:] else ' |'}")
 
 
 if __name__ == "__main__":

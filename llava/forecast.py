@@ -41,10 +41,12 @@ class SampleForecast:
 class Forecast:
     """Answers on one card, one after the other. Raises NoRoom for a card that does not hold the model's weights."""
 
-    def __init__(self, answers: AnswerTraces, card: Card | None = None, *, named: bool = True) -> None:
-        """`card`: default is the one the traces were made for. `named`: holders and a snapshot are wanted."""
+    def __init__(
+        self, answers: AnswerTraces, card: Card | None = None, *, named: bool = True, logged: bool = False
+    ) -> None:
+        """`card`: default is the one the traces were made for. `named`: holders are wanted. `logged`: a snapshot is."""
         self.answers = answers
-        self.player = CardPlayer(card or answers.workload.card, answers.setup, named=named)
+        self.player = CardPlayer(card or answers.workload.card, answers.setup, named=named, logged=logged)
         self._samples = 0
         self._previous: list[Played] = []
 

@@ -70,7 +70,7 @@ def run_forecast(options: argparse.Namespace) -> int:
     pairs, count = _pairs(prompts, options)
     answers = AnswerTraces(workload, config)
     try:
-        forecast = Forecast(answers)
+        forecast = Forecast(answers, logged=options.snapshot is not None)
     except NoRoom as error:
         return _report_no_room(options, answers, error, pairs, count)
     progress = Progress(_PROGRAM)

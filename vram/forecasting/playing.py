@@ -15,8 +15,9 @@ from vram.explanation.allocations import BEFORE, Allocation, Event
 from vram.explanation.snapshot import viewer_snapshot
 from vram.simulated.allocator import Block, CachingAllocator
 from vram.simulated.allocator_settings import environment_settings
+from vram.simulated.peak_blocks import Sized
 from vram.simulated.quick_replay import QuickReplay
-from vram.simulated.trace import Played, Replay, Trace
+from vram.simulated.trace import Played, Trace
 
 ENDLESS_BYTES = 2**50  # of a card that every recording fits
 _MAX_HOLDERS = 10
@@ -37,12 +38,11 @@ class NoRoom(Exception):
 
 
 class _Change(NamedTuple):
-    """One malloc or free: the block's number, its bytes, those requested, and its allocation (None: before lines were
+    """One malloc or free: the block's number, the bytes requested, and its allocation (None: before lines were
     followed)."""
 
     is_malloc: bool
     block: int
-    n_bytes: int
     requested_bytes: int
     tag: Any
 
@@ -50,17 +50,16 @@ class _Change(NamedTuple):
 class CardPlayer:
     """Plays traces on a card, one after the other. Raises NoRoom where `setup`, the first, does not fit."""
 
-    def __init__(self, card: Card, setup: Trace, *, named: bool = True) -> None:
-        """`named`: holders and a snapshot are wanted, which take longer than figures alone."""
+    def __init__(self, card: Card, setup: Trace, *, named: bool = True, logged: bool = False) -> None:
+        """`named`: holders are wanted. `logged`: `snapshot` is, which takes ten times as long."""
         self.card = card
         settings = environment_settings(os.environ)
         self.allocator = CachingAllocator(card.total_bytes, card.context_bytes, settings=settings)
-        self.replay = Replay(self.allocator) if named else QuickReplay(self.allocator)
+        self.replay = QuickReplay(self.allocator, named=named)
         self._live: dict[Block, int] = {}  # number of each live block
         self._numbers: Iterator[int] = count()
         self._events: deque[_Change] = deque(maxlen=_MAX_EVENTS)
-        self._log: list[_Change] = []  # of one trace
-        if named:
+        if logged:
             self.allocator.observer = self._note
         self.built = self.replay.play(setup)
         if self.built.oom is not None:
@@ -69,27 +68,24 @@ class CardPlayer:
     def play(self, traces: Iterable[Trace]) -> tuple[list[Played], tuple[Holder, ...]]:
         """Play traces as far as the card has room; returns what each did, and the holders at their highest peak."""
         plays: list[Played] = []
-        highest: tuple[dict[int, tuple[int, Any]], list[_Change]] = {}, []
+        highest: list[Sized] = []
         peak_bytes = -1
         for trace in traces:
-            before = {number: (block.size, block.tag) for block, number in self._live.items()}
-            log = self._log = []
             plays.append(played := self.replay.play(trace))
-            if played.allocated_peak_bytes > peak_bytes:
-                peak_bytes, highest = played.allocated_peak_bytes, (before, log)
+            if self.replay.named and played.allocated_peak_bytes > peak_bytes:
+                peak_bytes, highest = played.allocated_peak_bytes, self.replay.at_peak()
             if played.oom is not None:
                 break
-        return plays, _holders(_live_at_peak(*highest))
+        return plays, _holders(highest)
 
     def go_on_unnamed(self) -> None:
-        """Name no holders from now on, and take no snapshot: figures alone are played many times as fast."""
+        """Name no holders from now on, and take no snapshot."""
         self.allocator.observer = None
-        self._live.clear()
-        self.replay = QuickReplay.after(self.replay)
+        self.replay.named = False
 
     def alive(self) -> tuple[Holder, ...]:
         """The holders of what is alive now."""
-        return _holders((block.size, block.tag) for block in self._live)
+        return _holders(self.replay.in_use())
 
     def drop(self, played: Played) -> None:
         """Free what a play left."""
@@ -114,9 +110,7 @@ class CardPlayer:
             number = self._live[block] = next(self._numbers)
         else:
             number = self._live.pop(block)
-        change = _Change(is_malloc, number, block.size, block.requested, block.tag)
-        self._log.append(change)
-        self._events.append(change)
+        self._events.append(_Change(is_malloc, number, block.requested, block.tag))
 
 
 def spare_bytes(card: Card, reserved_bytes: int) -> int:
@@ -139,22 +133,7 @@ def _allocation(n_bytes: int, tag: Any) -> Allocation:
     return Allocation(n_bytes, "", (), "", (), BEFORE) if tag is None else tag._replace(n_bytes=n_bytes)
 
 
-def _live_at_peak(live: dict[int, tuple[int, Any]], log: list[_Change]) -> Iterable[tuple[int, Any]]:
-    """Bytes and tags of the blocks at the peak, from those that were `live` at the start and the changes since."""
-    total = peak = at = 0
-    for position, change in enumerate(log, start=1):
-        total += change.n_bytes if change.is_malloc else -change.n_bytes
-        if total > peak:
-            peak, at = total, position
-    for change in log[:at]:
-        if change.is_malloc:
-            live[change.block] = change.n_bytes, change.tag
-        else:
-            del live[change.block]
-    return live.values()
-
-
-def _holders(live: Iterable[tuple[int, Any]]) -> tuple[Holder, ...]:
+def _holders(live: Iterable[Sized]) -> tuple[Holder, ...]:
     """The lines that hold most, largest first."""
     sizes: dict[str, list[int]] = {}
     for n_bytes, tag in live:

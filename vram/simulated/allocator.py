@@ -25,7 +25,7 @@ Not modelled: CUDA graphs and private pools, peers, several devices. Settings th
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from vram.simulated.allocator_figures import FIGURES, Count, Pool, Stat, Stats
@@ -457,59 +457,48 @@ class CachingAllocator:
 
     @property
     def is_plain(self) -> bool:
-        """Whether small blocks depend on nothing but small requests: default rules, and one stream."""
+        """Whether each pool's blocks depend on nothing but its requests: default rules, and one stream."""
         settings = self.settings
         rounds = any(divisions > 1 for divisions in settings.divisions)
         one_stream = all(stream == 0 for _, stream in self._free) and not self._pending
         return one_stream and not rounds and settings.max_split_bytes == UNLIMITED_BYTES and not settings.collect_from
 
-    def fits(self, sizes: Sequence[int]) -> bool:
-        """Whether requests, that are there together, can be met without giving segments back; of several, whether they
-        could each have a new segment."""
-        large_bytes = self.settings.large_segment_bytes
-        if self._has_room(sum(segment_bytes(-(-size // _BLOCK_BYTES) * _BLOCK_BYTES, large_bytes) for size in sizes)):
-            return True
-        free = self._free.get((False, 0), [])
-        return len(sizes) == 1 and bisect_left(free, (self.settings.rounded(sizes[0]),)) < len(free)
+    def has_room(self, needed_bytes: int) -> bool:
+        """Whether cudaMalloc can be had for so many bytes more, without giving segments back."""
+        allowed_bytes = self.capacity_bytes if self.allowed_bytes is None else self.allowed_bytes
+        return needed_bytes <= min(self.free_bytes, allowed_bytes - self.reserved_bytes)
 
-    def reserve_small(self, number: int = 1) -> bool:
-        """Count segments that `new_small_segment` makes later; False where there is no room for them."""
-        n_bytes = number * SMALL_SEGMENT_BYTES
-        if not self._has_room(n_bytes):
-            return False
-        self.reserved_bytes += n_bytes
-        self.pools[True].reserved_bytes.change(n_bytes)
-        return True
-
-    def change_small(self, allocated_bytes: int, requested_bytes: int) -> None:
-        """Count bytes of small blocks that `set_small` sets later."""
+    def count(self, allocated_bytes: int, requested_bytes: int, reserved_bytes: int) -> None:
+        """Count bytes of blocks and segments that `set_pool` sets later, in both pools."""
+        large = self.pools[False]
         self.allocated_bytes += allocated_bytes
         self.requested_bytes += requested_bytes
-        self.pools[True].allocated_bytes.change(allocated_bytes)
-        self.pools[True].requested_bytes.change(requested_bytes)
+        self.reserved_bytes += reserved_bytes
+        large.allocated_bytes.change(allocated_bytes)
+        large.requested_bytes.change(requested_bytes)
+        large.reserved_bytes.change(reserved_bytes)
 
     def set_peaks(self, allocated_bytes: int, requested_bytes: int) -> None:
         """Set the peaks of two figures, where nothing was given back since they were reset; others are not true."""
         self._peak_allocated_bytes, self._peak_requested_bytes = allocated_bytes, requested_bytes
         self._peak_reserved_bytes = self.reserved_bytes
 
-    def small_segments(self) -> list[Segment]:
-        """Segments of small blocks, by address."""
-        return [segment for segment in self._segments.values() if segment.pool.small]
+    def segments_of(self, small: bool) -> list[Segment]:
+        """Segments of a pool, by address."""
+        return [segment for segment in self._segments.values() if segment.pool.small is small]
 
-    def new_small_segment(self) -> Segment:
-        """A segment for `set_small`, which counts it."""
-        pool, free = self.pools[True], self._free.setdefault((True, 0), [])
-        segment = Segment(self._next_address, SMALL_SEGMENT_BYTES, 0, pool, free)
+    def new_segment_of(self, small: bool, n_bytes: int) -> Segment:
+        """A segment for `set_pool`, which counts it."""
+        segment = Segment(self._next_address, n_bytes, 0, self.pools[small], self._free.setdefault((small, 0), []))
         self._segments[segment.address] = segment
-        self._next_address += segment.size
+        self._next_address += n_bytes
         return segment
 
-    def set_small(self, cached: Iterable[Block], figures: Mapping[str, int]) -> None:
-        """Let the cached small blocks, and the current figures of the small pool, be these."""
-        self._free.setdefault((True, 0), [])[:] = sorted((block.size, block.address, block) for block in cached)
+    def set_pool(self, small: bool, cached: Iterable[Block], figures: Mapping[str, int]) -> None:
+        """Let the cached blocks of a pool, and its current figures, be these."""
+        self._free.setdefault((small, 0), [])[:] = sorted((block.size, block.address, block) for block in cached)
         for name, figure in figures.items():
-            count: Count = getattr(self.pools[True], name)
+            count: Count = getattr(self.pools[small], name)
             setattr(self, name, getattr(self, name) + figure - count.current)
             count.change(figure - count.current)
 
@@ -529,12 +518,10 @@ class CachingAllocator:
         needed_bytes = segment_bytes(size, self.settings.large_segment_bytes)
         if self._collects:
             self._collect()
-        if not self._has_room(needed_bytes) and not (
-            self._release_oversize(size, free) and self._has_room(needed_bytes)
-        ):
+        if not self.has_room(needed_bytes) and not (self._release_oversize(size, free) and self.has_room(needed_bytes)):
             self._release_segments()
             self._retries += 1
-            if not self._has_room(needed_bytes):
+            if not self.has_room(needed_bytes):
                 self._ooms += 1
                 raise self._full(n_bytes, needed_bytes, tag)
         segment = Segment(self._next_address, needed_bytes, stream, pool, free)
@@ -562,10 +549,6 @@ class CachingAllocator:
             allowed_bytes=self.allowed_bytes,
             tag=tag,
         )
-
-    def _has_room(self, needed_bytes: int) -> bool:
-        allowed_bytes = self.capacity_bytes if self.allowed_bytes is None else self.allowed_bytes
-        return needed_bytes <= min(self.free_bytes, allowed_bytes - self.reserved_bytes)
 
     def _release_segments(self) -> None:
         self._syncs += 1

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vram.simulated.allocator import SMALL_BYTES, SMALL_SEGMENT_BYTES, segment_bytes
-from vram.simulated.replay_plan import UNIT
+from vram.simulated.numeric_pool import UNIT
 from vram.simulated.trace import Family, Outside, Scratch, Trace
 
 
@@ -37,7 +37,7 @@ class SegmentBound:
         it of all: sizes shrink, or a trace does not leave as many blocks as it found."""
         before = self.alive
         self.add((family(lengths[0]), family(lengths[-1])))
-        for place, rule in family.growing_scratch:
+        for place, rule, _ in family.growing_scratch:
             start, slope = int(family.sizes[place]), int(family.slopes[place])
             for length in lengths:
                 self._count_scratch(rule.sizes_at(start + slope * (length - family.least_length)))

@@ -1,42 +1,50 @@
-"""Replays for figures alone, many times as fast: of small requests, those that came before are not played again.
+"""Replays for figures alone, many times as fast: what came before is not played again.
 
-Most requests are small, and the layers of a model make the same ones, one after the other. They are played on numbers
-(`vram.simulated.small_pool`), in parts, and a part that comes again where the same is cached ends as it did; so does a
-whole trace. Large requests are played on the allocator. Figures are those of `Replay`, to the byte: the sum over both,
-operation by operation, has its peaks where it had them. Where segments would be given back, which both kinds share, the
-allocator gets its small blocks back, and the rest is played as by `Replay`.
+Most requests are small, and the layers of a model make the same ones, one after the other. They are played in parts,
+and a part that comes again where the same is cached ends as it did. Figures are those of `Replay`, to the byte: the sum
+over small and large blocks, operation by operation, has its peaks where it had them. Where segments would be given
+back, which both kinds share, the allocator gets its blocks back, and the trace is played as by `Replay`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vram.simulated.allocator import SMALL_BYTES, Block, CachingAllocator, SimulatedOutOfMemory
-from vram.simulated.replay_plan import WAITING, Ints, Plan, planned
-from vram.simulated.small_pool import EARLIER, STRIDE, Outcome, Pool, give_back, lent, play
-from vram.simulated.trace import Played, Replay, Trace
+from vram.simulated.allocator import Block, CachingAllocator, SimulatedOutOfMemory, segment_bytes
+from vram.simulated.numeric_pool import KEPT, UNIT, Located, NumericPool, give_back, lent, next_place, play
+from vram.simulated.peak_blocks import Sized, in_use, watched
+from vram.simulated.replay_plan import Ints, Plan, Requests, planned
+from vram.simulated.trace import Played, Replay, Scratch, Trace
 
 _MOST_OUTCOMES = 2**14
+_NOWHERE = -1, 0  # of blocks that are not there yet
+_Cached = tuple[int, ...]
 
 
-@dataclass
-class _Playing:
-    """A trace that is played: its plan, bytes by entry, and those of its large mallocs; the blocks of other traces that
-    it frees, with their owners and numbers there; what it has left; allocated bytes, with small blocks as they were at
-    the start, at each level of the plan."""
+class _Freed(NamedTuple):
+    """A block of another trace that is freed, with its owner and its number there."""
 
-    trace: Trace
-    plan: Plan
-    requested: Ints
-    large: list[int]
-    outside: list[tuple[dict[int, Block], int, Block]]
-    left: dict[int, Block]
-    allocated: list[int]
-    scratch: dict[int, list[Block]] = field(default_factory=dict)
+    owner: dict[int, Block]
+    number: int
+    block: Block
+
+    @property
+    def located(self) -> Located:
+        """Its place and size."""
+        return self.block.address, self.block.size // UNIT
+
+
+class _Outcome(NamedTuple):
+    """A pool after requests: cached pieces, the requests' blocks by number, and segments."""
+
+    cached: _Cached
+    blocks: list[Located]
+    segments: list[Located]
 
 
 class QuickReplay(Replay):
@@ -46,21 +54,16 @@ class QuickReplay(Replay):
     `left` have no true address until `drop` is called.
     """
 
-    def __init__(self, allocator: CachingAllocator) -> None:
+    def __init__(self, allocator: CachingAllocator, *, named: bool = False) -> None:
+        """`named`: `at_peak` is wanted."""
         super().__init__(allocator)
-        self._lent = False  # whether the small blocks are here, and no more the allocator's own
-        self._cached: tuple[int, ...] = ()
-        self._used: dict[int, Block] = {}
-        self._segments = 0
-        self._alive: dict[int, int] = {}  # places of this trace's small blocks, by order of mallocs
-        self._outcomes: dict[tuple[bytes, tuple[int, ...], tuple[int, ...]], Outcome] = {}
-
-    @classmethod
-    def after(cls, replay: Replay) -> QuickReplay:
-        """The replay that goes on where another is."""
-        quick = cls(replay._allocator)
-        quick._played, quick._named = replay._played, replay._named
-        return quick
+        self.named = named
+        # Bytes and tags of all blocks in use at the peak of the last play.
+        self.at_peak: Callable[[], list[Sized]] = list
+        self._pools: tuple[NumericPool, NumericPool] | None = None  # large and small, while they are lent
+        # Of parts of small requests: by what they are, what is cached, and the earlier blocks that they free, what is
+        # cached then, and the blocks that they keep.
+        self._outcomes: dict[tuple[bytes, _Cached, tuple[Located, ...]], tuple[_Cached, list[Located]]] = {}
 
     def drop(self, played: Played | None, which: Callable[[Block], bool] | None = None) -> None:
         """Free what a play left, as `Replay` does."""
@@ -68,211 +71,157 @@ class QuickReplay(Replay):
         super().drop(played, which)
 
     def _settle(self) -> None:
-        """Give the small blocks back to the allocator."""
-        if self._lent:
-            give_back(self._allocator, Pool(self._cached, self._used, self._segments))
-            self._lent = False
+        """Give the blocks back to the allocator."""
+        if self._pools is not None:
+            for pool in self._pools:
+                give_back(self._allocator, pool)
+            self._pools = None
 
-    def _run(
-        self, trace: Trace, end: int, left: dict[int, Block], start: int = 0, number: int = 0, peak_position: int = 0
-    ) -> tuple[int, int, SimulatedOutOfMemory | None]:
-        playing = self._playing(trace, left) if end == len(trace) > 0 else None
-        if playing is None:
-            self._settle()
-            return super()._run(trace, end, left)
-        requested_bytes, self._alive = self._allocator.requested_bytes, {}
-        reached = self._play(playing)
-        self._take_over(playing, reached)
-        peak_position = self._set_peaks(playing, reached, requested_bytes)
-        if reached == len(playing.plan.position):
+    def in_use(self) -> list[Sized]:
+        """Bytes and tags of all blocks that are in use now."""
+        pools = self._pools
+        if pools is None:
+            return in_use(self._allocator)
+        return [(block.size, block.tag) for pool in pools for block in pool.used.values()]
+
+    def _run(self, trace: Trace, end: int, left: dict[int, Block]) -> tuple[int, int, SimulatedOutOfMemory | None]:
+        peak_position = self._play(trace, left) if end == len(trace) > 0 else None
+        if peak_position is not None:
             return end, peak_position, None
         self._settle()
-        start = int(playing.plan.position[reached])
-        return super()._run(trace, end, left, start, sum(op > 0 for op in trace.ops[:start]), peak_position)
+        with watched(self._allocator) if self.named else nullcontext(list) as self.at_peak:
+            return super()._run(trace, end, left)
 
-    def _playing(self, trace: Trace, left: dict[int, Block]) -> _Playing | None:
-        """The plan by which to play a trace here; None where it must be played as it is, or where a block that it frees
-        is not there, which `Replay` says."""
+    def _play(self, trace: Trace, left: dict[int, Block]) -> int | None:
+        """Play a whole trace; returns where its peak was. None, with nothing done, where `Replay` must play it, or must
+        say what it can't free."""
+        known = planned(trace) if self._can_lend(trace) else None
+        if known is None:
+            return None
+        plan, requested = known
+        if self._pools is None:
+            self._pools = lent(self._allocator, small=False), lent(self._allocator, small=True)
+        freed = self._freed(plan, requested)
+        if freed is None:
+            return None
+        units = -(-np.abs(requested) // UNIT)
+        outcomes = [
+            self._play_pool(pool, each, units, freed) for pool, each in zip(self._pools, plan.pools, strict=True)
+        ]
+        new = [each.segments[len(pool.segments) :] for pool, each in zip(self._pools, outcomes, strict=True)]
+        reserved_bytes = sum(size for segments in new for _, size in segments) * UNIT
+        if not self._allocator.has_room(reserved_bytes):
+            return None
+        large = plan.pools[0]
+        units[large.entries] = np.array([size for _, size in outcomes[0].blocks], dtype=np.int64)[large.blocks]
+        self._take_over(trace, plan, requested, outcomes, freed, left)
+        top = self._count(requested, np.sign(requested) * units * UNIT, reserved_bytes)
+        if self.named:
+            self.at_peak = partial(self._at_peak, trace, plan, units * UNIT, freed, set(left.values()), top)
+        return int(plan.position[top]) if top >= 0 else 0
+
+    def _can_lend(self, trace: Trace) -> bool:
         allocator = self._allocator
-        if trace.streams or allocator.observer or allocator.on_scratch or not allocator.is_plain:
-            return None
-        if (known := planned(trace)) is None:
-            return None
-        plan, requested, large = known
-        if not self._lent:
-            self._cached, self._used, self._segments = lent(allocator)
-            self._lent = True
-        outside = list[tuple[dict[int, Block], int, Block]]()
-        for entry, other, _ in plan.outside:
+        return not trace.streams and not allocator.observer and not allocator.on_scratch and allocator.is_plain
+
+    def _freed(self, plan: Plan, requested: Ints) -> list[_Freed] | None:
+        """Blocks of other traces that a trace frees; None where one is not there."""
+        freed = list[_Freed]()
+        for other, n_bytes in zip(plan.outside, requested[plan.outside_entries].tolist(), strict=True):
             owner = self._owner(other)
             block = owner.get(other.number)
-            if block is None or block.requested != -requested[entry]:
+            if block is None or block.requested != -n_bytes:
                 return None
-            outside.append((owner, other.number, block))
-        if len({id(block) for *_, block in outside}) < len(outside):
-            return None
-        return _Playing(trace, plan, requested, large, outside, left, [allocator.allocated_bytes])
+            freed.append(_Freed(owner, other.number, block))
+        return freed if len({id(each.block) for each in freed}) == len(freed) else None
 
-    def _play(self, playing: _Playing) -> int:
-        """Play a trace; returns the entry before which all was played: the end, or an operation's first, where segments
-        must be given back."""
-        plan, cached, segments = playing.plan, self._cached, self._segments
-        kinds = zip(plan.outside, playing.outside, strict=True)
-        places = tuple([block.address if is_small else 0 for (_, _, is_small), (_, _, block) in kinds])
-        known = plan.outcomes.get((cached, places))
-        if known is None:
-            reached = self._play_both(playing, places)
-            if reached == len(plan.position) and self._segments == segments:
-                if len(plan.outcomes) >= _MOST_OUTCOMES:
-                    plan.outcomes.clear()
-                plan.outcomes[cached, places] = Outcome(self._cached, dict(self._alive), reached)
-            return reached
-        reached = self._play_large(playing)
-        if reached == len(plan.position):
-            self._cached, self._alive = known.cached, dict(known.places)
-        else:
-            self._play_parts(playing, places, 0, reached)
-        return reached
+    def _play_pool(self, pool: NumericPool, requests: Requests, units: Ints, freed: list[_Freed]) -> _Outcome:
+        """Play the requests of one pool, as if there were room for all segments that they need."""
+        codes, cached, segments = requests.codes.copy(), pool.cached, list(pool.segments)
+        codes[requests.taken] = units[requests.entries[requests.taken]]
+        data, large_bytes = codes.tobytes(), self._allocator.settings.large_segment_bytes
+        blocks: list[Located] = [freed[each].located for each in requests.outside]
+        blocks += [_NOWHERE] * len(requests.taken)
 
-    def _play_large(self, playing: _Playing) -> int:
-        """Play large requests, where small ones need no segment; returns as `_play` does."""
-        large = iter(playing.large)
-        for action in playing.plan.large:
-            if action[1] in WAITING:
-                self._give(action, playing)
-            elif not self._take(action, playing, large):
-                return action[0]
-        return len(playing.plan.position)
+        def new_segment(size: int) -> Located:
+            segments.append((next_place(segments), segment_bytes(size * UNIT, large_bytes) // UNIT))
+            return segments[-1]
 
-    def _play_both(self, playing: _Playing, places: tuple[int, ...]) -> int:
-        """Play small and large requests in order; frees of large blocks wait for the next large malloc. Returns as
-        `_play` does."""
-        end, waiting, part, large = len(playing.plan.position), list[Any](), 0, iter(playing.large)
-        for action in (*playing.plan.large, (end, "end", 0, ())):
-            if action[1] in WAITING:
-                waiting.append(action)
-                continue
-            part, stopped = self._play_parts(playing, places, part, action[0])
-            for each in waiting:
-                if stopped is None or each[0] < stopped:
-                    self._give(each, playing)
-            waiting.clear()
-            if stopped is not None:
-                return stopped
-            if action[1] == "end" or not self._take(action, playing, large):
-                return action[0]
-        return end
+        for first, after, earlier, kept, numbers in requests.parts:
+            before = tuple([blocks[number] for number in earlier])
+            key = data[8 * first : 8 * after], cached, before
+            known = self._outcomes.get(key)
+            if known is None:
+                free, numbered, count = list(cached), list(before), len(segments)
+                play(free, codes[first:after].tolist(), numbered, KEPT[pool.small], new_segment)
+                known = tuple(free), [numbered[each] for each in kept]
+                if pool.small and len(segments) == count:
+                    if len(self._outcomes) >= _MOST_OUTCOMES:
+                        self._outcomes.clear()
+                    self._outcomes[key] = known
+            cached, there = known
+            for number, block in zip(numbers, there, strict=True):
+                blocks[number] = block
+        return _Outcome(cached, blocks, segments)
 
-    def _take(self, action: tuple[int, str, int, tuple[int, ...]], playing: _Playing, large: Any) -> bool:
-        """Meet a large request; False, with nothing done, where segments must be given back."""
-        _, kind, which, sizes = action
+    def _take_over(
+        self,
+        trace: Trace,
+        plan: Plan,
+        requested: Ints,
+        outcomes: list[_Outcome],
+        freed: list[_Freed],
+        left: dict[int, Block],
+    ) -> None:
+        """Let the pools be as they are after the trace; `left` gets the blocks that it leaves."""
+        assert self._pools is not None
+        kept: list[tuple[int, Block]] = []
+        for pool, requests, outcome in zip(self._pools, plan.pools, outcomes, strict=True):
+            pool.cached, pool.segments = outcome.cached, outcome.segments
+            for each in requests.outside:
+                del pool.used[freed[each].block.address]
+            n_bytes = requested[requests.left_entries].tolist()
+            for number, in_trace, requested_bytes in zip(requests.left, requests.numbers, n_bytes, strict=True):
+                place, size = outcome.blocks[number]
+                block = pool.used[place] = Block(place, size * UNIT, None)
+                block.requested, block.allocated, block.tag = requested_bytes, True, trace.tags[in_trace]
+                kept.append((in_trace, block))
+        for owner, number, block in freed:
+            del owner[number]
+            block.allocated = False
+        left.update(sorted(kept))
+
+    def _count(self, requested: Ints, allocated: Ints, reserved_bytes: int) -> int:
+        """Count bytes that a trace has taken, below 0 given back, by entry, and those of new segments; returns the
+        entry that led to the peak, -1 where that was before all."""
         allocator = self._allocator
-        if kind == "malloc":
-            size = next(large)
-            if not allocator.fits((size,)):
-                return False
-            playing.left[which] = allocator.malloc(size, 0, playing.trace.tags[which])
-        else:
-            if not allocator.fits(sizes):
-                return False
-            playing.scratch[which] = [allocator.malloc(each) for each in sizes if each > SMALL_BYTES]
-        playing.allocated.append(allocator.allocated_bytes)
-        return True
+        allocated_sums, requested_sums = np.cumsum(allocated), np.cumsum(requested)
+        top = int(np.argmax(allocated_sums))
+        added_bytes, requested_bytes = max(0, int(allocated_sums[top])), max(0, int(requested_sums.max()))
+        peaks = allocator.allocated_bytes + added_bytes, allocator.requested_bytes + requested_bytes
+        allocator.count(int(allocated_sums[-1]), int(requested_sums[-1]), reserved_bytes)
+        allocator.set_peaks(*peaks)
+        return top if added_bytes else -1
 
-    def _give(self, action: tuple[int, str, int, tuple[int, ...]], playing: _Playing) -> None:
-        _, kind, which, _ = action
-        if kind == "free":
-            self._allocator.free(playing.left.pop(which))
-        elif kind == "outside":
-            owner, number, _ = playing.outside[which]
-            self._allocator.free(owner.pop(number))
-        else:
-            for block in playing.scratch.pop(which):
-                self._allocator.free(block)
-        playing.allocated.append(self._allocator.allocated_bytes)
+    def _at_peak(
+        self, trace: Trace, plan: Plan, n_bytes: Ints, freed: list[_Freed], left: set[Block], top: int
+    ) -> list[Sized]:
+        """Bytes and tags of the blocks in use after entry `top` of the last play."""
+        assert self._pools is not None
+        there = [(each.size, each.tag) for pool in self._pools for each in pool.used.values() if each not in left]
+        there += [
+            (each.block.size, each.block.tag)
+            for each, entry in zip(freed, plan.outside_entries.tolist(), strict=True)
+            if entry > top
+        ]
+        for requests in plan.pools:
+            taken, given = requests.lives
+            entries = taken[(taken <= top) & (given > top)]
+            there += zip(n_bytes[entries].tolist(), map(partial(_tag, trace, plan), entries.tolist()), strict=True)
+        return there
 
-    def _play_parts(self, playing: _Playing, places: tuple[int, ...], part: int, entry: int) -> tuple[int, int | None]:
-        """Play parts of the small requests that begin before an entry. Returns the next part, and the first entry of
-        the operation for which there is no room."""
-        plan, stopped = playing.plan, None
-        while stopped is None and part < len(plan.parts) - 1 and plan.entries[plan.parts[part]] < entry:
-            stopped = self._play_part(plan, places, part)
-            part += 1
-        return part, stopped
 
-    def _play_part(self, plan: Plan, outside: tuple[int, ...], part: int) -> int | None:
-        """Play a part of the small requests; returns the first entry of the operation for which there is no room."""
-        first, after = plan.parts[part : part + 2]
-        codes, before = plan.codes[first:after], self._cached
-        begin, stop = np.searchsorted(plan.earlier[0], (first, after)).tolist()
-        freed = plan.earlier[1][begin:stop].tolist()
-        places = tuple([self._alive[each] if each >= 0 else outside[-1 - each] for each in freed])
-        key = codes.tobytes(), before, places
-        known = self._outcomes.get(key)
-        made: list[int] = []
-
-        def new_segment() -> int | None:
-            if not self._allocator.reserve_small():
-                return None
-            made.append((self._segments + len(made)) * STRIDE)
-            return made[-1]
-
-        found = known or play(before, codes.tolist(), places, new_segment)
-        whole = found.played == len(codes)
-        if known is None and whole and not made:
-            if len(self._outcomes) >= _MOST_OUTCOMES:
-                self._outcomes.clear()
-            self._outcomes[key] = found
-        stopped = None
-        if not whole:  # what the operation has done until then is not done
-            position = plan.position[plan.entries[first + found.played]]
-            stopped = int(np.searchsorted(plan.position, position))
-            codes = codes[: int(np.searchsorted(plan.entries, stopped)) - first]
-            spare = list(made)
-            found = play(before, codes.tolist(), places, lambda: spare.pop(0))
-            self._allocator.reserve_small(-len(spare))
-            del made[len(made) - len(spare) :]
-        self._cached, self._segments = found.cached, self._segments + len(made)
-        for each in freed[: int((codes <= EARLIER).sum())]:
-            if each >= 0:
-                del self._alive[each]
-        mallocs_before = int(plan.orders[part])
-        self._alive.update({mallocs_before + number: place for number, place in found.places.items()})
-        return stopped
-
-    def _take_over(self, playing: _Playing, reached: int) -> None:
-        """Let the small blocks in use be those after entry `reached`; `left` gets those that the trace has left."""
-        plan, trace, left = playing.plan, playing.trace, playing.left
-        for (entry, _, is_small), (owner, number, block) in zip(plan.outside, playing.outside, strict=True):
-            if is_small and entry < reached:
-                del owner[number], self._used[block.address]
-                block.allocated = False
-        if self._alive:
-            taken = plan.entries[plan.codes > 0]
-            entries = taken[list(self._alive)]
-            numbers = np.searchsorted(plan.mallocs, plan.position[entries]).tolist()
-            sizes, requested = plan.blocks[entries].tolist(), playing.requested[entries].tolist()
-            for place, number, size, n_bytes in zip(self._alive.values(), numbers, sizes, requested, strict=True):
-                block = self._used[place] = left[number] = Block(place, size, None)
-                block.requested, block.allocated, block.tag = n_bytes, True, trace.tags[number]
-            ordered = sorted(left.items())
-            left.clear()
-            left.update(ordered)
-        small = plan.entries[: np.searchsorted(plan.entries, reached)]
-        self._allocator.change_small(int(plan.small[reached]), int(playing.requested[small].sum()))
-
-    def _set_peaks(self, playing: _Playing, reached: int, requested_bytes: int) -> int:
-        """Set the allocator's peaks to those until entry `reached`; returns the operation of the first highest one."""
-        plan, allocated = playing.plan, playing.allocated
-        small, highest = plan.small, plan.highest
-        if reached < len(plan.position):
-            small = small[: reached + 1]
-            highest = np.maximum.reduceat(small, plan.levels[: len(allocated)])
-        highest = highest + allocated
-        interval = int(np.argmax(highest))
-        first, after = [*plan.levels[: len(allocated)], reached + 1][interval : interval + 2]
-        at = first + int(np.argmax(small[first:after]))
-        requested = np.cumsum(playing.requested[:reached])
-        requested_peak_bytes = requested_bytes + max(0, int(requested.max(initial=0)))
-        self._allocator.set_peaks(int(highest[interval]), requested_peak_bytes)
-        return int(plan.position[at - 1]) if at else 0
+def _tag(trace: Trace, plan: Plan, entry: int) -> Any:
+    """The tag of the malloc that an entry is, or is part of."""
+    other = trace.others.get(int(plan.position[entry]))
+    return other.tag if isinstance(other, Scratch) else trace.tags[int(plan.numbers[entry])]

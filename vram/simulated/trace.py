@@ -113,25 +113,55 @@ class Family:
         outsides = list(enumerate(_outsides(self.least), start=len(self.least)))
         self.places = {at: place for place, (at, _) in outsides}
         self._grown = [(place, at, other) for place, (at, other) in outsides if self.slopes[place]]
-        # Places of sizes that grow, and those of lengths of scratch memory, one for each of equal ones, with the rule.
-        scratch = {place: other.sizes for place, _, other in self._grown if isinstance(other, Scratch)}
+        # Places of sizes that grow; one of all equal lengths of scratch memory, with the rule and where they are.
+        scratch = {place: (at, other.sizes) for place, at, other in self._grown if isinstance(other, Scratch)}
         self.growing = np.array([each for each in np.flatnonzero(self.slopes) if each not in scratch], dtype=np.int64)
-        alike = {(rule, int(self.sizes[at]), int(self.slopes[at])): (at, rule) for at, rule in scratch.items()}
+        alike: dict[Any, tuple[int, ScratchSizes, list[int]]] = {}
+        for place, (at, rule) in scratch.items():
+            key = rule, int(self.sizes[place]), int(self.slopes[place])
+            alike.setdefault(key, (place, rule, []))[2].append(at)
         self.growing_scratch = list(alike.values())
 
     def __call__(self, length: int) -> Trace:
         """The trace at a length."""
-        sizes, others = self.sizes_at(length), dict(self.least.others)
-        for place, position, other in self._grown:
-            size = int(sizes[place])
-            others[position] = replace(other, length=size) if isinstance(other, Scratch) else replace(other, size=size)
-        ops = array("q", sizes[: len(self.least)].tobytes())
-        least = self.least
-        return Trace(least.name, ops, others, least.streams, least.tags, family=self, length=length)
+        return _OfFamily(self, length)
 
     def sizes_at(self, length: int) -> npt.NDArray[np.int64]:
         """All sizes at a length."""
         return self.sizes + self.slopes * (length - self.least_length)
+
+    def others_at(self, length: int) -> dict[int, Outside | Scratch | str]:
+        """Operations that are neither mallocs nor frees of the trace's own blocks, at a length."""
+        sizes, others = self.sizes_at(length), dict(self.least.others)
+        for place, position, other in self._grown:
+            size = int(sizes[place])
+            others[position] = replace(other, length=size) if isinstance(other, Scratch) else replace(other, size=size)
+        return others
+
+
+class _OfFamily(Trace):
+    """A family's trace, which is made out where it is read: a quick replay needs its length alone."""
+
+    ops: array[int]
+    others: dict[int, Outside | Scratch | str]
+
+    def __init__(self, family: Family, length: int) -> None:
+        least = family.least
+        self.name, self.streams, self.tags, self.plans = least.name, least.streams, least.tags, {}
+        self.family: Family = family
+        self.length = length
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "ops":
+            self.ops = array("q", self.family.sizes_at(self.length)[: len(self)].tobytes())
+        elif name == "others":
+            self.others = self.family.others_at(self.length)
+        else:
+            raise AttributeError(name)
+        return self.__dict__[name]
+
+    def __len__(self) -> int:
+        return len(self.family.least)
 
 
 def interpolated(known: Mapping[int, Trace]) -> Family | None:
@@ -328,19 +358,13 @@ class Replay:
             oom=oom,
         )
 
-    def _run(
-        self, trace: Trace, end: int, left: dict[int, Block], start: int = 0, number: int = 0, peak_position: int = 0
-    ) -> tuple[int, int, SimulatedOutOfMemory | None]:
-        """Where the trace ended, where its peak was, and why it ended early; `left` gets what is alive.
-
-        `start`: the first operation that is played, `number` that of its first malloc, and `peak_position` the place of
-        the peak until then.
-        """
+    def _run(self, trace: Trace, end: int, left: dict[int, Block]) -> tuple[int, int, SimulatedOutOfMemory | None]:
+        """Where the trace ended, where its peak was, and why it ended early; `left` gets what is alive."""
         allocator = self._allocator
-        position, peak_bytes = start, allocator.stats.allocated_bytes.peak
+        number, position, peak_position, peak_bytes = 0, 0, 0, allocator.allocated_bytes
         malloc, free, tags, streams = allocator.malloc, allocator.free, trace.tags, trace.streams
         try:
-            for position, op in enumerate(trace.ops[start:end], start=start):
+            for position, op in enumerate(trace.ops[:end]):
                 if op > 0:
                     left[number] = malloc(op, streams.get(number, 0), tags[number])
                     number += 1

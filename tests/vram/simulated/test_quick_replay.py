@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 
 from vram.simulated.allocator import CachingAllocator
+from vram.simulated.numeric_pool import play
+from vram.simulated.peak_blocks import in_use, watched
 from vram.simulated.quick_replay import QuickReplay
-from vram.simulated.small_pool import play
 from vram.simulated.trace import Played, Recorder, Replay, Scratch, Trace, interpolated
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
@@ -76,12 +78,17 @@ def figures(played: Played) -> Any:
 
 
 def compared(traces: list[Trace], capacity_bytes: int, seed: int = 0) -> QuickReplay:
-    """The quick replay, after it did as the other: in every figure of every play, and in what is there then."""
+    """The quick replay, after it did as the other: in every figure of every play, in what is in use at the peak, and in
+    what is there then."""
     chance = random.Random(seed)
-    plain, quick = Replay(CachingAllocator(capacity_bytes)), QuickReplay(CachingAllocator(capacity_bytes))
+    plain, quick = Replay(CachingAllocator(capacity_bytes)), QuickReplay(CachingAllocator(capacity_bytes), named=True)
     for trace in traces:
-        expected, got = plain.play(trace), quick.play(trace)
+        with watched(plain._allocator) as at_peak:
+            expected = plain.play(trace)
+        got = quick.play(trace)
         assert figures(got) == figures(expected)
+        assert Counter(quick.at_peak()) == Counter(at_peak())
+        assert sum(n_bytes for n_bytes, _ in quick.at_peak()) == got.allocated_peak_bytes
         for replay, played in ((plain, expected), (quick, got)):
             if expected.oom is not None or chance.random() < 0.05:
                 replay.drop(played if expected.oom is not None else None)
@@ -123,8 +130,9 @@ def played_on(traces: list[Trace], capacity_bytes: int) -> Iterator[Played]:
     return (replay.play(trace) for trace in traces)
 
 
-def decoding(tokens: int, layers: int = 4, first: int = 500) -> list[Trace]:
-    """Steps of a decoder: a cache that is larger each time, in the place of the last; the rest as it always is."""
+def decoding(tokens: int, layers: int = 4, first: int = 500, *, scratch: bool = False) -> list[Trace]:
+    """Steps of a decoder: a cache that is larger each time, in the place of the last; the rest as it always is, but for
+    scratch memory, where that is wanted."""
     allocator = CachingAllocator(2**50)
     recorder = Recorder(allocator)
     allocator.malloc(300 * MIB)
@@ -135,6 +143,9 @@ def decoding(tokens: int, layers: int = 4, first: int = 500) -> list[Trace]:
             hidden = [allocator.malloc(8 * KIB) for _ in range(5)]
             longer = allocator.malloc(8 * KIB * length, tag=length)
             scores = allocator.malloc(64 * length)
+            if scratch:
+                why = Scratch(Parts(), length, "scratch")
+                allocator.take_scratch(why.sizes.sizes_at(length), why, "scratch")
             if len(cache) == layers:
                 allocator.free(cache.pop(0))
             cache.append(longer)
@@ -148,37 +159,37 @@ def decoding(tokens: int, layers: int = 4, first: int = 500) -> list[Trace]:
     return traces
 
 
+def played_small(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list that gets how many small requests are played, each time that some are."""
+    counts = list[int]()
+
+    def counting(free: Any, codes: Any, numbered: Any, kept: int, new_segment: Any) -> None:
+        if not kept:
+            counts.append(len(codes))
+        play(free, codes, numbered, kept, new_segment)
+
+    monkeypatch.setattr("vram.simulated.quick_replay.play", counting)
+    return counts
+
+
 def test_what_came_before_is_not_played_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once the layers' small requests repeat, a token plays few of them; the allocator gets the large ones alone."""
-    traces = decoding(60, layers=8)
+    """Once the layers' small requests repeat, a token plays few of them; the allocator gets none."""
+    traces = decoding(60, layers=40)
     compared(traces, 2**50)
     quick = QuickReplay(CachingAllocator(2**50))
-    sizes, played = list[int](), list[int]()
-    own = CachingAllocator.malloc
-
-    def malloc(allocator: CachingAllocator, n_bytes: int, *rest: Any) -> Any:
-        sizes.append(n_bytes)
-        return own(allocator, n_bytes, *rest)
-
-    def counting(cached: Any, codes: Any, *rest: Any) -> Any:
-        played.append(len(codes))
-        return play(cached, codes, *rest)
-
-    monkeypatch.setattr(CachingAllocator, "malloc", malloc)
-    monkeypatch.setattr("vram.simulated.quick_replay.play", counting)
     for trace in traces[:59]:
         quick.play(trace)
-    played.clear()
-    sizes.clear()
+    counts = played_small(monkeypatch)
+    monkeypatch.setattr(CachingAllocator, "malloc", None)
     quick.play(traces[59])
     quick.play(traces[60])
-    assert sorted(sizes) == [8 * KIB * length for length in (558, 559) for _ in range(8)]
-    assert 2 * sum(played) < len(traces[59]) + len(traces[60])
+    small = sum(1 for trace in traces[59:61] for op in trace.ops if 0 < op <= MIB)
+    assert sum(counts) < small / 2  # that is a quarter of mallocs and frees
 
 
-def of_a_family(tokens: int, first: int = 500) -> list[Trace]:
+def of_a_family(tokens: int, first: int = 500, *, scratch: bool = False) -> list[Trace]:
     """The same steps, but for the first ones all from four of them."""
-    setup, *traces = decoding(tokens, first=first)
+    setup, *traces = decoding(tokens, first=first, scratch=scratch)
     family = interpolated({number: traces[number] for number in (3, 4, tokens - 2, tokens - 1)})
     assert family is not None
     return [setup, *traces[:3], *map(family, range(3, tokens))]
@@ -190,56 +201,49 @@ def test_a_family_s_traces_are_played_as_each_by_itself(capacity_bytes: int) -> 
     compared(of_a_family(70), capacity_bytes)
 
 
-def test_a_trace_that_begins_as_before_has_its_large_requests_played_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traces of a family too, which share a plan; where the card is full, small requests are played until there."""
-    traces = of_a_family(120)
+@pytest.mark.parametrize("first", [3, 20, 250])
+def test_scratch_memory_that_grows_in_a_family(first: int) -> None:
+    """One of its two blocks is small at first, and large in the end, where the traces have another plan."""
+    traces = of_a_family(40, first, scratch=True)
     compared(traces, 2**50)
-    quick, parts = QuickReplay(CachingAllocator(2**50)), []
-    own = QuickReplay._play_part
-
-    def counting(*arguments: Any) -> Any:
-        parts.append(len(parts))
-        return own(*arguments)
-
-    monkeypatch.setattr(QuickReplay, "_play_part", counting)
-    for trace in traces:
-        quick.play(trace)
-    assert len(parts) < 4 * len(traces)  # each has 5
+    compared(traces, 310 * MIB)
     family = traces[-1].family
     assert family is not None
-    assert len(family.plans) < len(traces) / 4
+    assert len(family.plans) == (1 if first == 250 else 2)
 
 
-def test_a_card_that_is_full_in_a_trace_that_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_traces_of_a_family_have_one_plan() -> None:
+    """Also where small sizes grow; another only where a small request has become a large one."""
+    traces = of_a_family(400, first=1000)  # 64 B for each length, and 8 KiB
+    compared(traces, 2**50)
+    family = traces[-1].family
+    assert family is not None
+    assert len(family.plans) == 1
+
+
+def test_a_card_that_is_full_in_a_trace_that_came_before() -> None:
     """Its large requests stop where there is no room, as blocks of 10 MiB need segments of their own; its small ones,
     known to the end, are played until there."""
     traces = of_a_family(60, first=1250)
     roomy = QuickReplay(CachingAllocator(2**50))
     reserved = [roomy.play(trace).reserved_bytes for trace in traces]
-    stopped, own = list[bool](), QuickReplay._play_large
-
-    def stopping(replay: QuickReplay, playing: Any) -> int:
-        reached = own(replay, playing)
-        stopped.append(reached < len(playing.plan.position))
-        return reached
-
-    monkeypatch.setattr(QuickReplay, "_play_large", stopping)
     assert reserved[20] < reserved[-1]
-    compared(traces, reserved[20])
-    assert True in stopped
+    full = compared(traces, reserved[20])
+    assert full._allocator.stats.ooms == 1
 
 
-def test_a_replay_goes_on_where_another_was() -> None:
-    """Named blocks, and those of the traces before, are known; so is what is free."""
+def test_what_it_plays_as_any_replay_is_known_to_the_next() -> None:
+    """Named blocks, those of the traces before, and what is free, after plays that somebody observed."""
     traces = decoding(30)
-    plain = Replay(CachingAllocator(2**50))
-    for trace in traces[:10]:
-        plain.play(trace)
-    quick, other = QuickReplay.after(plain), Replay(CachingAllocator(2**50))
-    for trace in traces[:10]:
-        other.play(trace)
-    for trace in traces[10:]:
+    quick, other = QuickReplay(CachingAllocator(2**50)), Replay(CachingAllocator(2**50))
+    for number, trace in enumerate(traces):
+        quick._allocator.observer = None if number % 4 else observer
         assert figures(quick.play(trace)) == figures(other.play(trace))
+        assert sorted(quick.in_use(), key=str) == sorted(in_use(other._allocator), key=str)
+
+
+def observer(*_: object) -> None:
+    """An observer."""
 
 
 @pytest.mark.parametrize("capacity_mib", range(302, 380, 13))
@@ -260,7 +264,7 @@ def test_what_a_trace_can_t_free_is_refused_alike() -> None:
 
 def test_with_settings_that_both_kinds_share_all_is_played(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is skipped where small requests are rounded otherwise, or segments given back early."""
-    monkeypatch.setattr("vram.simulated.quick_replay.play", None)
+    monkeypatch.setattr("vram.simulated.quick_replay.planned", None)
     for settings in ("roundup_power2_divisions:4", "max_split_size_mb:32"):
         plain, quick = (kind(CachingAllocator(GIB, settings=settings)) for kind in (Replay, QuickReplay))
         for trace in decoding(5):
