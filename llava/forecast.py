@@ -12,8 +12,8 @@ from vram.cards import Card
 from vram.forecasting.playing import ENDLESS_BYTES, CardPlayer, Holder, NoRoom, first_that_fits
 from vram.simulated.allocator import CachingAllocator
 from vram.simulated.allocator_settings import environment_settings
-from vram.simulated.bounds import SegmentBound
-from vram.simulated.trace import Played, Replay
+from vram.simulated.bounds import SegmentBound, new_segments_bytes
+from vram.simulated.trace import Played, Replay, Trace
 
 _MAX_OPERATIONS = 2**24  # of a longest answer that is replayed: some ten seconds
 
@@ -106,16 +106,37 @@ def max_answer_tokens(answers: AnswerTraces, prompt: Prompt) -> int | None:
         return None
     card = answers.workload.card
     player = Forecast(answers, card, named=False).player
-    reached = None
-    if not _has_room_anyway(player, answer, tokens):
-        every = enumerate(answer.traces(tokens))
-        reached = next((before for before, trace in every if player.replay.play(trace).oom is not None), None)
+    reached = None if _has_room_anyway(player, answer, tokens) else _tokens_reached(player, answer, tokens)
     if reached is None:
         return tokens if prompt.tokens + tokens == answers.context else None
+    most, reserved_bytes = reached
     # An answer's end could need what the next token would have needed.
-    while reached and Forecast(answers, card, named=False).answer(prompt, reached).out_of_memory:
-        reached -= 1
-    return reached
+    if _ends_anyway(player, answer.end(most), reserved_bytes):
+        return most
+    while most and Forecast(answers, card, named=False).answer(prompt, most).out_of_memory:
+        most -= 1
+    return most
+
+
+def _tokens_reached(player: CardPlayer, answer: LongAnswer, tokens: int) -> tuple[int, int] | None:
+    """How many tokens there is room for, and bytes reserved then; None where there is room for all, and their end."""
+    reserved_bytes = player.built.reserved_bytes
+    for before, trace in enumerate(answer.traces(tokens)):
+        played = player.replay.play(trace)
+        if played.oom is not None:
+            return before, reserved_bytes
+        reserved_bytes = played.reserved_bytes
+    return None
+
+
+def _ends_anyway(player: CardPlayer, end: Trace, reserved_bytes: int) -> bool:
+    """Whether there is room for an answer's end wherever blocks are, after so many bytes were reserved; False where
+    only playing it can say that."""
+    allocator = player.allocator
+    if not allocator.is_plain or allocator.allowed_bytes is not None:
+        return False
+    new_bytes = new_segments_bytes(end, allocator.settings.large_segment_bytes)
+    return reserved_bytes + new_bytes <= allocator.free_bytes + allocator.reserved_bytes
 
 
 def _has_room_anyway(player: CardPlayer, answer: LongAnswer, tokens: int) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -68,3 +69,10 @@ class SegmentBound:
     def _count_scratch(self, sizes: Sequence[int]) -> None:
         self.scratch = max(self.scratch, len(sizes))
         self.request_bytes = max(self.request_bytes, *sizes, 0)
+
+
+def new_segments_bytes(trace: Trace, large_segment_bytes: int) -> int:
+    """Bytes of segments that a trace's requests need at most: a new one for each."""
+    scratch = (other.sizes.sizes_at(other.length) for other in trace.others.values() if isinstance(other, Scratch))
+    sizes = [*(op for op in trace.ops if op > 0), *chain.from_iterable(scratch)]
+    return sum(segment_bytes(-(-size // UNIT) * UNIT, large_segment_bytes) for size in sizes if size)

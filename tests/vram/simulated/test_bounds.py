@@ -8,7 +8,7 @@ import pytest
 
 from tests.vram.simulated.test_quick_replay import MIB, decoding, steps
 from vram.simulated.allocator import CachingAllocator
-from vram.simulated.bounds import SegmentBound
+from vram.simulated.bounds import SegmentBound, new_segments_bytes
 from vram.simulated.trace import Recorder, Replay, Scratch, Trace, interpolated
 
 LARGE = 20 * MIB  # of a segment that requests from 1 to 10 MiB share
@@ -58,6 +58,12 @@ def test_each_block_counts_as_a_segment() -> None:
     bound.add([recorded((25 * MIB, False))])
     assert (bound.alive, bound.small, bound.large) == (1, 3, 2)
     assert bound.n_bytes(5, LARGE) == 5 + (2 + 1) * 26 * MIB + (3 + 1) * 2 * MIB
+
+
+def test_a_new_segment_for_each_request_is_the_most_that_a_trace_adds() -> None:
+    """Whatever stays or is freed, scratch memory too; empty requests make none."""
+    trace = recorded((3 * MIB, True), (512, False), (25 * MIB - 1, False), scratch=(MIB, 0, 11 * MIB + 1))
+    assert new_segments_bytes(trace, LARGE) == LARGE + 2 * MIB + 26 * MIB + 2 * MIB + 12 * MIB
 
 
 def test_a_family_counts_as_its_ends_do() -> None:
