@@ -42,7 +42,7 @@ _NO_DEVICES = frozenset(
     (FakeTensor, Tensor, torch.nn.Parameter, int, float, bool, type(None), torch.dtype, torch.Size, slice, type(...))
 )
 # Functions that autograd would take apart before a mode sees them.
-_SEEN_WHOLE: set[Any] = {torch.rms_norm, torch.nn.functional.rms_norm, torch.nn.functional.linear}
+_SEEN_WHOLE: set[Any] = {torch.nn.functional.linear}
 
 
 class CardFunctions(TorchFunctionMode):

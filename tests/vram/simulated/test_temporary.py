@@ -137,6 +137,12 @@ BACKWARD: dict[str, tuple[Callable[..., Any], Callable[[], list[Tensor]], list[i
         lambda: [torch.zeros(40, 50, device="cuda", dtype=torch.complex64, requires_grad=True)],
         [64480, 0, 7],
     ),
+    # Its statistics, 160 B, go; gradients come.
+    "rms_norm": (
+        lambda x, factor: F.rms_norm(x, (50,), factor),
+        lambda: [torch.zeros(*sizes, device="cuda", requires_grad=True) for sizes in ((40, 50), (50,))],
+        [8200, 8200 - 160 - 8000, 2],
+    ),
     "losses of halves and floats": (F.mse_loss, lambda: two_types(torch.float16, torch.float32), [12000, 4000, 2]),
     "smooth ones": (F.smooth_l1_loss, lambda: two_types(torch.float32, torch.float16), [12000, 4000, 2]),
     "batch norm of volumes with channels last": (
@@ -156,6 +162,15 @@ def test_a_backward_pass_takes_what_it_does_on_a_card(case: str) -> None:
         result = [run(*leaves)]
         gradient = torch.ones_like(result[0], requires_grad=False)
         assert figures(lambda: torch.autograd.backward([result.pop()], [gradient])) == expected
+
+
+def test_rms_norm_is_one_kernel_to_autograd() -> None:
+    """The result and a number for each row stay for a gradient, in any build of torch; the gradient has one itself."""
+    with device("H100"):
+        x = torch.zeros(40, 50, device="cuda", requires_grad=True)
+        assert figures(lambda: F.rms_norm(x, (50,))) == [8000 + 160, 8000 + 160, 2]
+        (gradient,) = torch.autograd.grad(torch.nn.RMSNorm(50, device="cuda")(x).sum(), x, create_graph=True)
+        assert gradient.grad_fn is not None
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -11,8 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 _aten = torch.ops.aten
 RMS_NORM = _aten._fused_rms_norm.default
-# A card and a CPU have a kernel for each, of two tensors; fake tensors take them apart.
-ONE_KERNEL = {_aten.silu_backward.default, _aten.mish_backward.default}
+# A card has a kernel for each, which autograd sees as one operation; without CUDA, C++ or fake tensors take them apart.
+ONE_KERNEL = {_aten.silu_backward.default, _aten.mish_backward.default, RMS_NORM}
 # Composed in C++ of operations that allocate, and so are taken apart.
 COMPOSED = {
     _aten._safe_softmax.default,
