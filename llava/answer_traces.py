@@ -26,7 +26,8 @@ from vram.replaying.marks import listening, mark
 from vram.simulated.context import DEVICE, TOKEN, SimulatedCuda
 from vram.simulated.remarks import ASSUMED, merged
 from vram.simulated.repeated_layers import RepeatedLayers
-from vram.simulated.trace import Family, Recorder, Trace, interpolated
+from vram.simulated.trace import Recorder, Trace
+from vram.simulated.trace_family import Family, interpolated
 
 MAX_BATCH_TOKENS = 2**20  # prompts and answers together: the simulation does not know the values of longer tensors
 _TESTED = ("5.17", "5.23")  # transformers
@@ -94,7 +95,7 @@ class AnswerTraces:
     next one is there. Layers that are alike are not all run (`vram.simulated.repeated_layers`), but with `every_step`.
 
     In a long answer with a cache only the first steps and the last that the context allows are simulated. Those between
-    are interpolated, if they differ in sizes alone and each size is on one line (`vram.simulated.trace.interpolated`);
+    are interpolated, if they differ in sizes alone and each size is on one line (`vram.simulated.trace_family`);
     `stepwise` counts the long answers where that was not so, `linear` the others. Answers without a cache are simulated
     to their end, or until the card can't hold them.
     """

@@ -14,7 +14,8 @@ import numpy as np
 
 from vram.simulated.allocator import SMALL_BYTES, SMALL_SEGMENT_BYTES, segment_bytes
 from vram.simulated.numeric_pool import UNIT
-from vram.simulated.trace import Family, Outside, Scratch, Trace
+from vram.simulated.trace import Outside, Scratch, Trace
+from vram.simulated.trace_family import Family
 
 
 @dataclass

@@ -58,7 +58,7 @@ class QuickReplay(Replay):
         """`named`: `at_peak` is wanted."""
         super().__init__(allocator)
         self.named = named
-        # Bytes and tags of all blocks in use at the peak of the last play.
+        # Bytes and tags of all blocks in use at the peak of the last play; to be called before the next.
         self.at_peak: Callable[[], list[Sized]] = list
         self._pools: tuple[NumericPool, NumericPool] | None = None  # large and small, while they are lent
         # Of parts of small requests: by what they are, what is cached, and the earlier blocks that they free, what is

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vram.simulated.allocator import SMALL_BYTES
-from vram.simulated.trace import NOTHING, Family, Outside, Scratch, Trace
+from vram.simulated.trace import NOTHING, Outside, Scratch, Trace
+from vram.simulated.trace_family import Family, OfFamily
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -82,13 +83,12 @@ def planned(trace: Trace) -> tuple[Plan, Ints] | None:
 
     Traces of a family have one plan, while the same requests are small.
     """
-    family = trace.family
-    if family is None:
+    if not isinstance(trace, OfFamily):
         if b"" not in trace.plans:
             trace.plans[b""] = _plan(trace)
         plan = trace.plans[b""]
         return None if plan is None else (plan, plan.requested)
-    sizes = family.sizes_at(trace.length)
+    family, sizes = trace.family, trace.family.sizes_at(trace.length)
     scratch = [_taken(rule.sizes_at(int(sizes[place]))) for place, rule, _ in family.growing_scratch]
     key = _kinds(sizes[family.growing]).tobytes() + repr([_kinds(np.array(each)).tolist() for each in scratch]).encode()
     if key not in family.plans:

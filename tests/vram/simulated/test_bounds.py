@@ -9,7 +9,8 @@ import pytest
 from tests.vram.simulated.test_quick_replay import MIB, decoding, steps
 from vram.simulated.allocator import CachingAllocator
 from vram.simulated.bounds import SegmentBound, new_segments_bytes
-from vram.simulated.trace import Recorder, Replay, Scratch, Trace, interpolated
+from vram.simulated.trace import Recorder, Replay, Scratch, Trace
+from vram.simulated.trace_family import interpolated
 
 LARGE = 20 * MIB  # of a segment that requests from 1 to 10 MiB share
 

@@ -14,7 +14,8 @@ from vram.simulated.allocator import CachingAllocator
 from vram.simulated.numeric_pool import play
 from vram.simulated.peak_blocks import in_use, watched
 from vram.simulated.quick_replay import QuickReplay
-from vram.simulated.trace import Played, Recorder, Replay, Scratch, Trace, interpolated
+from vram.simulated.trace import Played, Recorder, Replay, Scratch, Trace
+from vram.simulated.trace_family import OfFamily, interpolated
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 EDGES = [1, 512, 513, 100_000, MIB - 512, MIB, MIB + 1, 3 * MIB + 77, 10 * MIB - 512, 10 * MIB, 20 * MIB + 1]
@@ -207,18 +208,16 @@ def test_scratch_memory_that_grows_in_a_family(first: int) -> None:
     traces = of_a_family(40, first, scratch=True)
     compared(traces, 2**50)
     compared(traces, 310 * MIB)
-    family = traces[-1].family
-    assert family is not None
-    assert len(family.plans) == (1 if first == 250 else 2)
+    assert isinstance(traces[-1], OfFamily)
+    assert len(traces[-1].family.plans) == (1 if first == 250 else 2)
 
 
 def test_traces_of_a_family_have_one_plan() -> None:
     """Also where small sizes grow; another only where a small request has become a large one."""
     traces = of_a_family(400, first=1000)  # 64 B for each length, and 8 KiB
     compared(traces, 2**50)
-    family = traces[-1].family
-    assert family is not None
-    assert len(family.plans) == 1
+    assert isinstance(traces[-1], OfFamily)
+    assert len(traces[-1].family.plans) == 1
 
 
 def test_a_card_that_is_full_in_a_trace_that_came_before() -> None:

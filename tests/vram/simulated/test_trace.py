@@ -9,7 +9,8 @@ import torch
 
 from vram.simulated.allocator import Block, CachingAllocator
 from vram.simulated.context import SimulatedCuda
-from vram.simulated.trace import Played, Recorder, Replay, Trace, interpolated
+from vram.simulated.trace import Played, Recorder, Replay, Trace
+from vram.simulated.trace_family import interpolated
 
 MIB, GIB = 2**20, 2**30
 
