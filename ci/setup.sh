@@ -19,7 +19,14 @@ want="$(cat pyproject.toml ci/constraints.txt | cksum) $PWD"
 if [[ "$(cat "$stamp" 2>/dev/null)" != "$want" ]]; then
     echo "Setting up $VIRTUAL_ENV (once; about a minute) ..." >&2
     # Python compiles what is imported: here, so that no two processes of tests do; pip would compile four times as much.
-    python -m pip install --quiet --no-compile --disable-pip-version-check --constraint ci/constraints.txt --editable '.[dev]' >&2
+    install=(python -m pip install --quiet --no-compile --disable-pip-version-check)
+    pinned() { # all that is pinned, which is all: half of it, without a search for versions
+        "${install[@]}" --no-deps --requirement <(awk "/==/ && NR % 2 == $1" ci/constraints.txt) >&2
+    }
+    pinned 0 &
+    pinned 1
+    wait $!
+    "${install[@]}" --constraint ci/constraints.txt --editable '.[dev]' >&2
     python -c 'import pytest, torch._dynamo, transformers.models.llava.modeling_llava' >&2
     printf '%s\n' "$want" > "$stamp"
 fi
