@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from vram.torch_hooks.frozen import freeze, frozen, unfreeze
+from vram.torch_hooks.frozen import freeze, freeze_again, frozen, unfreeze
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def unfrozen() -> Iterator[None]:
         yield
     finally:
         if by_someone:
-            freeze(ours=ours)
+            freeze_again(ours=ours)
 
 
 @contextmanager

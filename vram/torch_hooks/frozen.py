@@ -23,6 +23,14 @@ def freeze(*, ours: bool) -> None:
     _ours = ours
 
 
+def freeze_again(*, ours: bool) -> None:
+    """Hide what is there, which was hidden before. What another has frozen stays so: garbage goes first, as none that
+    is hidden is ever collected."""
+    if not ours:
+        gc.collect()
+    freeze(ours=ours)
+
+
 def unfreeze() -> bool:
     """Show what is hidden; whether we had hidden it."""
     global _ours

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from vram.torch_hooks.frozen import freeze, frozen, unfreeze
+from vram.torch_hooks.frozen import freeze, freeze_again, frozen, unfreeze
 
 _T = TypeVar("_T")
 _LOOKED_FOR = (torch.Tensor, torch.nn.Module, torch.optim.Optimizer)
@@ -98,16 +98,23 @@ class _Frozen:
         self._marker: _Marker | None = None  # made when frozen objects were looked through last
         self._hidden: list[weakref.ref[Any]] = []
 
-    def living(self, seen: Sequence[Any], kinds: tuple[type, ...]) -> list[Any]:
-        """Those of `kinds` that are not among the objects `seen` by the collector."""
+    def is_known(self, seen: Sequence[Any]) -> bool:
+        """Whether what is hidden was looked through, when the collector sees `seen`."""
         if not frozen():
             self._marker, self._hidden = None, []
-        elif not _marked(seen):
-            # Nothing lists frozen objects. Who unfreezes and freezes again hides others, which may be fewer.
-            ours = unfreeze()
-            hidden = gc.get_objects()
-            freeze(ours=ours)
-            self._marker, self._hidden = _Marker(), _references(hidden)
+            return True
+        return _marked(seen)
+
+    def look(self) -> None:
+        """Look through what is hidden."""
+        # Nothing lists frozen objects. Who unfreezes and freezes again hides others, which may be fewer.
+        ours = unfreeze()
+        hidden = _references(gc.get_objects())
+        freeze_again(ours=ours)
+        self._marker, self._hidden = _Marker(), hidden
+
+    def living(self, kinds: tuple[type, ...]) -> list[Any]:
+        """Those of `kinds` that were hidden when it was looked last."""
         return _among([one for one in (known() for known in self._hidden) if one is not None], kinds)
 
     def freeze_more(self) -> None:
@@ -148,7 +155,11 @@ def living_tensors() -> list[torch.Tensor]:
 def living(*kinds: type[Any]) -> list[Any]:
     """The same of objects of other kinds: tensors, modules and optimizers."""
     seen = gc.get_objects()
-    return list({id(one): one for one in (*_frozen.living(seen, kinds), *_among(seen, kinds))}.values())
+    if not _frozen.is_known(seen):
+        del seen  # it would keep garbage
+        _frozen.look()
+        seen = gc.get_objects()
+    return list({id(one): one for one in (*_frozen.living(kinds), *_among(seen, kinds))}.values())
 
 
 def tensors_among(objects: Sequence[Any]) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import vram
 from vram.explanation.peak import breakdown
-from vram.replaying.collector import cheap_collections, frozen, unfrozen
+from vram.replaying.collector import cheap_collections, frozen, no_collections, unfrozen
 from vram.session import SessionOptions, VramSession
 from vram.summary.breakdown import from_json
 from vram.torch_hooks import storages
@@ -62,6 +63,33 @@ def test_frozen_objects_are_looked_through_once(model: torch.nn.Linear, monkeypa
     gc.freeze()
     needed_bytes(model)
     assert len(shown) == 2
+
+
+class Cycle:
+    """Garbage, once nobody has it, that the collector alone frees."""
+
+    def __init__(self) -> None:
+        self.itself, self.tensor = self, torch.zeros(1000)
+
+
+def test_garbage_from_before_the_first_look_is_collected(model: torch.nn.Linear) -> None:
+    """The look freezes what was made since somebody froze; so does an explanation, which shows all and hides it."""
+    ended = weakref.ref(Cycle())
+    storages.living_tensors()
+    assert ended() is None
+    with unfrozen():
+        ended = weakref.ref(Cycle())
+    assert (frozen(), ended()) == (True, None)
+
+
+def test_an_explanation_in_a_replay_leaves_garbage_to_the_replay(model: torch.nn.Linear) -> None:
+    """Objects that we have frozen ourselves are shown at the end: the replay counts what its collector frees."""
+    gc.unfreeze()
+    with cheap_collections(), no_collections(), unfrozen():
+        ended = weakref.ref(Cycle())
+    assert ended() is not None
+    gc.collect()
+    assert ended() is None
 
 
 def test_what_is_frozen_anew_is_seen_where_less_is_frozen_than_before(model: torch.nn.Linear) -> None:
