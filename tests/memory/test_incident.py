@@ -39,9 +39,14 @@ def test_a_stale_flag_is_caught_by_the_branch_test(
 
 @pytest.fixture
 def keeping(
-    answerer: Answerer, vram: VramSession, questions: list[Question], switched: Callable[..., None]
+    answerer: Answerer,
+    vram: VramSession,
+    questions: list[Question],
+    switched: Callable[..., None],
+    recordings: Callable[[str], Recording],
 ) -> Recording:
     """The old loop: no cache, every layer's attention of every token kept until the next answer."""
+    recordings("baseline")  # before what is planted here is alive
     switched("baseline")
     parts = (answerer.tokenizer, answerer.model, answerer.image_processor)
     keeper = Answerer(*parts, **answerer.lengths, keep_attentions=True)
