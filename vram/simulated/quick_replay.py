@@ -217,11 +217,16 @@ class QuickReplay(Replay):
         for requests in plan.pools:
             taken, given = requests.lives
             entries = taken[(taken <= top) & (given > top)]
-            there += zip(n_bytes[entries].tolist(), map(partial(_tag, trace, plan), entries.tolist()), strict=True)
+            numbers, positions = plan.numbers[entries].tolist(), plan.position[entries].tolist()
+            tags = (_tag(trace, *place) for place in zip(numbers, positions, strict=True))
+            there += zip(n_bytes[entries].tolist(), tags, strict=True)
         return there
 
 
-def _tag(trace: Trace, plan: Plan, entry: int) -> Any:
-    """The tag of the malloc that an entry is, or is part of."""
-    other = trace.others.get(int(plan.position[entry]))
-    return other.tag if isinstance(other, Scratch) else trace.tags[int(plan.numbers[entry])]
+def _tag(trace: Trace, number: int, position: int) -> Any:
+    """The tag of a malloc, by its number, -1 for one of scratch memory, and the operation that it is part of."""
+    if number >= 0:
+        return trace.tags[number]
+    scratch = trace.others[position]
+    assert isinstance(scratch, Scratch)
+    return scratch.tag
