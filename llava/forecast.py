@@ -111,7 +111,7 @@ def max_answer_tokens(answers: AnswerTraces, prompt: Prompt) -> int | None:
         return tokens if prompt.tokens + tokens == answers.context else None
     most, reserved_bytes = reached
     # An answer's end could need what the next token would have needed.
-    if _ends_anyway(player, answer.end(most), reserved_bytes):
+    if answers.is_long(most) and _ends_anyway(player, answer.end(most), reserved_bytes):
         return most
     while most and Forecast(answers, card, named=False).answer(prompt, most).out_of_memory:
         most -= 1

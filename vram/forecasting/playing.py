@@ -81,6 +81,8 @@ class CardPlayer:
     def go_on_unnamed(self) -> None:
         """Name no holders from now on, and take no snapshot."""
         self.allocator.observer = None
+        self._live.clear()
+        self._events.clear()
         self.replay.named = False
 
     def alive(self) -> tuple[Holder, ...]:
@@ -134,10 +136,10 @@ def _allocation(n_bytes: int, tag: Any) -> Allocation:
 
 
 def _holders(live: Iterable[Sized]) -> tuple[Holder, ...]:
-    """The lines that hold most, largest first."""
+    """The lines that hold most, largest first, and of equal ones by name."""
     sizes: dict[str, list[int]] = {}
     for n_bytes, tag in live:
         line = "the model, and what was there before" if tag is None or tag.line is None else str(tag.line)
         sizes.setdefault(line, []).append(n_bytes)
     holders = [Holder(sum(each), len(each), line) for line, each in sizes.items()]
-    return tuple(sorted(holders, key=lambda holder: -holder.n_bytes)[:_MAX_HOLDERS])
+    return tuple(sorted(holders, key=lambda holder: (-holder.n_bytes, holder.line))[:_MAX_HOLDERS])

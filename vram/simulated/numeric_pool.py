@@ -17,7 +17,7 @@ from vram.simulated.allocator_figures import FIGURES
 UNIT = 512
 # A place is an address in units, counted from 0, with one unit between two segments, so that their pieces never touch.
 # A piece is size << SHIFT | place: ascending, pieces are in the order in which the allocator takes them.
-SHIFT = 40
+SHIFT = 60
 PLACE = (1 << SHIFT) - 1
 KEPT = SMALL_BYTES // UNIT, 0  # of a piece, large or small: the most that is left over and not split off
 

@@ -1,9 +1,10 @@
 """Replays for figures alone, many times as fast: what came before is not played again.
 
-Most requests are small, and the layers of a model make the same ones, one after the other. They are played in parts,
-and a part that comes again where the same is cached ends as it did. Figures are those of `Replay`, to the byte: the sum
-over small and large blocks, operation by operation, has its peaks where it had them. Where segments would be given
-back, which both kinds share, the allocator gets its blocks back, and the trace is played as by `Replay`.
+Most requests are small, and the layers of a model make the same ones, one after the other. Small ones are played in
+parts, and a part that comes again where the same is cached ends as it did; large ones are played each time. Figures are
+those of `Replay`, to the byte: the sum over small and large blocks, operation by operation, has its peaks where it had
+them. Where segments would be given back, which both kinds share, or too many pieces are cached to be compared, the
+allocator gets its blocks back, and the trace is played as by `Replay`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ from vram.simulated.peak_blocks import Sized, in_use, watched
 from vram.simulated.replay_plan import Ints, Plan, Requests, planned
 from vram.simulated.trace import Played, Replay, Scratch, Trace
 
-_MOST_OUTCOMES = 2**14
+_MOST_CACHED = 512  # small pieces: with more, a part takes longer than its requests one by one
+_MOST_KEPT = 2**20  # pieces, of all outcomes: some 50 MB
 _NOWHERE = -1, 0  # of blocks that are not there yet
 _Cached = tuple[int, ...]
+_Key = tuple[bytes, _Cached, tuple[Located, ...]]
 
 
 class _Freed(NamedTuple):
@@ -58,12 +61,13 @@ class QuickReplay(Replay):
         """`named`: `at_peak` is wanted."""
         super().__init__(allocator)
         self.named = named
-        # Bytes and tags of all blocks in use at the peak of the last play; to be called before the next.
+        # Bytes and tags of all blocks in use at the peak of the last play; to be called before the next, or a drop.
         self.at_peak: Callable[[], list[Sized]] = list
         self._pools: tuple[NumericPool, NumericPool] | None = None  # large and small, while they are lent
         # Of parts of small requests: by what they are, what is cached, and the earlier blocks that they free, what is
         # cached then, and the blocks that they keep.
-        self._outcomes: dict[tuple[bytes, _Cached, tuple[Located, ...]], tuple[_Cached, list[Located]]] = {}
+        self._outcomes: dict[_Key, tuple[_Cached, list[Located]]] = {}
+        self._n_kept = 0  # pieces and blocks in them
 
     def drop(self, played: Played | None, which: Callable[[Block], bool] | None = None) -> None:
         """Free what a play left, as `Replay` does."""
@@ -105,9 +109,11 @@ class QuickReplay(Replay):
         if freed is None:
             return None
         units = -(-np.abs(requested) // UNIT)
-        outcomes = [
-            self._play_pool(pool, each, units, freed) for pool, each in zip(self._pools, plan.pools, strict=True)
-        ]
+        outcomes = list[_Outcome]()
+        for pool, requests in zip(self._pools, plan.pools, strict=True):
+            if (outcome := self._play_pool(pool, requests, units, freed)) is None:
+                return None
+            outcomes.append(outcome)
         new = [each.segments[len(pool.segments) :] for pool, each in zip(self._pools, outcomes, strict=True)]
         reserved_bytes = sum(size for segments in new for _, size in segments) * UNIT
         if not self._allocator.has_room(reserved_bytes):
@@ -135,8 +141,9 @@ class QuickReplay(Replay):
             freed.append(_Freed(owner, other.number, block))
         return freed if len({id(each.block) for each in freed}) == len(freed) else None
 
-    def _play_pool(self, pool: NumericPool, requests: Requests, units: Ints, freed: list[_Freed]) -> _Outcome:
-        """Play the requests of one pool, as if there were room for all segments that they need."""
+    def _play_pool(self, pool: NumericPool, requests: Requests, units: Ints, freed: list[_Freed]) -> _Outcome | None:
+        """Play the requests of one pool, as if there were room for all segments that they need. None where too many
+        small pieces are cached."""
         codes, cached, segments = requests.codes.copy(), pool.cached, list(pool.segments)
         codes[requests.taken] = units[requests.entries[requests.taken]]
         data, large_bytes = codes.tobytes(), self._allocator.settings.large_segment_bytes
@@ -148,6 +155,8 @@ class QuickReplay(Replay):
             return segments[-1]
 
         for first, after, earlier, kept, numbers in requests.parts:
+            if pool.small and len(cached) > _MOST_CACHED:
+                return None
             before = tuple([blocks[number] for number in earlier])
             key = data[8 * first : 8 * after], cached, before
             known = self._outcomes.get(key)
@@ -156,13 +165,18 @@ class QuickReplay(Replay):
                 play(free, codes[first:after].tolist(), numbered, KEPT[pool.small], new_segment)
                 known = tuple(free), [numbered[each] for each in kept]
                 if pool.small and len(segments) == count:
-                    if len(self._outcomes) >= _MOST_OUTCOMES:
-                        self._outcomes.clear()
-                    self._outcomes[key] = known
+                    self._keep(key, known)
             cached, there = known
             for number, block in zip(numbers, there, strict=True):
                 blocks[number] = block
         return _Outcome(cached, blocks, segments)
+
+    def _keep(self, key: _Key, outcome: tuple[_Cached, list[Located]]) -> None:
+        self._n_kept += len(key[1]) + len(outcome[0]) + len(outcome[1])
+        if self._n_kept > _MOST_KEPT:
+            self._outcomes.clear()
+            self._n_kept = 0
+        self._outcomes[key] = outcome
 
     def _take_over(
         self,

@@ -84,9 +84,10 @@ def planned(trace: Trace) -> tuple[Plan, Ints] | None:
     Traces of a family have one plan, while the same requests are small.
     """
     if not isinstance(trace, OfFamily):
-        if b"" not in trace.plans:
-            trace.plans[b""] = _plan(trace)
-        plan = trace.plans[b""]
+        length = b"%d" % len(trace)  # a recorder's own trace goes on
+        if length not in trace.plans:
+            trace.plans[length] = _plan(trace)
+        plan = trace.plans[length]
         return None if plan is None else (plan, plan.requested)
     family, sizes = trace.family, trace.family.sizes_at(trace.length)
     scratch = [_taken(rule.sizes_at(int(sizes[place]))) for place, rule, _ in family.growing_scratch]

@@ -64,7 +64,7 @@ def test_a_block_that_is_freed_twice_is_refused_alike() -> None:
 
 
 @pytest.mark.parametrize("until", [0, 1, 17, 10**6])
-def test_a_trace_is_played_as_far_as_is_asked(until: int) -> None:
+def test_a_trace_is_played_until_an_operation(until: int) -> None:
     """Its first operations alone; and an empty trace."""
     traces = [*decoding(3)[:3], Trace(), taken(512)]
     plain, quick = Replay(CachingAllocator(2**50)), QuickReplay(CachingAllocator(2**50))
@@ -109,18 +109,18 @@ def test_requests_of_about_a_tebibyte(sizes: tuple[int, ...]) -> None:
         compared([taken(512), taken(*sizes), taken(700)], capacity_bytes)
 
 
-def test_who_observes_is_told_of_every_request() -> None:
+def test_an_observer_sees_every_request() -> None:
     """As many as a trace has, also after plays that nobody observed; scratch memory as a whole too."""
     traces = decoding(6, scratch=True)
-    quick, told, scratch = QuickReplay(CachingAllocator(2**50), named=True), list[str](), list[object]()
+    quick, actions, scratch = QuickReplay(CachingAllocator(2**50), named=True), list[str](), list[object]()
     for trace in traces[:4]:
         quick.play(trace)
     quick._allocator.on_scratch = scratch.append
     quick.play(traces[4])
     assert len(scratch) == 4
-    quick._allocator.on_scratch, quick._allocator.observer = None, lambda action, _: told.append(action)
+    quick._allocator.on_scratch, quick._allocator.observer = None, lambda action, _: actions.append(action)
     quick.play(traces[5])
-    assert len(told) == len(traces[5]) + 3 * 4  # a scratch is two mallocs and two frees
+    assert len(actions) == len(traces[5]) + 3 * 4  # a scratch is two mallocs and two frees
 
 
 def test_a_family_s_traces_are_played_without_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_scratch_memory_of_one_rule_and_several_lengths_in_a_family() -> None:
 @pytest.mark.parametrize("settings", ["per_process_memory_fraction:0.5", "large_segment_size_mb:64"])
 @pytest.mark.parametrize("collecting", ["", ",garbage_collection_threshold:0.2"])
 def test_settings_of_the_card_s_share_and_of_segments(settings: str, collecting: str) -> None:
-    """What may be used, the size of segments, and when unused ones are given back."""
+    """Limits of use, the size of segments, and when unused ones are given back."""
     for traces in (decoding(20), [taken(30 * MIB)] * 12):
         plain, quick = (
             kind(CachingAllocator(640 * MIB, settings=settings + collecting)) for kind in (Replay, QuickReplay)
@@ -177,3 +177,50 @@ def test_settings_of_the_card_s_share_and_of_segments(settings: str, collecting:
                 for replay, played in ((plain, before and before[0]), (quick, before and before[1])):
                     replay.drop(played)
                 before = expected, got
+
+
+def test_places_are_as_far_apart_as_any_card_is_large() -> None:
+    """More than 512 TiB of segments, half of which are cached."""
+
+    def work(allocator: CachingAllocator, _: Recorder) -> None:
+        blocks = [allocator.malloc(TIB - 512) for _ in range(520)]
+        for block in blocks[::2]:
+            allocator.free(block)
+        for _ in range(10):
+            allocator.malloc(TIB - 2**22)
+
+    (trace,) = recorded(work)
+    compared([trace, taken(512)], 2**50)
+
+
+def test_many_small_pieces_are_played_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As comparing all that is cached would take longer: where there are many before a trace, or come to be in it."""
+
+    def many(allocator: CachingAllocator, _: Recorder) -> None:
+        blocks = [allocator.malloc(512 * (1 + number % 7)) for number in range(1200)]
+        for block in blocks[::2]:
+            allocator.free(block)
+
+    (setup,), step = recorded(many), taken(700, 3 * MIB, 900)
+    compared([setup, step, step, setup, step], 2**50)
+    mallocs, own = list[int](), CachingAllocator.malloc
+
+    def malloc(allocator: CachingAllocator, n_bytes: int, *rest: object) -> object:
+        mallocs.append(n_bytes)
+        return own(allocator, n_bytes, *rest)
+
+    monkeypatch.setattr(CachingAllocator, "malloc", malloc)
+    quick = QuickReplay(CachingAllocator(2**50))
+    for trace in (setup, step):
+        quick.play(trace)
+    assert len(mallocs) == 1200 + 3
+
+
+def test_a_recorder_s_own_trace_is_planned_as_long_as_it_is() -> None:
+    """Played, recorded further, and played again."""
+    allocator = CachingAllocator(2**50)
+    recorder = Recorder(allocator)
+    plain, quick = Replay(CachingAllocator(2**50)), QuickReplay(CachingAllocator(2**50))
+    for size in (700, 5 * MIB):
+        allocator.malloc(size)
+        assert figures(quick.play(recorder.trace)) == figures(plain.play(recorder.trace))
