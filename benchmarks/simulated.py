@@ -99,12 +99,11 @@ def of_answers(batch: int) -> tuple[list[float], int]:
     too; and how many requests. All have the same figures."""
     answers = AnswerTraces(Workload("7b", "baseline", LARGE_CARD, batch=batch), config_of("7b"))
     prompt = Prompt(627)
-    traces = answers.interpolated(prompt, answers.room(prompt)).traces(1000)
-    setup, traces = answers.setup, list(traces)
+    traces = list(answers.interpolated(prompt, answers.room(prompt)).traces(1000))
     seconds, figures = [], []
     for kind in (Replay, QuickReplay, partial(QuickReplay, named=True)):
         replay = kind(CachingAllocator(LARGE_CARD.total_bytes, LARGE_CARD.context_bytes))
-        replay.play(setup)
+        replay.play(answers.setup)
         started = time.process_time()
         for trace in traces:
             played = replay.play(trace)

@@ -132,25 +132,28 @@ def _tokens_reached(player: CardPlayer, answer: LongAnswer, tokens: int) -> tupl
 def _ends_anyway(player: CardPlayer, end: Trace, reserved_bytes: int) -> bool:
     """Whether there is room for an answer's end wherever blocks are, after so many bytes were reserved; False where
     only playing it can say that."""
-    allocator = player.allocator
-    if not allocator.is_plain or allocator.allowed_bytes is not None:
-        return False
-    new_bytes = new_segments_bytes(end, allocator.settings.large_segment_bytes)
-    return reserved_bytes + new_bytes <= allocator.free_bytes + allocator.reserved_bytes
+    new_bytes = new_segments_bytes(end, player.allocator.settings.large_segment_bytes)
+    return reserved_bytes + new_bytes <= _room_bytes(player)
 
 
 def _has_room_anyway(player: CardPlayer, answer: LongAnswer, tokens: int) -> bool:
     """Whether the card has room for an answer of `tokens` tokens wherever its blocks are; False where only playing it
     can say that."""
     bound, allocator = SegmentBound(), player.allocator
-    if not allocator.is_plain or allocator.allowed_bytes is not None:
-        return False
     bound.add((answer.start, *answer.first))
     if not bound.add_family(answer.step, answer.steps(tokens)):
         return False
     bound.add((answer.end(tokens),))
     most_bytes = bound.n_bytes(allocator.reserved_bytes, allocator.settings.large_segment_bytes)
-    return most_bytes <= allocator.free_bytes + allocator.reserved_bytes
+    return most_bytes <= _room_bytes(player)
+
+
+def _room_bytes(player: CardPlayer) -> int:
+    """Bytes that all segments may come to; 0, so that nothing is known to fit, with settings that have other rules."""
+    allocator = player.allocator
+    if not allocator.is_plain or allocator.allowed_bytes is not None:
+        return 0
+    return allocator.free_bytes + allocator.reserved_bytes
 
 
 def smallest_card(answers: AnswerTraces, samples: Iterable[tuple[Prompt, int]], least_bytes: int) -> Card | None:

@@ -64,7 +64,7 @@ class QuickReplay(Replay):
         # Bytes and tags of all blocks in use at the peak of the last play; to be called before the next, or a drop.
         self.at_peak: Callable[[], list[Sized]] = list
         self._pools: tuple[NumericPool, NumericPool] | None = None  # large and small, while they are lent
-        # By what a part of small requests is, what is cached, and the earlier blocks that it frees: what is cached
+        # Keys: a part of small requests, what is cached, and the earlier blocks that it frees. Values: what is cached
         # then, and the blocks that the part keeps.
         self._outcomes: dict[_Key, tuple[_Cached, list[Located]]] = {}
         self._n_kept = 0  # pieces and blocks in them
